@@ -1,0 +1,171 @@
+"""The contract of the objectives: Pyro's ``ELBO`` with all four methods, and a bound per datum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO as PyroELBO
+from pyro.infer.elbo import ELBOModule
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_dgm.infer.elbo.particles import Particles, run_pairs
+from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
+from pyro_dgm.programs import owner_modules
+
+__all__ = ["Objective", "ObjectiveModule"]
+
+
+class ObjectiveModule(ELBOModule):
+    """``objective(model, guide)``: a module whose forward is the loss of a batch.
+
+    Where model or guide is a bound method, the module that it belongs to is a submodule too, so that
+    ``objective(vae.model, vae.guide).parameters()`` are the parameters to train.
+    """
+
+    def __init__(self, model: Any, guide: Any, elbo: PyroELBO) -> None:
+        super().__init__(model, guide, elbo)
+        owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn]
+        if owners:
+            self._owners = torch.nn.ModuleList(dict.fromkeys(owners))
+
+
+class Objective(PyroELBO):
+    """Base of the objectives.
+
+    A subclass gives :meth:`bound_of` and :meth:`surrogate_of`, functions of the shared evaluation
+    (:class:`~pyro_dgm.infer.elbo.particles.Particles`).  The loss of a batch is
+
+    .. math:: -s \\sum_d L_d
+
+    with :math:`L_d` the bound of a datum and :math:`s` the scale of subsampled plates and mini-batches, which stays
+    outside the logarithm.
+
+    :param num_particles: number K of particles.
+    :param max_plate_nesting: deepest nesting of plates; looked up by running the pair once if not given.
+    :param vectorize_particles: run all particles at once.  Needs a static structure; ``False`` runs them one by one.
+    :param strict_enumeration_warning: warn where enumeration marks look misused (Pyro's keyword).
+    :param retain_graph: passed to ``backward`` by :meth:`loss_and_grads`.
+    :raises ValueError: for ``num_particles`` below 1.
+    """
+
+    #: what a multi-sample objective needs of the guide that not every guide can give
+    needs_replay = False
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        max_plate_nesting: float = float("inf"),
+        vectorize_particles: bool = True,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+        jit_options: dict[str, Any] | None = None,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if isinstance(num_particles, bool) or not isinstance(num_particles, int):
+            raise TypeError(f"num_particles must be an integer, got {type(num_particles).__name__}")
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
+            jit_options=jit_options,
+            retain_graph=retain_graph,
+        )
+        # Pyro's attribute counts the particle plate; ours keeps what was asked for.
+        self._given_nesting = max_plate_nesting
+        self._structures = StructureCache()
+
+    # What a subclass gives
+
+    def bound_of(self, particles: Particles) -> Tensor:
+        """The bound of each datum, nats, without the outer scale."""
+        raise NotImplementedError
+
+    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
+        """A scalar whose gradient is the estimator's gradient of ``outer_scale * bound.sum()``."""
+        raise NotImplementedError
+
+    def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
+        """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
+        return run_pairs(
+            model,
+            guide,
+            args,
+            kwargs,
+            self.num_particles,
+            self.structure(model, guide, args, kwargs),
+            self.vectorize_particles,
+        )
+
+    # What is the same for all
+
+    def __call__(self, model: Any, guide: Any) -> ObjectiveModule:
+        return ObjectiveModule(model, guide, self)
+
+    def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
+        """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
+        structure = self._structures.get(model, guide, args, kwargs)
+        if self.needs_replay and guide_messenger(guide) is not None:
+            raise TypeError(
+                f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "
+                "use an ordinary guide, or ELBO or IWAE"
+            )
+        if self._given_nesting != float("inf"):
+            return Structure(int(self._given_nesting), structure.model_enumerates, structure.guide_enumerates)
+        return structure
+
+    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
+        particles = self.particles(model, guide, args, kwargs, grad=grad)
+        bound = self.bound_of(particles)
+        loss = -(particles.outer_scale * bound.sum())
+        return loss, -self.surrogate_of(particles, bound) if grad else None
+
+    @torch.no_grad()
+    def bound(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The bound of each datum, in nats and without gradients.
+
+        Its shape is that of the plates that contain every sample site; with a global latent the bound is that of the
+        whole batch, a scalar.  Subsampling scale is not in it.
+        """
+        return self.bound_of(self.particles(model, guide, args, kwargs, grad=False))
+
+    @torch.no_grad()
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss of the whole batch, nats: minus the scaled sum of the bounds."""
+        loss = self.estimate(model, guide, args, kwargs, grad=False)[0].item()
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss of the whole batch as a tensor whose ``backward`` gives the estimator's gradient."""
+        if not torch.is_grad_enabled():
+            return self.estimate(model, guide, args, kwargs, grad=False)[0]
+        loss, surrogate = self.estimate(model, guide, args, kwargs, grad=True)
+        assert surrogate is not None
+        return loss.detach() + (surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss of the whole batch; gradients are added to the parameters' ``.grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        value = loss.item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+        structure = self.structure(model, guide, args, kwargs)
+        return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"

@@ -1,0 +1,96 @@
+"""Exact sums over discrete sites that Pyro marks with ``infer={"enumerate": ...}``.
+
+The sums themselves are Pyro's (``TraceEnum_ELBO`` and its tensor contraction); what is added is that their result is
+kept per datum, and that the objectives with several particles can use the model's marginal density.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.infer.util import Dice
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import SampleRing
+from torch import Tensor
+
+__all__ = ["enumerated_elbo", "marginal_model_terms"]
+
+
+def _model_costs(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[OrderedDict, Any]:
+    """Packed log-densities of the model by plate set, its enumerated sites summed out; and the ordering of sites."""
+    costs, log_factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
+    if log_factors:
+        sizes: dict[str, int] = {}
+        for terms in log_factors.values():
+            for term in terms:
+                sizes.update(zip(term._pyro_dims, term.shape, strict=True))
+        with shared_intermediates() as cache:
+            contracted = contract_tensor_tree(log_factors, sum_dims, ring=SampleRing(cache=cache, dim_to_size=sizes))
+        for plates, terms in contracted.items():
+            # The scale goes outside the log of the sum, the mask is already inside.
+            costs.setdefault(plates, []).extend(packed.scale_and_mask(t, scale=scale) for t in terms)
+    return costs, ordering
+
+
+def marginal_model_terms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Iterator[Tensor]:
+    """The model's scaled log-densities with its enumerated sites summed out, in plate-aligned batch shapes."""
+    guide_trace.compute_log_prob()
+    guide_trace.pack_tensors()
+    model_trace.compute_log_prob()
+    model_trace.pack_tensors(guide_trace.plate_to_symbol)
+    costs, _ = _model_costs(model_trace, guide_trace)
+    for terms in costs.values():
+        for term in terms:
+            yield packed.unpack(term, model_trace.symbol_to_dim)
+
+
+def enumerated_elbo(
+    objective: Any,
+    structure: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    weights: Callable[[poutine.Trace, poutine.Trace], Tensor] | None = None,
+) -> Tensor:
+    """The ELBO with all marked sites summed out (Pyro's DiCE estimator), averaged over particles.
+
+    :param weights: gives a plate-aligned tensor that multiplies every cost: differentiating with respect to it gives
+        the ELBO of each datum, since the ELBO is linear in its costs.
+    """
+    vectorized = objective.vectorize_particles and objective.num_particles > 1
+    elbo = TraceEnum_ELBO(
+        num_particles=objective.num_particles,
+        max_plate_nesting=structure.nesting,
+        vectorize_particles=vectorized,
+        strict_enumeration_warning=objective.strict_enumeration_warning,
+    )
+    total: Any = 0.0
+    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
+        costs, ordering = _model_costs(model_trace, guide_trace)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample":
+                costs.setdefault(ordering[name], []).append(packed.neg(site["packed"]["log_prob"]))
+        if weights is not None:
+            leaf = weights(model_trace, guide_trace)
+            dims = {d: s for s, d in model_trace.symbol_to_dim.items()}
+            leaf_packed = packed.pack(leaf, {d: dims[d] for d in range(-leaf.dim(), 0) if leaf.shape[d] > 1})
+            for terms in costs.values():
+                terms[:] = [_multiply(leaf_packed, t) for t in terms]
+        total = total + Dice(guide_trace, ordering).compute_expectation(costs)
+    return torch.as_tensor(total) / objective.num_particles
+
+
+def _multiply(weights: Tensor, cost: Any) -> Tensor:
+    a, b = packed.broadcast_all(weights, cost)
+    product = a * b
+    product._pyro_dims = a._pyro_dims
+    return product

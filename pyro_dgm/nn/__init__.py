@@ -1,0 +1,6 @@
+"""Networks: plain :class:`torch.nn.Module` s with no Pyro sites, over any number of leading batch dimensions."""
+
+from pyro_dgm.nn.conv import ConvDecoder, ConvEncoder
+from pyro_dgm.nn.mlp import MLP
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder"]

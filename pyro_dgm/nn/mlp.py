@@ -1,0 +1,61 @@
+"""Multi-layer perceptrons over any number of leading batch dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """A fully connected network from one event shape to another.
+
+    .. math:: h_0 = \\mathrm{vec}(x), \\quad h_{i+1} = a(W_i h_i + b_i), \\quad y = W_L h_L + b_L
+
+    Input of shape ``batch + in_shape`` gives output of shape ``batch + out_shape``, for any number of batch
+    dimensions (the particles and plates of an objective are such dimensions).
+
+    :param in_shape: event shape of the input; ``()`` for scalars.
+    :param out_shape: event shape of the output.
+    :param hidden: widths of the hidden layers; empty for an affine map.
+    :param activation: a module class called without arguments between layers.
+    :raises ValueError: if a width is not positive, or the input does not end in ``in_shape``.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.nn import MLP
+        >>> MLP((8, 8), (5,), hidden=(32,))(torch.zeros(10, 3, 8, 8)).shape
+        torch.Size([10, 3, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        hidden: Sequence[int] = (400, 400),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = torch.Size(in_shape), torch.Size(out_shape)
+        widths = [math.prod(self.in_shape), *hidden, math.prod(self.out_shape)]
+        if any(w <= 0 for w in widths):
+            raise ValueError(f"MLP widths must be positive, got in {in_shape}, hidden {tuple(hidden)}, out {out_shape}")
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            if i:
+                layers.append(activation())
+            layers.append(nn.Linear(a, b))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(self.in_shape)
+        batch = x.shape[: x.dim() - n]
+        if x.shape[x.dim() - n :] != self.in_shape:
+            raise ValueError(f"MLP: x must end in the event shape {tuple(self.in_shape)}, got {tuple(x.shape)}")
+        y = self.layers(x.reshape(batch + (-1,)) if n != 1 else x)
+        return y.reshape(batch + self.out_shape) if len(self.out_shape) != 1 else y

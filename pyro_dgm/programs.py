@@ -1,0 +1,110 @@
+"""The one idea: a program is a model and a guide, two Pyro callables that take the same batch.
+
+Everything in :mod:`pyro_dgm.infer` and :mod:`pyro_dgm.analysis` works on programs and knows nothing else about
+what it is given.  This file imports Pyro and torch only, so every room of the library may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+__all__ = ["Program", "ProgramLike", "as_program", "owner_modules", "program", "split_batch"]
+
+
+@runtime_checkable
+class ProgramLike(Protocol):
+    """Anything with a ``model`` and a ``guide``: two Pyro callables that take the same arguments."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
+
+class Program(torch.nn.Module):
+    """A model and a guide, held together.
+
+    Use :func:`program` to make one from your own callables.  Where a callable is a :class:`torch.nn.Module` (or a
+    bound method of one) its parameters are parameters of the program, so ``program.parameters()``,
+    ``program.to(device)`` and ``program.state_dict()`` do what they do on any module.
+    """
+
+    model: Any
+    guide: Any
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+        super().__init__()
+        for name, fn in (("model", model), ("guide", guide)):
+            if not callable(fn):
+                raise TypeError(f"program(): {name} must be a callable with Pyro sites, got {type(fn).__name__}")
+        self.model = model
+        self.guide = guide
+        # Bound methods (`vae.model`) are no submodules; their owners are, or their parameters would be lost.
+        owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn]
+        unique = list(dict.fromkeys(owners))
+        if unique:
+            self._owners = torch.nn.ModuleList(unique)
+
+    def extra_repr(self) -> str:
+        parts = []
+        for name in ("model", "guide"):
+            fn = getattr(self, name)
+            if not isinstance(fn, torch.nn.Module):
+                parts.append(f"{name}={getattr(fn, '__qualname__', repr(fn))}")
+        return ", ".join(parts)
+
+
+def program(model: Callable[..., Any], guide: Callable[..., Any]) -> Program:
+    """Pair a Pyro model with a guide, so that every objective, sampler and analysis of the library takes them.
+
+    :param model: a callable with ``pyro.sample`` sites; its arguments are a batch of data.
+    :param guide: a callable with the same arguments, with one ``pyro.sample`` site for each latent of the model
+        (an ``AutoGuide`` is one).
+    :raises TypeError: if either is not callable.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> import pyro_dgm
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> p = pyro_dgm.program(model, AutoNormal(model))
+        >>> isinstance(p, torch.nn.Module)
+        True
+    """
+    return Program(model, guide)
+
+
+def as_program(obj: Any, argument: str = "program") -> Any:
+    """Check that ``obj`` has a ``model`` and a ``guide``; a ``(model, guide)`` pair is made into a program."""
+    if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
+        return Program(*obj)
+    if callable(getattr(obj, "model", None)) and callable(getattr(obj, "guide", None)):
+        return obj
+    raise TypeError(
+        f"{argument} must have .model and .guide (a family of pyro_dgm.models, or pyro_dgm.program(model, guide)), "
+        f"got {type(obj).__name__}"
+    )
+
+
+def owner_modules(fn: Any) -> Iterator[torch.nn.Module]:
+    """The module behind a callable: itself, or the object that it is a bound method of (through ``functools.partial``)."""
+    while hasattr(fn, "func") and not isinstance(fn, torch.nn.Module):
+        fn = fn.func
+    if isinstance(fn, torch.nn.Module):
+        yield fn
+    elif isinstance(getattr(fn, "__self__", None), torch.nn.Module):
+        yield fn.__self__
+
+
+def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a batch reaches a program: a tuple or list as ``*args``, a mapping as ``**kwargs``, all else as one argument."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    return (batch,), {}
