@@ -92,7 +92,7 @@ def as_program(obj: Any, argument: str = "program") -> Any:
 
 
 def owner_modules(fn: Any) -> Iterator[torch.nn.Module]:
-    """The module behind a callable: itself, or the object that it is a bound method of (through ``functools.partial``)."""
+    """The module behind a callable: itself, or the object it is a bound method of (through ``functools.partial``)."""
     while hasattr(fn, "func") and not isinstance(fn, torch.nn.Module):
         fn = fn.func
     if isinstance(fn, torch.nn.Module):
@@ -102,7 +102,7 @@ def owner_modules(fn: Any) -> Iterator[torch.nn.Module]:
 
 
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch reaches a program: a tuple or list as ``*args``, a mapping as ``**kwargs``, all else as one argument."""
+    """How a batch reaches a program: tuple or list as ``*args``, mapping as ``**kwargs``, all else as one argument."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, (tuple, list)):

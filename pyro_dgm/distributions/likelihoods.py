@@ -34,6 +34,10 @@ class Likelihood(nn.Module):
         """Event shape of the decoder's output."""
         return self.event_shape
 
+    def mean(self, params: Tensor) -> Tensor:
+        """Mean of one datum, ``batch + event_shape``."""
+        return self(params).mean
+
     def check(self, x: Tensor, argument: str = "x") -> None:
         """Raise ``ValueError`` if ``x`` is outside the support, with what to do about it."""
         if not torch.is_floating_point(x) and not isinstance(self, CallableLikelihood):
@@ -144,7 +148,7 @@ class GaussianLikelihood(Likelihood):
 
 
 class CallableLikelihood(Likelihood):
-    """A user's ``params -> Distribution``; the decoder gives ``param_shape`` (the event shape unless told otherwise)."""
+    """A user's ``params -> Distribution``; the decoder gives ``param_shape``, by default the event shape."""
 
     def __init__(
         self,
@@ -164,9 +168,6 @@ class CallableLikelihood(Likelihood):
         d = self.fn(params)
         missing = len(self.event_shape) - len(d.event_shape)
         return d.to_event(missing) if missing > 0 else d
-
-    def mean(self, params: Tensor) -> Tensor:
-        return self(params).mean
 
 
 def likelihood(

@@ -43,7 +43,7 @@ def _announce_parameters(module: torch.nn.Module) -> None:
         # The id keeps two modules of one class apart: a trace drops the second of two params of one name.
         full = f"{type(module).__name__}.{id(module)}.{name}"
         value = parameter.view_as(parameter)
-        value.unconstrained = functools.partial(_identity, parameter)
+        setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
         effectful(lambda *_, value=value, **__: value, type="param")(
             full, value, constraint=constraints.real, name=full
         )

@@ -138,7 +138,7 @@ class LinearGaussian(Family):
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, max_iterations: int = 1000, tolerance: float = 1e-8) -> list[float]:
-        """Fit ``W``, ``b`` and the noise by expectation-maximisation, from the present values; the guide is not touched.
+        """Fit ``W``, ``b`` and the noise by expectation-maximisation from the present values; the guide is not touched.
 
         :param x: data, shape ``(N, event_dim)``, ``N >= 2``.
         :param max_iterations: most EM iterations.

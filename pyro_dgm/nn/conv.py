@@ -17,7 +17,7 @@ def _image_shape(shape: Sequence[int], argument: str) -> tuple[int, int, int]:
         shape = (1, *shape)
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ValueError(f"{argument} must be an image shape (H, W) or (C, H, W), each side at least 4, got {shape}")
-    return shape  # type: ignore[return-value]
+    return shape
 
 
 def _halvings(size: int, count: int) -> list[int]:

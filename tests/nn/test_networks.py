@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder
 
 
-@given(batch=st.lists(st.integers(1, 3), max_size=3), image=st.tuples(st.integers(1, 2), st.integers(4, 13), st.integers(4, 13)))
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=3),
+    image=st.tuples(st.integers(1, 2), st.integers(4, 13), st.integers(4, 13)),
+)
 def test_batches_and_shapes(batch, image):
     torch.manual_seed(0)
     for net, shape, out in (

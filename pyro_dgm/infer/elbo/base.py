@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,8 @@ class Objective(PyroELBO):
 
     #: what a multi-sample objective needs of the guide that not every guide can give
     needs_replay = False
+    #: whether the guide's enumerated sites are summed exactly
+    sums_guide = False
 
     def __init__(
         self,
@@ -117,6 +120,12 @@ class Objective(PyroELBO):
                 f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "
                 "use an ordinary guide, or ELBO or IWAE"
             )
+        if structure.guide_enumerates and not self.sums_guide and self.strict_enumeration_warning:
+            warnings.warn(
+                f"{type(self).__name__} samples the guide's sites that are marked for enumeration (score function); "
+                "ELBO sums them exactly",
+                stacklevel=3,
+            )
         if self._given_nesting != float("inf"):
             return Structure(int(self._given_nesting), structure.model_enumerates, structure.guide_enumerates)
         return structure
@@ -140,9 +149,8 @@ class Objective(PyroELBO):
     @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The loss of the whole batch, nats: minus the scaled sum of the bounds."""
-        loss = self.estimate(model, guide, args, kwargs, grad=False)[0].item()
-        warn_if_nan(loss, "loss")
-        return loss
+        loss = self.estimate(model, guide, args, kwargs, grad=False)[0]
+        return float(warn_if_nan(loss, "loss"))
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -159,9 +167,7 @@ class Objective(PyroELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        value = loss.item()
-        warn_if_nan(value, "loss")
-        return value
+        return float(warn_if_nan(loss.detach(), "loss"))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         structure = self.structure(model, guide, args, kwargs)

@@ -46,6 +46,8 @@ class ELBO(Objective):
         torch.Size([7])
     """
 
+    sums_guide = True
+
     def __init__(self, num_particles: int = 1, *args: Any, analytic_kl: bool = True, **kwargs: Any) -> None:
         super().__init__(num_particles, *args, **kwargs)
         self.analytic_kl = bool(analytic_kl)

@@ -224,12 +224,12 @@ class ScaleGradient(torch.autograd.Function):
     """Identity whose incoming gradient is multiplied by ``holder[0]``, a tensor that is known only later."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, holder: list[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, holder: list[Tensor]) -> Tensor:
         ctx.holder = holder
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.holder[0], None
 
 

@@ -90,7 +90,7 @@ def probe(
             pruned_guide.compute_log_prob()
         for trace in (pruned_model, pruned_guide):
             for site in sample_sites(trace).values():
-                check_site_shape(site, max_plate_nesting=float("inf"))
+                check_site_shape(site, float("inf"))  # type: ignore[arg-type]
     dims = [
         frame.dim
         for sites in (model_sites, guide_sites)

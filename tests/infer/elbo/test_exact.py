@@ -25,7 +25,7 @@ def exact(toy, name, num_particles):
     return _exact(toy.layout, 1 if averaged else num_particles, ALPHA if name == "RenyiELBO" else 0.0)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _exact(layout, num_particles, alpha):
     toy = Toy(layout)
     bound = toy.bound(num_particles, alpha)

@@ -55,7 +55,8 @@ def test_same_mean_gradient_less_noise(plain, path, vectorize):
     program = TwoLayers()
     torch.manual_seed(0)
     want, want_error = gradients(program, plain)
-    got, got_error = gradients(program, path(plain.num_particles, vectorize_particles=vectorize), 80 if vectorize else 40)
+    estimator = path(plain.num_particles, vectorize_particles=vectorize)
+    got, got_error = gradients(program, estimator, 80 if vectorize else 40)
     assert ((got - want) / (got_error**2 + want_error**2).sqrt()).abs().max() < 4
     assert got_error[2:].norm() < 0.2 * got[2:].norm()
     if path is DReG and vectorize:
