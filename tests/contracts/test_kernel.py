@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Info, KernelState
 
 pytestmark = pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
@@ -30,7 +31,10 @@ def potential(u):
 
 def start(chains, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
-    return {"a": torch.randn(chains, 2, 3, generator=g, dtype=dtype), "b": torch.randn(chains, generator=g, dtype=dtype)}
+    return {
+        "a": torch.randn(chains, 2, 3, generator=g, dtype=dtype),
+        "b": torch.randn(chains, generator=g, dtype=dtype),
+    }
 
 
 def test_is_a_pyro_kernel_with_defaults(make):
@@ -72,7 +76,7 @@ def test_step_is_functional(make):
     assert all(torch.equal(state.position[k], position[k]) for k in position)
     state.generator.set_state(saved)
     two, _ = kernel.step(state)
-    moved = (one.position["b"] != position["b"])
+    moved = one.position["b"] != position["b"]
     assert torch.equal(moved, info.accepted)
     assert bool(moved.any())
     assert bool((~moved).any())

@@ -1,0 +1,271 @@
+"""The kernel contract: a functional core over a leading chain dimension, and a thin adapter to ``pyro.infer.MCMC``."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.adaptation import Warmup
+from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator, seeded
+from pyro_dgm.infer.mcmc.potential import FunctionPotential, ModelPotential, Position, Potential
+
+__all__ = ["Info", "Kernel", "KernelState"]
+
+
+@dataclass(frozen=True)
+class KernelState:
+    """Where the chains are; a new one comes from every step.
+
+    :ivar position: unconstrained latents, each ``(chains, ...)``.
+    :ivar potential: ``U`` at the position, ``(chains,)``, nats, at temperature 1.
+    :ivar gradient: of ``U``, as ``position``.
+    :ivar step_size: shared by all chains, scalar tensor.
+    :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains.
+    :ivar num_steps: gradients a transition.
+    :ivar generator: what all randomness comes from.
+    :ivar warmup: adaptation under way, or ``None``.
+    """
+
+    position: Position
+    potential: Tensor
+    gradient: Position
+    step_size: Tensor
+    inverse_mass: Position
+    num_steps: int
+    generator: torch.Generator
+    warmup: Warmup | None = None
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return self.potential.shape[0]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What one transition did, each ``(chains,)``.
+
+    :ivar acceptance_rate: Metropolis acceptance probability, 0 where the proposal's energy was not finite.
+    :ivar accepted: whether the chain moved.
+    :ivar diverging: whether the energy error was above the kernel's bound, or not finite.
+    :ivar energy: Hamiltonian of the state kept, nats.
+    :ivar n_steps: gradients taken.
+    """
+
+    acceptance_rate: Tensor
+    accepted: Tensor
+    diverging: Tensor
+    energy: Tensor
+    n_steps: Tensor
+
+
+class Kernel(MCMCKernel):
+    r"""Base of the kernels: :math:`\pi(u) \propto e^{-U(u) / T}` left invariant, all chains at once.
+
+    A kernel gives :meth:`step`; it may override :meth:`start_warmup`, :meth:`adapt` and :meth:`finish_warmup`.  It runs
+    in :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain a process).
+
+    :param model: a Pyro model, or ``None``.
+    :param potential_fn: ``U`` over chains: a dict of ``(chains, ...)`` tensors to ``(chains,)``; or ``None``.
+    :param temperature: ``T``; 1 samples the posterior, and draws at another are no posterior draws.
+    :param init_strategy: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``, or a Pyro
+        per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
+    :raises ValueError: if both ``model`` and ``potential_fn`` are given, or a setting is out of range.
+    """
+
+    #: name in sample statistics and in :func:`pyro_dgm.sample_posterior`
+    name = "kernel"
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Position], Tensor] | None = None,
+        *,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+    ) -> None:
+        if model is not None and potential_fn is not None:
+            raise ValueError("give model or potential_fn, not both")
+        for argument, fn in (("model", model), ("potential_fn", potential_fn)):
+            if fn is not None and not callable(fn):
+                raise TypeError(f"{argument} must be callable, got {type(fn).__name__}")
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
+            raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function of a site, got {init_strategy!r}")
+        self.model, self.potential_fn = model, potential_fn
+        self.temperature, self.init_strategy = float(temperature), init_strategy
+        self._given_params: Position | None = None
+        self._reset()
+
+    def with_model(self, model: Callable[..., Any]) -> Kernel:
+        """A copy of this kernel's settings for a model.
+
+        :raises ValueError: if the kernel has another model, or a potential.
+        """
+        if self.potential_fn is not None or self.model not in (None, model):
+            raise ValueError(
+                "the kernel already has a model or potential of its own; leave both out to bind it to this one"
+            )
+        bound = copy.copy(self)
+        bound.model = model
+        bound._reset()
+        return bound
+
+    # The functional core
+
+    def condition(self, *args: Any, **kwargs: Any) -> Potential:
+        """Bind the kernel to data, and give its potential.  Prior draws find the model's latents."""
+        if self.potential_fn is not None:
+            if args or kwargs:
+                raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
+            self.potential: Potential = FunctionPotential(self.potential_fn)
+        elif self.model is not None:
+            self.potential = ModelPotential(self.model, args, kwargs)
+        else:
+            raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
+        return self.potential
+
+    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+        """The state at unconstrained ``params``, each ``(chains, ...)``."""
+        params = {k: v.detach().clone() for k, v in params.items()}
+        value, gradient = self.potential(params)
+        step_size = value.new_tensor(self.initial_step_size)
+        inverse_mass = {k: torch.ones_like(v[0]) for k, v in params.items()}
+        return KernelState(params, value, gradient, step_size, inverse_mass, 1, generator)
+
+    @abstractmethod
+    def step(self, state: KernelState) -> tuple[KernelState, Info]:
+        """One transition of every chain, without host synchronisation."""
+
+    #: step size before any adaptation
+    initial_step_size: float = 1.0
+
+    def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
+        """Begin ``num_steps`` transitions of adaptation (none, for a kernel that does not adapt)."""
+        return state
+
+    def adapt(self, state: KernelState, info: Info) -> KernelState:
+        """Learn from one transition of the warm-up."""
+        return state
+
+    def finish_warmup(self, state: KernelState) -> KernelState:
+        """Freeze what was learnt."""
+        return replace(state, warmup=None)
+
+    def start(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        seed: int,
+        num_chains: int,
+        params: Position | None,
+    ) -> KernelState:
+        """Bind to data, find initial values, and give the first state; all randomness follows ``seed``."""
+        device = device_of(self.model, args, kwargs, params)
+        generator = new_generator(seed, device)
+        with seeded(seed, device):
+            self.condition(*args, **kwargs)
+            params = initial_position(self.potential, self.init_strategy, num_chains, generator, params)
+        return self.init(params, generator)
+
+    # The adapter to pyro.infer.MCMC
+
+    def _reset(self) -> None:
+        self._state: KernelState | None = None
+        self._last: Position | None = None
+        self._count = self._num_warmup = 0
+        self._divergences: list[int] = []
+        self._acceptance = 0.0
+        self._step_size = float("nan")
+        if "potential" in self.__dict__:
+            del self.potential
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to a run is rebuilt by setup; a vmapped function or a generator need not travel to a worker.
+        runtime = {"potential", "_state", "_last"}
+        return {k: v for k, v in self.__dict__.items() if k not in runtime}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Begin a run of one chain in ``pyro.infer.MCMC``; the seed is drawn from torch's global generator."""
+        self._reset()
+        seed = int(torch.randint(2**62, ()).item())
+        params = None if self._given_params is None else {k: v[None] for k, v in self._given_params.items()}
+        state = self.start(args, kwargs, seed, 1, params)
+        if warmup_steps > 0:
+            state = self.start_warmup(state, warmup_steps)
+        self._num_warmup = warmup_steps
+        self._keep(state)
+
+    def _keep(self, state: KernelState) -> Position:
+        self._state = state
+        self._last = {k: v[0] for k, v in state.position.items()}
+        return self._last
+
+    def sample(self, params: Position) -> Position:
+        """One transition of one chain from ``params`` (unconstrained, no chain dimension)."""
+        if self._state is None:
+            raise RuntimeError("sample() before setup(): run the kernel in pyro.infer.MCMC or pyro_dgm.infer.mcmc.MCMC")
+        state = self._state
+        if params is not self._last:
+            # Someone moved the chain (composition with another kernel): energies must follow.
+            position = {k: v.detach()[None] for k, v in params.items()}
+            value, gradient = self.potential(position)
+            state = replace(state, position=position, potential=value, gradient=gradient)
+        state, info = self.step(state)
+        self._count += 1
+        if self._count <= self._num_warmup:
+            state = self.adapt(state, info)
+            if self._count == self._num_warmup:
+                state = self.finish_warmup(state)
+        else:
+            n = self._count - self._num_warmup
+            self._acceptance += (float(info.acceptance_rate[0]) - self._acceptance) / n
+            if bool(info.diverging[0]):
+                self._divergences.append(n - 1)
+        return self._keep(state)
+
+    @property
+    def initial_params(self) -> Position | None:
+        """Unconstrained values that a run in ``pyro.infer.MCMC`` begins at, without a chain dimension."""
+        return self._given_params if self._last is None else self._last
+
+    @initial_params.setter
+    def initial_params(self, params: Position | None) -> None:
+        self._given_params = params
+
+    @property
+    def transforms(self) -> dict[str, Any] | None:
+        """Constrained to unconstrained space, by latent; ``None`` before a model has met its data."""
+        if self.potential_fn is not None:
+            return {}
+        return self.potential.transforms if "potential" in self.__dict__ else None
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Divergent draws, mean acceptance probability and step size of the one chain run."""
+        step_size = self._step_size if self._state is None else float(self._state.step_size)
+        return {"divergences": list(self._divergences), "acceptance rate": self._acceptance, "step size": step_size}
+
+    def logging(self) -> OrderedDict[str, str]:
+        """Step size and acceptance, for Pyro's progress bar."""
+        step_size = self._step_size if self._state is None else float(self._state.step_size)
+        return OrderedDict([("step size", f"{step_size:.2e}"), ("acc. prob", f"{self._acceptance:.3f}")])
+
+    def cleanup(self) -> None:
+        """Forget the run, keep what ``diagnostics`` and ``transforms`` need."""
+        if self._state is not None:
+            self._step_size = float(self._state.step_size)
+        self._state = self._last = None

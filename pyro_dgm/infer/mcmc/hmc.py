@@ -1,0 +1,245 @@
+"""Hamiltonian Monte Carlo over a leading chain dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.adaptation import DualAveraging, Warmup, Welford, warmup_windows
+from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.potential import Position
+
+__all__ = ["HMC"]
+
+#: transitions between two looks at the step size while warming up, each a host synchronisation
+REFRESH = 10
+
+
+class HMC(Kernel):
+    r"""Hamiltonian Monte Carlo: long moves along the gradient, all chains in step.  The default choice for latents with
+    a gradient.
+
+    .. math:: H(u, p) = \frac{U(u)}{T} + \tfrac12 p^\top M^{-1} p, \qquad p \sim N(0, M)
+
+    A transition takes the same number of leapfrog steps on every chain, with a step size of
+    :math:`\epsilon (1 + j (2 v_c - 1))`, :math:`v_c` uniform for each chain and transition: without this jitter an
+    orbit whose period divides the trajectory never mixes.  The proposal is kept with probability
+    :math:`\min(1, e^{H - H'})`; one of non-finite energy is rejected and marked diverging, on its chain alone.
+
+    Step size and diagonal mass are learnt in the warm-up from all chains together, so 64 chains need a far shorter one
+    than a single chain would.  Chains are otherwise independent.  A model of ``N`` independent data is *one* joint
+    target here: the acceptance is of the ``N`` moves together, and the step size shrinks as :math:`N^{-1/4}`.
+
+    :param model: a Pyro model; or
+    :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
+    :param step_size: :math:`\epsilon` to start from (or to keep, with ``adapt_step_size=False``).
+    :param trajectory_length: :math:`\epsilon L` in units of the mass-scaled space, where the posterior has standard
+        deviations near 1; :math:`\pi / 2` by default, a quarter turn, after which a Gaussian with independent
+        coordinates has forgotten where it was.  Take more where coordinates are strongly correlated.  :math:`L`
+        follows the step size, up to ``max_num_steps``.
+    :param num_steps: :math:`L`, fixed, instead of ``trajectory_length``.
+    :param jitter: :math:`j` in [0, 1).
+    :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
+    :param adapt_mass_matrix: whether to learn :math:`M`.
+    :param target_accept_prob: mean acceptance probability to aim for.
+    :param max_num_steps: most leapfrog steps a transition.
+    :param max_energy_error: energy error above which a transition is marked diverging, nats.
+    :param temperature: :math:`T`; see :class:`Kernel`.
+    :param init_strategy: see :class:`Kernel`.
+    :raises ValueError: for a setting out of range; the message names it.
+
+    Source: R. M. Neal (2011), "MCMC using Hamiltonian dynamics", arXiv:1206.1901; step-size adaptation of M. D. Hoffman
+    and A. Gelman (2014), arXiv:1111.4246; windows of the Stan Reference Manual.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.infer.mcmc import HMC, MCMC
+        >>> kernel = HMC(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1))
+        >>> mcmc = MCMC(kernel, num_samples=50, warmup_steps=50, num_chains=8, seed=0, progress=False)
+        >>> mcmc.run(initial_params={"x": torch.zeros(8, 3)})
+        >>> mcmc.get_samples(group_by_chain=True)["x"].shape
+        torch.Size([8, 50, 3])
+    """
+
+    name = "hmc"
+    #: how gently the step size follows the acceptance; Hoffman and Gelman's value
+    adaptation_gamma = 0.05
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Position], Tensor] | None = None,
+        step_size: float = 1.0,
+        trajectory_length: float | None = None,
+        num_steps: int | None = None,
+        *,
+        jitter: float = 0.25,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        target_accept_prob: float = 0.8,
+        max_num_steps: int = 100,
+        max_energy_error: float = 1000.0,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+    ) -> None:
+        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy)
+        if num_steps is not None and trajectory_length is not None:
+            raise ValueError("give num_steps or trajectory_length, not both")
+        for argument, value in (
+            ("step_size", step_size),
+            ("trajectory_length", trajectory_length),
+            ("max_energy_error", max_energy_error),
+        ):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{argument} must be a positive integer, got {count!r}")
+        if not 0.0 <= jitter < 1.0:
+            raise ValueError(f"jitter must be in [0, 1), got {jitter}")
+        if not 0.0 < target_accept_prob < 1.0:
+            raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")
+        self.initial_step_size = float(step_size)
+        self.trajectory_length = math.pi / 2 if trajectory_length is None and num_steps is None else trajectory_length
+        self.num_steps = num_steps
+        self.jitter, self.max_num_steps, self.max_energy_error = float(jitter), max_num_steps, float(max_energy_error)
+        self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
+        self.target_accept_prob = float(target_accept_prob)
+
+    # Transition
+
+    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+        state = super().init(params, generator)
+        return self._refresh(state)
+
+    def step(self, state: KernelState) -> tuple[KernelState, Info]:
+        step_size = state.step_size.expand(state.num_chains)
+        if self.jitter > 0.0:
+            noise = torch.rand(
+                step_size.shape, generator=state.generator, dtype=step_size.dtype, device=step_size.device
+            )
+            step_size = step_size * (1.0 + self.jitter * (2.0 * noise - 1.0))
+        momentum = self._draw_momentum(state)
+        end, end_momentum = self._leapfrog(state, momentum, step_size, state.num_steps)
+        before, after = self._energy(state, momentum), self._energy(end, end_momentum)
+        acceptance, diverging = self._acceptance_rate(before, after)
+        uniform = torch.rand(before.shape, generator=state.generator, dtype=before.dtype, device=before.device)
+        accepted = uniform < acceptance
+        new = replace(
+            state,
+            position=_select(accepted, end.position, state.position),
+            potential=torch.where(accepted, end.potential, state.potential),
+            gradient=_select(accepted, end.gradient, state.gradient),
+        )
+        n_steps = torch.full_like(before, state.num_steps, dtype=torch.int64)
+        return new, Info(acceptance, accepted, diverging, torch.where(accepted, after, before), n_steps)
+
+    def _draw_momentum(self, state: KernelState) -> Position:
+        return {
+            k: torch.randn(v.shape, generator=state.generator, dtype=v.dtype, device=v.device)
+            / state.inverse_mass[k].sqrt()
+            for k, v in state.position.items()
+        }
+
+    def _leapfrog(
+        self, state: KernelState, momentum: Position, step_size: Tensor, num_steps: int
+    ) -> tuple[KernelState, Position]:
+        """``num_steps`` leapfrog steps; the half steps in momentum between two of them are taken as one."""
+        size = {k: _like(step_size, v) for k, v in state.position.items()}
+        drift = {k: size[k] * state.inverse_mass[k] for k in size}
+        kick = {k: size[k] / self.temperature for k in size}
+        q, value, gradient = state.position, state.potential, state.gradient
+        p = {k: momentum[k] - 0.5 * kick[k] * gradient[k] for k in q}
+        for i in range(num_steps):
+            q = {k: v + drift[k] * p[k] for k, v in q.items()}
+            value, gradient = self.potential(q)
+            weight = 0.5 if i == num_steps - 1 else 1.0
+            p = {k: v - weight * kick[k] * gradient[k] for k, v in p.items()}
+        return replace(state, position=q, potential=value, gradient=gradient), p
+
+    def _energy(self, state: KernelState, momentum: Position) -> Tensor:
+        kinetic = sum((v.square() * state.inverse_mass[k]).reshape(len(v), -1).sum(-1) for k, v in momentum.items())
+        return state.potential / self.temperature + 0.5 * kinetic
+
+    def _acceptance_rate(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        error = after - before
+        finite = torch.isfinite(error)
+        acceptance = torch.where(finite, (-error).clamp(max=0.0).exp(), torch.zeros_like(error))
+        return acceptance, ~finite | (error > self.max_energy_error)
+
+    # Warm-up
+
+    def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
+        if not (self.adapt_step_size or self.adapt_mass_matrix):
+            return state
+        if self.adapt_step_size:
+            state = self._find_step_size(state)
+        windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
+        dual, moments = self._dual(state), Welford.start(state.position)
+        return self._refresh(replace(state, warmup=Warmup(num_steps, 0, windows, dual, moments)))
+
+    def adapt(self, state: KernelState, info: Info) -> KernelState:
+        warmup = state.warmup
+        if warmup is None:
+            return state
+        warmup = replace(warmup, count=warmup.count + 1)
+        if self.adapt_step_size:
+            warmup = replace(warmup, dual=warmup.dual.update(info.acceptance_rate.mean(), self.target_accept_prob))
+            state = replace(state, step_size=warmup.dual.log_step.exp())
+        if warmup.in_window:
+            warmup = replace(warmup, moments=warmup.moments.update(state.position))
+            if warmup.closes_window:
+                state = replace(state, inverse_mass=warmup.moments.variance())
+                if self.adapt_step_size:
+                    state = self._find_step_size(state)
+                warmup = replace(warmup, dual=self._dual(state), moments=Welford.start(state.position))
+                state = self._refresh(state)
+        if warmup.count % REFRESH == 0:
+            state = self._refresh(state)
+        return replace(state, warmup=warmup)
+
+    def finish_warmup(self, state: KernelState) -> KernelState:
+        if state.warmup is not None and self.adapt_step_size and state.warmup.dual.count > 0:
+            state = replace(state, step_size=state.warmup.dual.log_step_average.exp())
+        return self._refresh(replace(state, warmup=None))
+
+    def _dual(self, state: KernelState) -> DualAveraging:
+        return DualAveraging.start(state.step_size, self.adaptation_gamma)
+
+    def _refresh(self, state: KernelState) -> KernelState:
+        """Let the number of leapfrog steps follow the step size."""
+        if self.num_steps is not None:
+            return replace(state, num_steps=self.num_steps)
+        assert self.trajectory_length is not None
+        ratio = self.trajectory_length / float(state.step_size)
+        return replace(state, num_steps=max(1, min(self.max_num_steps, round(ratio))))
+
+    def _find_step_size(self, state: KernelState) -> KernelState:
+        """Double or halve the step size until one leapfrog step's mean acceptance crosses 0.8."""
+        momentum = self._draw_momentum(state)
+        before = self._energy(state, momentum)
+        direction = 0
+        size = float(state.step_size)
+        for _ in range(60):
+            end, end_momentum = self._leapfrog(state, momentum, state.step_size.new_full((state.num_chains,), size), 1)
+            acceptance, _ = self._acceptance_rate(before, self._energy(end, end_momentum))
+            this = 1 if float(acceptance.mean()) > 0.8 else -1
+            if direction not in (0, this):
+                break
+            direction = this
+            size *= 2.0**this
+        return replace(state, step_size=state.step_size.new_tensor(size))
+
+
+def _like(per_chain: Tensor, value: Tensor) -> Tensor:
+    return per_chain.to(value.dtype).reshape(-1, *(1 for _ in value.shape[1:]))
+
+
+def _select(mask: Tensor, yes: Position, no: Position) -> Position:
+    return {k: torch.where(mask.reshape(-1, *(1 for _ in v.shape[1:])), yes[k], v) for k, v in no.items()}

@@ -1,0 +1,146 @@
+"""Where chains begin, and the generators that their randomness comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_dgm.infer.mcmc.potential import ModelPotential, Position, Potential
+from pyro_dgm.infer.mcmc.sites import latent_sites
+from pyro_dgm.programs import owner_modules
+
+__all__ = ["device_of", "initial_position", "new_generator", "seeded"]
+
+MAX_TRIES = 100
+
+
+def device_of(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], params: Position | None = None
+) -> torch.device:
+    """The device that a run lives on: of the initial values, the data, the model's parameters, or the default."""
+    tensors = [v for v in (*(params or {}).values(), *args, *kwargs.values()) if isinstance(v, Tensor)]
+    if tensors:
+        return tensors[0].device
+    for module in owner_modules(model):
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.get_default_device()
+
+
+def new_generator(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of its own on a device."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators (the CPU's and the device's) inside, and restore them after."""
+    cuda = [torch.device(device)] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for d in cuda:
+            with torch.cuda.device(d):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def initial_position(
+    potential: Potential,
+    strategy: str | Callable[[Any], Tensor],
+    num_chains: int,
+    generator: torch.Generator,
+    params: Position | None = None,
+) -> Position:
+    """Unconstrained initial values at which every chain's potential and gradient are finite.
+
+    :param params: values to begin at, each ``(chains, ...)`` and unconstrained, or ``None`` to draw them; chains at
+        which the potential is not finite are drawn anew up to 100 times, given ones are not.
+    :raises ValueError: if shapes are wrong, or a chain has no finite start; the message names the sites.
+    """
+    if params is not None:
+        position = _checked(potential, params, num_chains)
+        bad = _bad_chains(*potential(position))
+        if bool(bad.any()):
+            chains = bad.nonzero().flatten()
+            why = potential.explain({k: v[chains] for k, v in position.items()})
+            raise ValueError(f"initial_params of chains {chains.tolist()[:10]} have no finite potential: {why}")
+        return position
+    if not isinstance(potential, ModelPotential):
+        raise ValueError("a kernel with potential_fn needs initial_params: a dict of (num_chains, ...) tensors")
+    position = _draw(potential, strategy, num_chains, generator)
+    for _ in range(MAX_TRIES):
+        bad = _bad_chains(*potential(position))
+        chains = bad.nonzero().flatten()
+        if len(chains) == 0:
+            return position
+        fresh = _draw(potential, strategy, len(chains), generator)
+        position = {k: v.index_copy(0, chains, fresh[k]) for k, v in position.items()}
+    why = potential.explain({k: v[chains] for k, v in position.items()})
+    raise ValueError(
+        f"{len(chains)} of {num_chains} chains found no finite potential in {MAX_TRIES} initial draws: {why}"
+    )
+
+
+def _draw(
+    potential: ModelPotential, strategy: str | Callable[[Any], Tensor], num_chains: int, generator: torch.Generator
+) -> Position:
+    if strategy == "uniform":
+        return {
+            name: torch.rand((num_chains, *latent.shape), generator=generator, dtype=latent.dtype, device=latent.device)
+            * 4
+            - 2
+            for name, latent in potential.latents.items()
+        }
+    model = potential.model if strategy == "prior" else InitMessenger(strategy)(potential.model)
+    rows = []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for _ in range(num_chains):
+            sites = latent_sites(poutine.trace(model).get_trace(*potential.args, **potential.kwargs))
+            rows.append(
+                {name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in potential.latents}
+            )
+    return {name: torch.stack([row[name] for row in rows]) for name in potential.latents}
+
+
+def _bad_chains(values: Tensor, gradients: Position) -> Tensor:
+    bad = ~torch.isfinite(values)
+    for g in gradients.values():
+        bad = bad | ~torch.isfinite(g).reshape(len(g), -1).all(-1)
+    return bad
+
+
+def _checked(potential: Potential, params: Position, num_chains: int) -> Position:
+    if not isinstance(params, Mapping) or not params:
+        raise ValueError(f"initial_params must be a non-empty dict of tensors, got {type(params).__name__}")
+    for name, value in params.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"initial_params[{name!r}] must be a floating-point tensor, "
+                f"got {getattr(value, 'dtype', type(value).__name__)}"
+            )
+        if value.dim() == 0 or value.shape[0] != num_chains:
+            raise ValueError(
+                f"initial_params[{name!r}] must have num_chains = {num_chains} as leading size, "
+                f"got shape {tuple(value.shape)}"
+            )
+    if isinstance(potential, ModelPotential):
+        if set(params) != set(potential.latents):
+            raise ValueError(
+                f"initial_params must be for the latents {sorted(potential.latents)}, got {sorted(params)}"
+            )
+        for name, latent in potential.latents.items():
+            if params[name].shape[1:] != latent.shape:
+                raise ValueError(
+                    f"initial_params[{name!r}] must have shape ({num_chains}, *{tuple(latent.shape)}) "
+                    f"in unconstrained space, got {tuple(params[name].shape)}"
+                )
+        return {k: params[k].detach().to(latent.device, latent.dtype) for k, latent in potential.latents.items()}
+    return {k: v.detach() for k, v in params.items()}

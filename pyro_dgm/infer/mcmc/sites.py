@@ -1,0 +1,154 @@
+"""A model's latent sites: found by running it, and put in place by a handler that adds up the log-joint density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to, identity_transform
+
+__all__ = ["Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a sampler must know of one latent site.
+
+    :ivar shape: unconstrained shape of one chain.
+    :ivar transform: unconstrained to constrained; for a moving support, that of one prior draw.
+    :ivar moving_support: whether the support depends on other latents.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    transform: Transform
+    moving_support: bool
+
+
+class LogJoint(Messenger):
+    """Give each latent the value that its unconstrained coordinates stand for, and add up log-probabilities.
+
+    It is a handler rather than ``poutine.trace``: it keeps sums alone, so it is cheap enough for every gradient, and
+    meets each site's own support, so a support that moves with other latents has the right Jacobian.
+    """
+
+    def __init__(self, latents: Mapping[str, Latent], position: Mapping[str, Tensor], by_site: bool = False) -> None:
+        super().__init__()
+        self.latents, self.position = latents, position
+        self.values: dict[str, Tensor] = {}
+        self.log_prob: Any = 0.0
+        self.log_det: Any = 0.0
+        self.by_site: dict[str, float] = {}
+        self._keep = by_site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.latents:
+            if not msg["is_observed"] and msg["value"] is None and not isinstance(msg["fn"], _Subsample):
+                raise ValueError(
+                    f"latent site {name!r} was not there when the model first ran; "
+                    "MCMC needs the same sites on every run"
+                )
+            return
+        latent, u = self.latents[name], self.position[name]
+        transform = biject_to(msg["fn"].support) if latent.moving_support else latent.transform
+        value = transform(u)
+        if transform is not identity_transform:
+            self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
+        self.values[name] = value
+        msg["value"], msg["done"] = value, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
+            return
+        log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.log_prob = self.log_prob + log_prob
+        if self._keep:
+            self.by_site[msg["name"]] = float(log_prob)
+
+    def check_complete(self) -> None:
+        """:raises ValueError: if a latent site was not visited."""
+        missing = [name for name in self.latents if name not in self.values]
+        if missing:
+            raise ValueError(
+                f"latent sites {missing} were there when the model first ran but not now; "
+                "MCMC needs the same sites on every run"
+            )
+
+
+def latent_sites(trace: Any) -> dict[str, Any]:
+    """The unobserved sample sites of a trace, subsampling apart."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
+    }
+
+
+def refuse_subsampling(trace: Any, who: str) -> None:
+    """:raises ValueError: if a plate of the trace covers only part of its data."""
+    for name, site in trace.nodes.items():
+        fn = site["fn"] if site["type"] == "sample" else None
+        if isinstance(fn, _Subsample) and len(site["value"]) < fn.size:
+            raise ValueError(
+                f"plate {name!r} is subsampled ({len(site['value'])} of {fn.size}); {who} needs the whole plate: "
+                "leave subsample_size and subsample out, and give the data that the posterior is to condition on"
+            )
+
+
+def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Latent]:
+    """Find a model's latents by two prior draws: the second shows what changes between runs."""
+    with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+        first, second = (poutine.trace(model).get_trace(*args, **kwargs) for _ in range(2))
+    refuse_subsampling(first, "MCMC")
+    sites, others = latent_sites(first), latent_sites(second)
+    if not sites:
+        raise ValueError("the model has no latent site: every pyro.sample statement is observed")
+    if set(sites) != set(others):
+        raise ValueError(
+            f"the model's latent sites change between runs ({sorted(sites)}, then {sorted(others)}); "
+            "MCMC needs fixed sites"
+        )
+    latents = {}
+    for name, site in sites.items():
+        support = site["fn"].support
+        if support.is_discrete:
+            raise ValueError(
+                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), which gradient-based MCMC cannot "
+                "sample: sum it out in the model, observe it, or use a guide"
+            )
+        value = site["value"]
+        if value.shape != others[name]["value"].shape:
+            raise ValueError(
+                f"latent site {name!r} changes shape between runs "
+                f"({tuple(value.shape)}, then {tuple(others[name]['value'].shape)}); "
+                "MCMC needs fixed shapes"
+            )
+        transform = _bijection(support)
+        u = transform.inv(value)
+        probe = torch.linspace(-1.0, 1.0, max(u.numel(), 1), dtype=u.dtype, device=u.device)[: u.numel()].reshape(
+            u.shape
+        )
+        moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
+        latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
+    return latents
+
+
+def _bijection(support: Any) -> Transform:
+    transform = biject_to(support)
+    # `to_event` wraps the identity; taking it off spares two calls a gradient and one Jacobian of zeros.
+    inner = transform
+    while hasattr(inner, "base_transform"):
+        inner = inner.base_transform
+    return identity_transform if inner is identity_transform else transform

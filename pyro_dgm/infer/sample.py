@@ -1,0 +1,258 @@
+"""Draws of a program's latents given data, the inference chosen by one argument."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
+from pyro_dgm.infer.mcmc.initial import device_of, seeded
+from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
+from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.programs import owner_modules, split_batch
+
+__all__ = ["sample_posterior"]
+
+#: values of sites, over all draws of one chunk, that a guide is run for at once
+CHUNK = 2**22
+
+
+def sample_posterior(
+    program_or_model: Any,
+    *data: Any,
+    method: str | Kernel = "guide",
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    warmup_steps: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Posterior:
+    r"""Draw a program's latents given data: by its guide, or by MCMC on its model.
+
+    ``"guide"`` draws from :math:`q(z|x)`, at once over draws; draws are independent, and are laid out as chains so that
+    what reads chains reads them too.  Its statistics are the joint log-densities ``log_p`` :math:`= \log p(x, z)` and
+    ``log_q`` :math:`= \log q(z|x)` of each draw over the whole batch, in nats: their difference is the log importance
+    weight.  ``"hmc"``, ``"mala"`` and kernels draw from :math:`p(z|x)` itself; see
+    :class:`~pyro_dgm.infer.mcmc.MCMC` for their statistics.  Modules are in evaluation mode while drawing, and their
+    parameters are constants.
+
+    :param program_or_model: a program (a family of ``pyro_dgm.models``, ``pyro_dgm.program(model, guide)``), or for
+        MCMC also a bare Pyro model.
+    :param data: the batch: positional arguments, or one tuple, list or mapping of them.
+    :param method: ``"guide"``, a name in :data:`pyro_dgm.infer.mcmc.KERNELS`, or a kernel with settings of your own
+        (``HMC(target_accept_prob=0.9)``; leave its model out).
+    :param num_samples: draws a chain.
+    :param num_chains: number of chains.
+    :param warmup_steps: transitions of adaptation a chain; ``num_samples`` by default; a guide has none.
+    :param seed: seed of all randomness; torch's global generators are then left as they were.
+    :param progress: show a progress bar on a terminal, for runs longer than two seconds.
+    :returns: draws ``(num_chains, num_samples, *site_shape)`` of every latent, with statistics and data.
+    :raises TypeError: if there is no model to be found, or ``method`` is neither a name nor a kernel.
+    :raises ValueError: for an unknown name, a guide asked for and missing, or a program that the method cannot use.
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> m = pyro_dgm.models.LinearGaussian(event_dim=5, latent_dim=2)
+        >>> x = torch.randn(3, 5)
+        >>> pyro_dgm.sample_posterior(m, x, method="guide", num_samples=10, seed=0)
+        Posterior(method='guide', {z: (4, 10, 3, 2)})
+        >>> pyro_dgm.sample_posterior(m, x, method="mala", num_samples=10, seed=0, progress=False)
+        Posterior(method='mala', {z: (4, 10, 3, 2)})
+    """
+    model, guide = _model_and_guide(program_or_model)
+    args, kwargs = split_batch(data[0]) if len(data) == 1 else (data, {})
+    check = getattr(program_or_model, "check_batch", None)
+    if callable(check):
+        check(*args, **kwargs)
+    with _evaluation_mode(program_or_model, model, guide):
+        if isinstance(method, Kernel) or (isinstance(method, str) and method in KERNELS):
+            kernel = method.with_model(model) if isinstance(method, Kernel) else KERNELS[method](model)
+            mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains, seed=seed, progress=progress)
+            mcmc.run(*args, **kwargs)
+            return mcmc.posterior
+        if not isinstance(method, str):
+            raise TypeError(f"method must be 'guide', one of {sorted(KERNELS)}, or a kernel instance, got {method!r}")
+        if method != "guide":
+            raise ValueError(f"method must be 'guide', one of {sorted(KERNELS)}, or a kernel instance, got {method!r}")
+        if guide is None:
+            raise ValueError(
+                "method='guide' needs a program with a guide, got a model alone; "
+                "use method='hmc', or program(model, guide)"
+            )
+        for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
+        return _from_guide(model, guide, args, kwargs, num_samples, num_chains, seed)
+
+
+def _model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
+        return obj
+    model, guide = getattr(obj, "model", None), getattr(obj, "guide", None)
+    if callable(model):
+        return model, guide if callable(guide) else None
+    if callable(obj):
+        return obj, None
+    raise TypeError(f"program_or_model must have .model (and .guide), or be a Pyro model, got {type(obj).__name__}")
+
+
+@contextmanager
+def _evaluation_mode(*objects: Any) -> Iterator[None]:
+    """Modules behind a program in evaluation mode: dropout would give no density, batch statistics another program."""
+    owners = (owner for obj in objects if obj is not None for owner in owner_modules(obj))
+    training = list(dict.fromkeys(m for owner in owners for m in owner.modules() if m.training))
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _from_guide(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    num_chains: int,
+    seed: int | None,
+) -> Posterior:
+    began = time.perf_counter()
+    device = device_of(model, args, kwargs)
+    with (
+        torch.no_grad(),
+        poutine.block(),
+        pyro.validation_enabled(False),
+        nullcontext() if seed is None else seeded(seed, device),
+    ):
+        # The first run builds a lazy guide, and shows what there is to draw.
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        refuse_subsampling(model_trace, "a posterior draw")
+        names = list(latent_sites(model_trace))
+        missing = [name for name in names if name not in guide_trace]
+        if missing:
+            raise ValueError(
+                f"the guide has no site for the latents {missing}; sum them out in the model, or add them to the guide"
+            )
+
+        values = (site.get("value") for site in model_trace.nodes.values())
+        width = sum(value.numel() for value in values if isinstance(value, Tensor))
+        drawer = _GuideDraws(model, guide, args, kwargs, guide_trace, names)
+        samples, log_p, log_q = drawer.many(num_samples * num_chains, max(1, CHUNK // max(1, width)))
+    shape = (num_chains, num_samples)
+    return Posterior(
+        samples={k: v.reshape(*shape, *v.shape[1:]) for k, v in samples.items()},
+        sample_stats={"log_p": log_p.reshape(shape), "log_q": log_q.reshape(shape)},
+        method="guide",
+        model=model,
+        args=args,
+        kwargs=kwargs,
+        attrs={"num_warmup": 0, "seconds": time.perf_counter() - began, "seed": seed},
+    )
+
+
+Draws = tuple[dict[str, Tensor], Tensor, Tensor]
+
+
+class _GuideDraws:
+    """Independent draws from a guide with their log-densities, vectorised where the program can be.
+
+    The guide draws inside an outer plate; the densities are then taken draw by draw under ``vmap``, which needs nothing
+    of the model's shapes.  A guide that mixes draws (it reduces over dimensions that are not its own) shows in a
+    log-density that differs between the two, and is run draw by draw.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        prototype: Any,
+        names: list[str],
+    ) -> None:
+        self.model, self.guide, self.args, self.kwargs, self.names = model, guide, args, kwargs, names
+        # A Delta site is computed, not drawn; giving it its value back would compare floats for equality.
+        self.drawn = {n: s for n, s in latent_sites(prototype).items() if not _is_delta(s["fn"])}
+        dims = [
+            f.dim
+            for s in prototype.nodes.values()
+            if s["type"] == "sample"
+            for f in s["cond_indep_stack"]
+            if f.vectorized
+        ]
+        self.dim = min(dims, default=0) - 1
+
+    def many(self, total: int, chunk: int) -> Draws:
+        """``total`` draws, at most ``chunk`` at once."""
+        counts = [min(chunk, total - start) for start in range(0, total, chunk)]
+        try:
+            parts = [self._together(n) for n in counts]
+        except Exception as error:
+            parts = [self._one({}) for _ in range(total)]  # the program's own errors are raised here
+            parts = [({k: v[None] for k, v in z.items()}, p[None], q[None]) for z, p, q in parts]
+            reason = str(error).strip().split("\n")[0][:200]
+            warnings.warn(
+                f"the program cannot be vectorised over draws and runs draw by draw: {reason}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        samples = {k: torch.cat([p[0][k] for p in parts]) for k in self.names}
+        return samples, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+
+    def _one(self, values: dict[str, Tensor]) -> Draws:
+        """One draw; sites in ``values`` are given."""
+        given = poutine.Trace()
+        for name, value in values.items():
+            given.add_node(name, **{**self.drawn[name], "value": value})
+        q = poutine.trace(poutine.replay(self.guide, trace=given)).get_trace(*self.args, **self.kwargs)
+        p = poutine.trace(poutine.replay(self.model, trace=q)).get_trace(*self.args, **self.kwargs)
+        return (
+            {name: torch.as_tensor(p.nodes[name]["value"]) for name in self.names},
+            torch.as_tensor(p.log_prob_sum()),
+            torch.as_tensor(q.log_prob_sum()),
+        )
+
+    def _together(self, count: int) -> Draws:
+        with pyro.plate("_draws", count, dim=self.dim):
+            trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        trace.compute_log_prob()
+        values: dict[str, Tensor] = {}
+        for name, site in self.drawn.items():
+            shape, value = site["value"].shape, torch.as_tensor(trace.nodes[name]["value"])
+            if value.numel() != count * shape.numel():
+                raise ValueError(
+                    f"inside an outer plate, site {name!r} has shape {tuple(value.shape)}, "
+                    f"not {count} times {tuple(shape)}"
+                )
+            values[name] = value.reshape(count, *shape)
+        log_q = torch.zeros((), device=next(iter(values.values())).device) if values else torch.zeros(())
+        for site in latent_sites(trace).values():
+            log_prob = site["log_prob"]
+            log_q = log_q + (log_prob.reshape(count, -1).sum(-1) if log_prob.numel() >= count else log_prob.sum())
+        samples, log_p, exact = torch.func.vmap(self._one)(values)
+        if not torch.allclose(log_q.expand_as(exact).to(exact.dtype), exact, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                "the guide's log-density inside an outer plate is not that of single draws: "
+                "it reduces over the plate's dimension"
+            )
+        return samples, log_p, exact
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
