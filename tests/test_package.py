@@ -1,0 +1,119 @@
+"""The package's face: its version, and that every name it promises is there."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import pyro_dgm
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = [
+    "pyro_dgm",
+    *(m.name for m in pkgutil.walk_packages(pyro_dgm.__path__, "pyro_dgm.") if "__main__" not in m.name),
+]
+
+#: what others call, keyword names included (a signature may have more)
+SIGNATURES = {
+    "program": "model guide",
+    "fit": "program data objective optimizer epochs batch_size validation seed device progress callbacks "
+    "checkpoint_dir resume",
+    "sample_posterior": "method num_samples num_chains warmup_steps seed",
+    "compare_elbos": "program x estimators num_replicates reference",
+    "to_arviz": "",
+    "models.VAE": "event_shape latent_dim likelihood",
+    "models.LinearGaussian": "",
+    "infer.ELBO": "num_particles max_plate_nesting vectorize_particles strict_enumeration_warning",
+    "infer.STL": "num_particles",
+    "infer.IWAE": "num_particles",
+    "infer.DReG": "num_particles",
+    "infer.RenyiELBO": "alpha num_particles",
+    "infer.TraceGraphELBO": "num_particles",
+    "infer.mcmc.MCMC": "kernel num_samples warmup_steps num_chains chain_method",
+    "infer.mcmc.HMC": "model potential_fn",
+    "infer.mcmc.MALA": "model potential_fn",
+    "datasets.digits": "",
+    "datasets.mnist": "",
+    "datasets.binarized_mnist": "",
+    "datasets.dynamic_binarization": "x generator",
+}
+
+
+def resolve(path: str) -> object:
+    value: object = pyro_dgm
+    done = "pyro_dgm"
+    for name in path.split("."):
+        done += f".{name}"
+        if not hasattr(value, name) and inspect.ismodule(value):
+            importlib.import_module(done)
+        value = getattr(value, name)
+    return value
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|(a|b|rc)\d+)?", pyro_dgm.__version__)
+    assert importlib.metadata.version("pyro-dgm") == pyro_dgm.__version__
+
+
+def test_changelog_and_citation_know_the_version() -> None:
+    released = re.fullmatch(r"\d+\.\d+\.\d+", pyro_dgm.__version__)
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{pyro_dgm.__version__}]" in changelog if released else "## [Unreleased]" in changelog
+    citation = re.search(r"^version: *\"?([^\"\n]+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert citation is not None
+    assert citation[1] == pyro_dgm.__version__
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_promised_name_is_there(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", ())
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(loaded, name, None) is not None, f"{module}.__all__ promises {name}"
+
+
+def test_top_level_names_are_listed() -> None:
+    assert set(dir(pyro_dgm)) >= set(pyro_dgm.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        pyro_dgm.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted(SIGNATURES))
+def test_signatures(path: str) -> None:
+    value = resolve(path)
+    assert callable(value)
+    parameters = inspect.signature(value).parameters
+    missing = set(SIGNATURES[path].split()) - set(parameters)
+    # a constructor that passes its keywords on to Pyro's shows them as **kwargs
+    passes_on = isinstance(value, type) and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if passes_on:
+        missing -= set().union(*(inspect.signature(base).parameters for base in inspect.getmro(value)[1:-1]))
+    assert not missing, f"{path}{inspect.signature(value)} lacks {sorted(missing)}"
+
+
+@pytest.mark.parametrize("path", sorted(SIGNATURES))
+def test_public_names_are_documented(path: str) -> None:
+    text = inspect.getdoc(resolve(path))
+    assert text is not None
+    assert len(text) > 80
+
+
+def test_dependencies_are_pinned() -> None:
+    """constraints.txt is the set that CI installs: each base dependency is in it, to the version installed here."""
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    for requirement in importlib.metadata.requires("pyro-dgm") or ():
+        if "extra ==" in requirement and not re.search(r"extra == .(dev|docs).", requirement):
+            continue
+        name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+        assert name in pins, f"{requirement} is not pinned in constraints.txt"
+        assert importlib.metadata.version(name).split("+")[0] == pins[name]
