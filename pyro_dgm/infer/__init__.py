@@ -1,6 +1,8 @@
 """Inference for any program: objectives, samplers, and the training loop.  Knows programs, never families."""
 
 from pyro_dgm.infer import mcmc
+from pyro_dgm.infer.callbacks import Callback, EarlyStopping
+from pyro_dgm.infer.checkpoint import load_weights
 from pyro_dgm.infer.elbo import (
     ELBO,
     IWAE,
@@ -11,7 +13,9 @@ from pyro_dgm.infer.elbo import (
     RenyiELBO,
     TraceGraphELBO,
 )
+from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.sample import sample_posterior
 
 __all__ = [
@@ -19,11 +23,16 @@ __all__ = [
     "IWAE",
     "OBJECTIVES",
     "STL",
+    "Callback",
     "DReG",
+    "EarlyStopping",
+    "NonFiniteLossError",
     "Objective",
     "Posterior",
     "RenyiELBO",
+    "Run",
     "TraceGraphELBO",
+    "load_weights",
     "mcmc",
     "sample_posterior",
 ]

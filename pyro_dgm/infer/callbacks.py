@@ -1,0 +1,148 @@
+"""What may watch a training run and steer it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_dgm.infer.run import Run
+
+__all__ = ["Callback", "EarlyStopping"]
+
+
+class Callback:
+    """Base of callbacks: override what you need.  A plain function ``f(run)`` serves as ``on_epoch_end``.
+
+    A callback that has state puts it in ``state_dict`` and takes it back in ``load_state_dict``, as optimisers do:
+    then a resumed run goes on as if it had not been stopped.  The state may hold tensors, numbers, strings, tuples,
+    lists and dicts (nothing is unpickled).
+
+    Example::
+
+        >>> from pyro_dgm.infer.callbacks import Callback
+        >>> class StopAt(Callback):
+        ...     def __init__(self, bound):
+        ...         self.bound = bound
+        ...     def on_epoch_end(self, run):
+        ...         if run.history["train"][-1] > self.bound:
+        ...             run.stop(f"the bound is above {self.bound} nats")
+    """
+
+    def on_fit_start(self, run: Run) -> None:
+        """Before the first epoch, and after a resumed run was restored."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """After the epoch's validation and before its checkpoint; ``run.history`` has the epoch."""
+
+    def on_fit_end(self, run: Run) -> None:
+        """After the last epoch; not after an interruption or an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that a checkpoint keeps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+
+
+class EarlyStopping(Callback):
+    """Stop when the bound has not risen for a while; the program ends with its best weights.
+
+    :param patience: epochs to wait for a better bound, at least 1.
+    :param min_delta: smallest gain that counts, in nats per datum.
+    :param monitor: ``"validation"``, ``"train"``, or ``None`` for the validation bound where there is one.
+    :param restore_best: give the program the weights of its best epoch when the run ends (checkpoints keep the
+        weights of their own epoch).
+    :raises ValueError: for a ``patience`` below 1, a negative ``min_delta`` or an unknown ``monitor``.
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> m = pyro_dgm.models.LinearGaussian(event_dim=3, latent_dim=1)
+        >>> run = pyro_dgm.fit(m, torch.randn(20, 3), validation=torch.randn(20, 3), epochs=3, seed=0,
+        ...                    early_stopping=pyro_dgm.infer.callbacks.EarlyStopping(patience=2), progress=False)
+        >>> run.epochs
+        3
+    """
+
+    def __init__(
+        self, patience: int = 10, min_delta: float = 0.0, monitor: str | None = None, restore_best: bool = True
+    ) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a positive integer (epochs), got {patience!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta must be at least 0 (nats per datum), got {min_delta!r}")
+        if monitor not in (None, "train", "validation"):
+            raise ValueError(f"monitor must be 'train', 'validation' or None, got {monitor!r}")
+        self.patience, self.min_delta, self.monitor, self.restore_best = (
+            patience,
+            float(min_delta),
+            monitor,
+            restore_best,
+        )
+        self.best = -float("inf")
+        self.best_epoch = 0
+        self.waited = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, run: Run) -> None:
+        if self.waited >= self.patience:
+            self._stop(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        monitor = self.monitor or run.monitor
+        if not run.history[monitor]:
+            raise ValueError("EarlyStopping(monitor='validation') needs fit(validation=...)")
+        bound = run.history[monitor][-1]
+        if bound > self.best + self.min_delta:
+            self.best, self.best_epoch, self.waited = bound, run.epochs, 0
+            if self.restore_best:
+                self.weights = run.state.snapshot()
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self._stop(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        if self.restore_best and self.weights:
+            run.state.load({**run.state.snapshot(), **self.weights})
+
+    def _stop(self, run: Run) -> None:
+        run.stop(
+            f"no better {self.monitor or run.monitor} bound in {self.patience} epochs after epoch {self.best_epoch}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+        with torch.no_grad():
+            self.weights = {k: v.clone() for k, v in state["weights"].items()}
+
+
+class FunctionCallback(Callback):
+    """A plain function as ``on_epoch_end``."""
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+
+    def on_epoch_end(self, run: Run) -> None:
+        self.fn(run)
+
+
+def as_callback(obj: Any) -> Any:
+    """A callback object; a plain function is made into one.
+
+    :raises TypeError: for an object that is neither.
+    """
+    if any(callable(getattr(obj, name, None)) for name in ("on_fit_start", "on_epoch_end", "on_fit_end")):
+        return obj
+    if callable(obj):
+        return FunctionCallback(obj)
+    raise TypeError(
+        f"callbacks must hold functions of the run or objects with on_epoch_end(run), got {type(obj).__name__}"
+    )

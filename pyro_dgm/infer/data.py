@@ -1,0 +1,239 @@
+"""Batches of data for the training loop: tensors cut up in memory, or a ``DataLoader`` as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pyro_dgm.programs import split_batch
+
+__all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches", "batch_length", "map_tensors", "named_tensors"]
+
+DEFAULT_BATCH_SIZE = 128
+
+
+class Batches(Protocol):
+    """What the training loop asks of data."""
+
+    @property
+    def length(self) -> int | None:
+        """Number of data an epoch; ``None`` where a stream cannot say."""
+
+    @property
+    def num_batches(self) -> int | None:
+        """Number of batches an epoch, likewise."""
+
+    def first(self) -> Any:
+        """A batch to try the program on, before training."""
+
+    def epoch(self) -> Iterator[Any]:
+        """The batches of one epoch, on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generators that order the data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Apply ``fn`` to each tensor of a batch, through tuples, lists and mappings."""
+    if isinstance(batch, Tensor):
+        return fn(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(fn, b) for b in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(fn, b) for b in batch)
+    if isinstance(batch, Mapping):
+        return {k: map_tensors(fn, v) for k, v in batch.items()}
+    return batch
+
+
+def named_tensors(batch: Any, argument: str = "data") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch, each with the expression that reaches it (``data[0]``, ``data['x']``)."""
+    if isinstance(batch, Tensor):
+        yield argument, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from named_tensors(value, f"{argument}[{key!r}]")
+    elif isinstance(batch, (tuple, list)):
+        for i, value in enumerate(batch):
+            yield from named_tensors(value, f"{argument}[{i}]")
+
+
+def batch_length(batch: Any) -> int:
+    """Number of data in a batch: the length of its first tensor.
+
+    :raises ValueError: if it holds no tensor with a leading dimension.
+    """
+    for _, tensor in named_tensors(batch):
+        if tensor.dim() > 0:
+            return tensor.shape[0]
+    raise ValueError(f"a batch must hold a tensor whose leading dimension is the data, got {type(batch).__name__}")
+
+
+class TensorBatches:
+    """A tensor, or a tuple or mapping of tensors of one length, cut into batches in memory.
+
+    The order is a permutation from this object's own generator, drawn on the CPU, so it is the same on any device.
+    A batch of the whole data set is never permuted: a program with a latent for each datum may know it by position.
+
+    :param data: the tensors.
+    :param batch_size: data a batch; the last one may be smaller.
+    :param shuffle: a new order each epoch.
+    :param seed: seed of the order.
+    :param device: where the batches go.
+    :param argument: name of the argument in error messages.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int, shuffle: bool, seed: int, device: torch.device, argument: str = "data"
+    ) -> None:
+        if isinstance(data, Mapping) and not all(isinstance(k, str) for k in data):
+            raise TypeError(
+                f"{argument} as a mapping goes to the program as keyword arguments: its keys must be strings"
+            )
+        tensors = list(named_tensors(data, argument))
+        if not tensors:
+            raise ValueError(f"{argument} holds no tensor")
+        for name, tensor in tensors:
+            if tensor.dim() == 0:
+                raise ValueError(
+                    f"{name} is a scalar; every tensor of {argument} needs the data as its leading dimension"
+                )
+            if tensor.shape[0] != tensors[0][1].shape[0]:
+                raise ValueError(f"{name} has {tensor.shape[0]} data, {tensors[0][0]} has {tensors[0][1].shape[0]}")
+        self.length: int = tensors[0][1].shape[0]
+        if self.length == 0:
+            raise ValueError(f"{argument} is empty")
+        self.batch_size = min(batch_size, self.length)
+        self.num_batches: int = -(-self.length // self.batch_size)
+        self.shuffle = shuffle and self.num_batches > 1
+        self.device = device
+        self.data = map_tensors(lambda t: t.to(device), data) if _fits(tensors, device) else data
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def first(self) -> Any:
+        return self._take(slice(0, self.batch_size))
+
+    def epoch(self) -> Iterator[Any]:
+        order = torch.randperm(self.length, generator=self.generator) if self.shuffle else None
+        if order is not None:
+            order = order.to(next(named_tensors(self.data))[1].device)  # one transfer an epoch, not one a batch
+        for i in range(self.num_batches):
+            here = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            yield self._take(here if order is None else order[here])
+
+    def _take(self, index: slice | Tensor) -> Any:
+        def take(t: Tensor) -> Tensor:
+            piece = t[index] if isinstance(index, slice) else t.index_select(0, index.to(t.device))
+            return piece.to(self.device, non_blocking=True)
+
+        return map_tensors(take, self.data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generators": [self.generator.get_state()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generators"][0])
+
+
+class LoaderBatches:
+    """The batches of a ``DataLoader``, moved to the device.
+
+    Its order comes from its own generator or torch's global one, both of which a checkpoint keeps; with worker
+    processes, random numbers drawn *in* a worker that outlives an epoch (``persistent_workers``) are its own affair.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+        self.length, self.num_batches = _loader_length(loader)
+        sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        owners = (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners]
+        self.generators = list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+    def first(self) -> Any:
+        before = self.state_dict()
+        try:
+            for batch in self.loader:
+                return self._move(batch)
+        finally:
+            self.load_state_dict(before)
+        raise ValueError("the DataLoader gave no batch")
+
+    def epoch(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield self._move(batch)
+
+    def _move(self, batch: Any) -> Any:
+        return map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generators": [g.get_state() for g in self.generators]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+
+
+def as_batches(
+    data: Any, batch_size: int | None, shuffle: bool, seed: int, device: torch.device, argument: str = "data"
+) -> TensorBatches | LoaderBatches:
+    """Data of any accepted form as batches.
+
+    :raises TypeError: for data of another form.
+    :raises ValueError: for sizes that do not fit, or a ``batch_size`` beside a ``DataLoader``.
+    """
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError(
+                f"{argument} is a DataLoader with batches of its own: leave out batch_size (got {batch_size})"
+            )
+        return LoaderBatches(data, device)
+    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if isinstance(data, TensorDataset):
+        return TensorBatches(data.tensors, size, shuffle, seed, device, argument)
+    if isinstance(data, Dataset):
+        generator = torch.Generator().manual_seed(seed)
+        pin = device.type == "cuda"
+        return LoaderBatches(DataLoader(data, size, shuffle=shuffle, generator=generator, pin_memory=pin), device)
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, (tuple, list)) else [data]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"{argument} must be a tensor, a tuple or mapping of tensors, a Dataset or a DataLoader, got "
+                f"{type(data).__name__}{'' if part is data else f' holding {type(part).__name__}'}"
+                " (arrays: torch.as_tensor)"
+            )
+    return TensorBatches(data, size, shuffle, seed, device, argument)
+
+
+def batch_arguments(batch: Any) -> str:
+    """One line that says what a batch passes to the program."""
+    args, kwargs = split_batch(batch)
+    shown = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
+    shown += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
+    return ", ".join(shown)
+
+
+def _fits(tensors: list[tuple[str, Tensor]], device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    # A quarter of what is free: the program's own memory comes on top, and a copy a batch is cheap beside a step.
+    free, _ = torch.cuda.mem_get_info(device)
+    wanted = sum(t.numel() * t.element_size() for _, t in tensors if t.device != device)
+    return wanted <= free // 4
+
+
+def _loader_length(loader: DataLoader[Any]) -> tuple[int | None, int | None]:
+    try:
+        return len(loader.dataset), len(loader)  # type: ignore[arg-type]
+    except TypeError:  # an iterable data set need not know its length
+        return None, None

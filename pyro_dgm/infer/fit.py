@@ -1,0 +1,193 @@
+"""``fit``: train a program on data under an objective."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer import fit_setup as setup
+from pyro_dgm.infer.callbacks import EarlyStopping, as_callback
+from pyro_dgm.infer.checkpoint import CheckpointFolder, load_checkpoint
+from pyro_dgm.infer.data import as_batches
+from pyro_dgm.infer.loop import Trainer
+from pyro_dgm.infer.parameters import ProgramState, local_store, module_roots
+from pyro_dgm.infer.progress import ProgressBar, SilentProgress
+from pyro_dgm.infer.random_state import forked_rng, seed_everything
+from pyro_dgm.infer.run import Run
+from pyro_dgm.infer.step import Settings
+from pyro_dgm.programs import as_program, owner_modules
+
+__all__ = ["fit"]
+
+logger = logging.getLogger("pyro_dgm")
+
+Optimizer = torch.optim.Optimizer
+
+
+def fit(
+    program: Any,
+    data: Any,
+    *,
+    epochs: int,
+    objective: Any = None,
+    optimizer: Optimizer | Callable[[list[Tensor]], Optimizer] | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    transform: Callable[[Any], Any] | None = None,
+    validation: Any = None,
+    validation_objective: Any = None,
+    validation_transform: Callable[[Any], Any] | None = None,
+    num_data: int | None = None,
+    clip_norm: float | None = None,
+    lr_scheduler: Callable[[Optimizer], Any] | None = None,
+    lr_scheduler_interval: str = "epoch",
+    early_stopping: EarlyStopping | int | None = None,
+    callbacks: Sequence[Any] = (),
+    seed: int | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool | str | Path | None = None,
+    check_every: int | None = None,
+) -> Run:
+    r"""Train a program in place by stochastic gradient ascent on a variational bound.
+
+    Each step draws a batch :math:`B` and moves the parameters :math:`\theta` along the gradient of
+    :math:`-\mathcal{L}_B(\theta) / |B|`: the objective's loss is a sum over the batch in nats (Pyro's convention) and
+    is divided by the number of data in it, so that a learning rate means the same at any batch size.
+
+    :param program: a family of :mod:`pyro_dgm.models`, ``pyro_dgm.program(model, guide)``, a pair of callables, or any
+        object with ``model`` and ``guide``.  Modules' parameters are trained, and those of ``pyro.param`` and
+        ``pyro.module`` statements, found by running the program on a first batch; that also builds a lazy guide.
+    :param data: a tensor, a tuple of tensors (positional arguments of the program) or a mapping of them (keyword
+        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.
+    :param epochs: passes over the data in all; a resumed run counts those it had.
+    :param objective: an objective of :mod:`pyro_dgm.infer`, any ``pyro.infer.ELBO``, or any callable that makes of
+        ``(model, guide)`` a callable whose value on a batch is the loss; ``None`` is :class:`~pyro_dgm.infer.ELBO`.
+    :param optimizer: ``None`` for Adam at 1e-3; a callable from the list of parameters to a :mod:`torch.optim`
+        optimiser, as ``functools.partial(torch.optim.Adam, lr=3e-4)``; or an optimiser over (some of) the parameters.
+    :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.
+    :param shuffle: a new order each epoch; a batch of all the data keeps their order.
+    :param transform: called with each batch on its device, random numbers from torch's global generator:
+        ``torch.bernoulli`` is dynamic binarisation.
+    :param validation: held-out data, of any form that ``data`` takes.
+    :param validation_objective: objective of the validation bound, by default ``objective``.
+    :param validation_transform: ``transform`` for validation, by default the same.  Validation runs in evaluation mode
+        with random numbers of its own, the same each epoch, so that it changes nothing in training.
+    :param num_data: number of data that one batch's loss stands for; ``None`` is the number in the batch.  Give the
+        size of the data set when the program scales a batch up to it (``pyro.plate(..., subsample_size=...)``).
+    :param clip_norm: clip the norm of the gradient of the loss per datum to this.
+    :param lr_scheduler: callable from the optimiser to a scheduler of :mod:`torch.optim.lr_scheduler`.
+        ``ReduceLROnPlateau`` is given the monitored bound, negated in its ``"min"`` mode.
+    :param lr_scheduler_interval: step it after each ``"epoch"`` or each ``"step"``.
+    :param early_stopping: epochs to wait for a better bound, or an :class:`~pyro_dgm.infer.callbacks.EarlyStopping`.
+    :param callbacks: functions of the :class:`~pyro_dgm.infer.run.Run` called after each epoch, or
+        :class:`~pyro_dgm.infer.callbacks.Callback` objects.
+    :param seed: seeds torch, NumPy and Python for the run and the order of the data; the caller's random state is put
+        back afterwards.  With ``None`` the run draws from the global generators as they are.
+    :param device: ``"auto"`` is the accelerator the parameters are on already, else CUDA where there is one, else the
+        CPU; or a device.  The program is moved there.
+    :param progress: show a bar with the live bound.
+    :param checkpoint_dir: folder for checkpoints (:mod:`pyro_dgm.infer.checkpoint`): the newest and the best are kept.
+    :param checkpoint_every: epochs between checkpoints; the last epoch always has one.
+    :param resume: ``True`` goes on from the latest checkpoint in ``checkpoint_dir``, or starts if there is none; a path
+        goes on from that checkpoint, or from the latest in that folder, which then is the ``checkpoint_dir`` unless
+        another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit.
+    :param check_every: steps between looks at whether loss and gradient are finite, each of which waits for the device;
+        by default every step on CPU and every tenth on CUDA, where a bad step is then noticed late.
+    :returns: the :class:`~pyro_dgm.infer.run.Run`.  Ctrl-C stops after the step under way, leaves a checkpoint that
+        ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.
+    :raises NonFiniteLossError: (:class:`pyro_dgm.infer.nonfinite.NonFiniteLossError`, a ``FloatingPointError``) when
+        the loss or a gradient is not finite, naming the site it came from and the last good checkpoint.
+    :raises ValueError: for arguments that do not fit, data whose dtype is not the parameters', or no parameters.
+    :raises TypeError: for objects of another kind than wanted.
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> m = pyro_dgm.models.LinearGaussian(event_dim=5, latent_dim=2)
+        >>> run = pyro_dgm.fit(m, torch.randn(64, 5), epochs=2, batch_size=16, seed=0, progress=False)
+        >>> run.epochs, len(run.history["train"])
+        (2, 2)
+    """
+    program = as_program(program)
+    if objective is None:
+        from pyro_dgm.infer import ELBO
+
+        objective = ELBO()
+    setup.check_objective("objective", objective)
+    if validation_objective is not None:
+        setup.check_objective("validation_objective", validation_objective)
+    setup.check_counts(epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every)
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
+    if lr_scheduler_interval not in ("epoch", "step"):
+        raise ValueError(f"lr_scheduler_interval must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
+    source, checkpoint_dir = setup.resume_source(resume, checkpoint_dir)
+    saved = None if source is None else load_checkpoint(source)
+    base_seed = setup.choose_base_seed(seed, saved)
+    seed = seed if saved is None else saved[2]["seed"]
+    roots = module_roots(program)
+    place = setup.choose_device(device, roots, data)
+    batches = as_batches(data, batch_size, shuffle, base_seed, place)
+    held_out = None
+    if validation is not None:
+        own = isinstance(validation, torch.utils.data.DataLoader)
+        size = None if own else getattr(batches, "batch_size", batch_size)
+        held_out = as_batches(validation, size, False, base_seed, place, "validation")
+    watchers = [as_callback(c) for c in callbacks]
+    if early_stopping is not None:
+        stopping = EarlyStopping(early_stopping) if isinstance(early_stopping, int) else early_stopping
+        watchers.append(as_callback(stopping))
+    for root in roots.values():
+        root.to(place)
+        if not root.training:
+            root.train()
+    check_every = check_every or (10 if place.type == "cuda" else 1)
+
+    with forked_rng(place, seed, enabled=seed is not None or saved is not None), local_store(roots):
+        state = ProgramState(program, objective)
+        with forked_rng(place):
+            seed_everything(base_seed + 1, place)
+            transforms = {"data": transform, "validation": validation_transform or transform}
+            first = setup.check_data(program, batches, held_out, transforms, state)
+            module = setup.first_evaluation(program, objective, first, state)
+        if saved is not None:
+            state.load(saved[0], saved[1]["extras"])
+        names = setup.initial_names(state, saved)
+        made = setup.make_optimizer(optimizer, names, state)
+        config = setup.make_config(program, objective, made, batches, place, epochs, seed)
+        if saved is not None:
+            setup.check_same(config, saved[2])
+        run = Run(program, objective, seed=seed, device=place, optimizer=made, config=config, state=state)
+        run.monitor = "train" if held_out is None else "validation"
+        run.scheduler = setup.make_scheduler(lr_scheduler, made, lr_scheduler_interval)
+        # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
+        plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
+        settings = Settings(
+            epochs, base_seed, clip_norm, num_data, transform, validation_transform, validation_objective,
+            lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
+        )  # fmt: skip
+        folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
+        bar = ProgressBar(epochs, batches.num_batches) if progress else SilentProgress()
+        trainer = Trainer(run, module, settings, batches, held_out, list(names), watchers, folder, bar)
+        if saved is not None:
+            run.load_record(saved[2])
+            run.checkpoint, run.best_checkpoint = source, None if folder is None else folder.pointer("best")
+            run.stop_reason = saved[2]["stop_reason"] if saved[2]["epochs"] == epochs else ""
+            trainer.load_training_state(saved[1])
+        with bar:
+            header = setup.header(run, place, device, source)
+            logger.info(header)
+            bar.header(header)
+            trainer.train()
+            if run.interrupted:
+                message = setup.interrupted_message(run, trainer)
+                bar.header(message) if progress else logger.warning(message)
+    return run

@@ -1,0 +1,249 @@
+"""What :func:`pyro_dgm.fit` does before its first step: check arguments and data, find parameters, make optimisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_dgm.infer.checkpoint import CheckpointFolder, resolve_checkpoint
+from pyro_dgm.infer.data import Batches, TensorBatches, named_tensors
+from pyro_dgm.infer.loop import Trainer
+from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
+from pyro_dgm.infer.run import Run
+from pyro_dgm.infer.step import gradients_by_objective
+from pyro_dgm.programs import split_batch
+
+Optimizer = torch.optim.Optimizer
+#: data looked at whole by a program's ``check_batch`` have at most this many elements
+CHECK_ELEMENTS = 2**28
+
+
+def check_objective(argument: str, objective: Any) -> None:
+    """Refuse what cannot be called with a model and a guide."""
+    if isinstance(objective, type):
+        raise TypeError(f"{argument} must be an instance, {objective.__name__}(), got the class itself")
+    if not callable(objective):
+        raise TypeError(f"{argument} must be an ELBO or a callable of (model, guide), got {type(objective).__name__}")
+
+
+def check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        optional = name in ("num_data", "check_every")
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}")
+
+
+def resume_source(
+    resume: bool | str | Path | None, checkpoint_dir: str | Path | None
+) -> tuple[Path | None, str | Path | None]:
+    """The checkpoint to start from, and where to write new ones."""
+    if resume is None or resume is False:
+        if checkpoint_dir is not None and (Path(checkpoint_dir) / "latest").is_file():
+            raise ValueError(
+                f"checkpoint_dir {checkpoint_dir} holds the checkpoints of an earlier run: resume=True goes on with "
+                "it, another folder starts a new one"
+            )
+        return None, checkpoint_dir
+    if resume is True:
+        if checkpoint_dir is None:
+            raise ValueError("resume=True needs the checkpoint_dir to resume from (or give its path as resume=)")
+        return CheckpointFolder(checkpoint_dir).pointer("latest"), checkpoint_dir
+    source = resolve_checkpoint(resume)
+    return source, source.parent if checkpoint_dir is None else checkpoint_dir
+
+
+def choose_base_seed(seed: int | None, saved: Any) -> int:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62):
+        raise ValueError(f"seed must be an integer from 0 to 2**62, got {seed!r}")
+    if saved is not None:
+        stored = saved[2]["seed"]
+        if seed is not None and seed != stored:
+            raise ValueError(f"seed is {seed}, the checkpoint's run has {stored}: leave it out, or give the same")
+        return int(saved[1]["base_seed"])
+    return int(torch.randint(2**62, ()).item()) if seed is None else seed
+
+
+def choose_device(device: str | torch.device, roots: dict[str, nn.Module], data: Any) -> torch.device:
+    if device != "auto":
+        made = torch.device(device)
+        if made.type == "cuda" and made.index is None:
+            made = torch.device("cuda", torch.cuda.current_device())
+        return made
+    for root in roots.values():
+        for p in root.parameters():
+            if p.device.type != "cpu":
+                return p.device
+    if any(True for root in roots.values() for _ in root.parameters()):
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    # Plain functions make their own tensors, which cannot be moved from here: stay where the data are.
+    return next((t.device for _, t in named_tensors(data)), torch.device("cpu"))
+
+
+def check_data(
+    program: Any, batches: Batches, held_out: Batches | None, transforms: dict[str, Any], state: ProgramState
+) -> Any:
+    """Check data before training, against the program's own ``check_batch`` too; gives back a first batch."""
+    dtypes = {t.dtype for t in state.trainable().values() if t.is_floating_point()}
+    first = None
+    for argument, source in (("validation", held_out), ("data", batches)):
+        if source is None:
+            continue
+        transform = transforms[argument]
+        first = source.first() if transform is None else transform(source.first())
+        for name, tensor in named_tensors(first, argument):
+            if dtypes and tensor.is_floating_point() and tensor.dtype not in dtypes:
+                wanted = " or ".join(sorted(str(d) for d in dtypes))
+                raise ValueError(
+                    f"{name} is {tensor.dtype}, the program's parameters are {wanted}: convert one, "
+                    f"x.to({next(iter(dtypes))}) or program.to({tensor.dtype})"
+                )
+        if not callable(getattr(program, "check_batch", None)):
+            continue
+        whole = first
+        if isinstance(source, TensorBatches) and transform is None:
+            if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
+                whole = source.data
+        args, kwargs = split_batch(whole)
+        program.check_batch(*args, **kwargs)
+    return first
+
+
+def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramState) -> Any:
+    """Evaluate the objective once, which builds what is lazy, and note parameters that live on no module.
+
+    :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
+    """
+    buffers = [(b, b.detach().clone()) for b in state.buffers()]
+    args, kwargs = split_batch(batch)
+    module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
+    with ParameterRecorder() as recorder:
+        if module is None:
+            objective.loss_and_grads(program.model, program.guide, *args, **kwargs)
+        else:
+            module(*args, **kwargs)
+    state.add_objective(module)
+    state.record(recorder.found)
+    with torch.no_grad():
+        for buffer, value in buffers:  # running statistics have seen this batch: it was no training step
+            buffer.copy_(value)
+    for tensor in state.trainable().values():
+        tensor.grad = None
+    return module
+
+
+def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:
+    """Leaves for the optimiser, in its order."""
+    leaves = state.trainable()
+    if not leaves:
+        raise ValueError(
+            "the program has no parameters to train: no module with parameters that require gradients, and no "
+            "pyro.param statement on the first batch"
+        )
+    if saved is None:
+        return leaves
+    return {name: leaves[name] for name in saved[1]["initial"] if name in leaves}
+
+
+def make_optimizer(optimizer: Any, leaves: dict[str, Tensor], state: ProgramState) -> Optimizer:
+    if isinstance(optimizer, Optimizer):
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not held & {id(p) for p in leaves.values()}:
+            raise ValueError("optimizer holds none of the program's parameters")
+        made = optimizer
+    elif isinstance(optimizer, pyro.optim.PyroOptim):
+        raise TypeError(
+            "optimizer must be of torch.optim, got a pyro.optim wrapper: functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    elif optimizer is None:
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in leaves.values())
+        made = torch.optim.Adam(list(leaves.values()), lr=1e-3, fused=fused or None)
+    elif callable(optimizer):
+        made = optimizer(list(leaves.values()))
+        if not isinstance(made, Optimizer):
+            raise TypeError(f"optimizer(parameters) must give a torch.optim.Optimizer, got {type(made).__name__}")
+    else:
+        raise TypeError(
+            f"optimizer must be None, a callable or a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if isinstance(made, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer LBFGS needs to evaluate the loss many times a step, which a stochastic bound does not allow"
+        )
+    return made
+
+
+def make_scheduler(make: Any, optimizer: Optimizer, interval: str) -> Any:
+    if make is None:
+        return None
+    scheduler = make(optimizer) if not hasattr(make, "step") else make
+    if not hasattr(scheduler, "step"):
+        raise TypeError(f"lr_scheduler(optimizer) must give a scheduler with step(), got {type(scheduler).__name__}")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("lr_scheduler is bound to another optimizer; give a callable, or the optimizer too")
+    if interval == "step" and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau needs an epoch's bound: lr_scheduler_interval='epoch'")
+    return scheduler
+
+
+def make_config(
+    program: Any,
+    objective: Any,
+    optimizer: Optimizer,
+    batches: Batches,
+    device: torch.device,
+    epochs: int,
+    seed: int | None,
+) -> dict[str, Any]:
+    from pyro_dgm import __version__
+
+    return {
+        "program": type(program).__name__,
+        "program_config": program.config() if callable(getattr(program, "config", None)) else None,
+        "objective": type(objective).__name__,
+        "optimizer": type(optimizer).__name__,
+        "epochs": epochs,
+        "batch_size": getattr(batches, "batch_size", None),
+        "data_length": batches.length,
+        "seed": seed,
+        "device": str(device),
+        "versions": {"pyro_dgm": __version__, "pyro": pyro.__version__, "torch": torch.__version__},
+    }
+
+
+def check_same(config: dict[str, Any], saved: dict[str, Any]) -> None:
+    for key in ("program", "objective", "optimizer", "batch_size", "data_length"):
+        if config[key] != saved[key]:
+            raise ValueError(
+                f"resume: {key} is {config[key]!r}, the checkpoint has {saved[key]!r}; the run would not go on as it "
+                "was (load_weights starts a new run from saved weights)"
+            )
+
+
+def header(run: Run, device: torch.device, asked: Any, source: Path | None) -> str:
+    count = sum(t.numel() for t in run.state.trainable().values())
+    parts = [
+        f"{type(run.program).__name__}, {count:,} parameters",
+        f"objective {type(run.objective).__name__}",
+        f"optimizer {type(run.optimizer).__name__}",
+        f"device {device}{' (auto)' if asked == 'auto' else ''}",
+    ]
+    if source is not None:
+        parts.append(f"resumed from {source} after epoch {run.epochs}")
+    return "fit: " + ", ".join(parts)
+
+
+def interrupted_message(run: Run, trainer: Trainer) -> str:
+    if run.checkpoint is None:
+        return (
+            f"interrupted after {run.epochs} epochs; no checkpoint_dir was given, so only the program has the weights"
+        )
+    return (
+        f"interrupted after {run.epochs} epochs and {trainer.steps_in_epoch} steps; "
+        f"fit(..., resume={str(run.checkpoint.parent)!r}) goes on from there"
+    )

@@ -1,0 +1,271 @@
+"""The training loop behind :func:`pyro_dgm.fit`: steps, epochs, validation, and the state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from pyro_dgm.infer.checkpoint import CheckpointFolder
+from pyro_dgm.infer.data import Batches, batch_length
+from pyro_dgm.infer.interrupt import InterruptRequest
+from pyro_dgm.infer.nonfinite import find_culprit
+from pyro_dgm.infer.progress import SilentProgress
+from pyro_dgm.infer.random_state import RandomState, forked_rng
+from pyro_dgm.infer.run import Best, Run
+from pyro_dgm.infer.step import Settings, Stepper, Totals
+from pyro_dgm.programs import split_batch
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Runs the epochs of one :class:`~pyro_dgm.infer.run.Run`.
+
+    :param run: the run to fill in, with its optimiser.
+    :param module: ``objective(model, guide)``, or ``None`` for an objective that computes gradients itself.
+    :param batches: training data.
+    :param validation: validation data or ``None``.
+    :param initial: names of the leaves that the optimiser began with, in its order.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        module: Any,
+        settings: Settings,
+        batches: Batches,
+        validation: Batches | None,
+        initial: list[str],
+        callbacks: list[Any],
+        folder: CheckpointFolder | None,
+        progress: SilentProgress,
+    ) -> None:
+        self.run, self.settings, self.batches, self.validation = run, settings, batches, validation
+        self.callbacks, self.folder, self.progress = callbacks, folder, progress
+        self.stepper = Stepper(run, module, settings, progress)
+        self.initial = initial
+        self.best_saved = -float("inf")
+        self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
+        self._middle: RandomState | None = None
+        self.interrupt = InterruptRequest()
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Steps done of an epoch that is not finished."""
+        return 0 if self._epoch_start is None else self.stepper.totals.steps
+
+    # The run
+
+    def train(self) -> None:
+        """Run to the last epoch, an early stop or an interruption."""
+        run = self.run
+        self._notify("on_fit_start")
+        with self.interrupt:
+            while run.epochs < self.settings.epochs and not run.stop_reason and not run.interrupted:
+                self._epoch()
+        if not run.interrupted:
+            self._notify("on_fit_end")
+
+    def _epoch(self) -> None:
+        run = self.run
+        batches = self._start_epoch()
+        totals = self.stepper.totals
+        clock = time.perf_counter()
+        for batch in batches:
+            self.stepper.step(batch)
+            if self.settings.step_scheduler_each == "step":
+                self._step_scheduler(0.0)
+            if self.interrupt.requested:
+                break
+        self.stepper.flush()
+        totals.seconds += time.perf_counter() - clock
+        if self.interrupt.requested and totals.steps != self.batches.num_batches:
+            run.interrupted = True
+            self._save(f"epoch-{run.epochs:06d}-step-{totals.steps:06d}", best=False)
+            return
+        if totals.steps == 0:
+            raise ValueError("data gave no batch in an epoch")
+        self._end_epoch()
+
+    def _start_epoch(self) -> Iterator[Any]:
+        """The batches still to come in this epoch; a run resumed in its middle first passes by those that were done."""
+        if self._epoch_start is None:
+            self.stepper.totals = Totals(learning_rate=float(self.stepper.optimizer.param_groups[0]["lr"]))
+            self._epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
+        batches = self.batches.epoch()
+        if self._middle is not None:
+            for _ in range(self.stepper.totals.steps):
+                next(batches)
+            self._middle.restore(self.run.device)
+            self._middle = None
+        return self._transformed(batches)
+
+    def _transformed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        transform = self.settings.transform
+        return batches if transform is None else (transform(batch) for batch in batches)
+
+    def _end_epoch(self) -> None:
+        run, totals = self.run, self.stepper.totals
+        bound = self._validate() if self.validation is not None else None
+        run.history["train"].append(totals.bound)
+        if bound is not None:
+            run.history["validation"].append(bound)
+        run.history["gradient_norm"].append(totals.norm / totals.steps)
+        run.history["learning_rate"].append(totals.learning_rate)
+        run.history["seconds"].append(totals.seconds)
+        run.epochs += 1
+        monitored = run.history[run.monitor][-1]
+        if monitored > (-float("inf") if run.best is None else run.best.bound):
+            run.best = Best(run.epochs, monitored)
+        if self.settings.step_scheduler_each == "epoch":
+            self._step_scheduler(monitored)
+        self.progress.epoch(run.epochs, totals.bound, bound)
+        self._epoch_start = None
+        self._notify("on_epoch_end")
+        last = run.epochs >= self.settings.epochs or bool(run.stop_reason) or self.interrupt.requested
+        if last or run.epochs % self.settings.checkpoint_every == 0:
+            best = monitored > self.best_saved
+            self.best_saved = max(self.best_saved, monitored)
+            self._save(f"epoch-{run.epochs:06d}", best)
+        if self.interrupt.requested and run.epochs < self.settings.epochs and not run.stop_reason:
+            run.interrupted = True
+
+    def _step_scheduler(self, bound: float) -> None:
+        scheduler = self.run.scheduler
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(bound if scheduler.mode == "max" else -bound)
+        elif scheduler is not None:
+            scheduler.step()
+
+    def _notify(self, event: str) -> None:
+        for callback in self.callbacks:
+            if hasattr(callback, event):
+                getattr(callback, event)(self.run)
+
+    # Validation
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        assert self.validation is not None
+        run, settings = self.run, self.settings
+        objective = settings.validation_objective or run.objective
+        transform = settings.validation_transform or settings.transform
+        pair = run.program.model, run.program.guide
+        evaluate = partial(objective.loss, *pair) if hasattr(objective, "loss") else objective(*pair)
+        loss, data = 0.0, 0
+        order = self.validation.state_dict()
+        with forked_rng(run.device, validation_seed(settings.base_seed)), _evaluation_mode(run.state.roots.values()):
+            for batch in self.validation.epoch():
+                batch = batch if transform is None else transform(batch)
+                args, kwargs = split_batch(batch)
+                before = torch.get_rng_state()
+                value = evaluate(*args, **kwargs)
+                value = float(value[0] if isinstance(value, tuple) else value)
+                if value != value:
+                    self._warn_of_nan(objective, batch, before)
+                length = batch_length(batch)
+                loss += value * length / (settings.num_data or length)
+                data += length
+        self.validation.load_state_dict(order)
+        return -loss / data
+
+    def _warn_of_nan(self, objective: Any, batch: Any, before: torch.Tensor) -> None:
+        """A NaN in validation spoils no weights, so that training goes on; it is said where it came from."""
+        args, kwargs = split_batch(batch)
+
+        def call(objective: Any, model: Any, guide: Any) -> Any:
+            evaluate = partial(objective.loss, model, guide) if hasattr(objective, "loss") else objective(model, guide)
+            return evaluate(*args, **kwargs)
+
+        torch.set_rng_state(before)
+        culprit = find_culprit(objective, self.run.program, batch, call, self.run.state.trainable())
+        text = "; ".join(culprit.findings) or "no site is at fault"
+        warnings.warn(
+            f"validation: the bound of epoch {self.run.epochs + 1} is NaN: {text}", RuntimeWarning, stacklevel=2
+        )
+
+    # Stopping and going on
+
+    def _save(self, name: str, best: bool) -> None:
+        if self.folder is None:
+            return
+        run = self.run
+        run.checkpoint = self.folder.save(run.state, self.training_state(), {**run.config, **run.record()}, name, best)
+        run.best_checkpoint = self.folder.pointer("best")
+
+    def training_state(self) -> dict[str, Any]:
+        """All that going on needs beside weights and history, for ``torch.load(weights_only=True)``."""
+        run, now = self.run, RandomState.capture(self.run.device)
+        start, order = self._epoch_start or (now, self.batches.state_dict())
+        return {
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
+            "initial": self.initial,
+            "late": self.stepper.late,
+            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else {} for c in self.callbacks],
+            "objective": run.objective.state_dict() if _keeps_state(run.objective) else {},
+            "extras": run.state.extras(),
+            "rng": now.state_dict(),
+            "epoch_start": [start.state_dict(), order],
+            "totals": None if self._epoch_start is None else vars(self.stepper.totals),
+            "base_seed": self.settings.base_seed,
+            "best_saved": self.best_saved,
+        }
+
+    def load_training_state(self, training: dict[str, Any]) -> None:
+        """Undo :meth:`training_state`; weights and history are back already."""
+        run = self.run
+        for name in training["late"]:
+            self.stepper.add_late(name, run.state.named_tensors()[name])
+        self.stepper.optimizer.load_state_dict(training["optimizer"])
+        if run.scheduler is not None and training["scheduler"] is not None:
+            run.scheduler.load_state_dict(training["scheduler"])
+        if len(training["callbacks"]) != len(self.callbacks):
+            raise ValueError(
+                f"the checkpoint was made with {len(training['callbacks'])} callbacks (early stopping is one), "
+                f"this fit has {len(self.callbacks)}"
+            )
+        for callback, state in zip(self.callbacks, training["callbacks"], strict=True):
+            if hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(state)
+        if _keeps_state(run.objective):
+            run.objective.load_state_dict(training["objective"])
+        self.best_saved = training["best_saved"]
+        start, order = training["epoch_start"]
+        self.batches.load_state_dict(order)
+        now = RandomState.from_state_dict(training["rng"])
+        if training["totals"] is None:
+            now.restore(run.device)
+            return
+        self.stepper.totals = Totals(**training["totals"])
+        self._epoch_start = (RandomState.from_state_dict(start), order)
+        self._epoch_start[0].restore(run.device)  # the epoch's order is drawn again, then `_middle` is restored
+        self._middle = now
+
+
+def validation_seed(base_seed: int) -> int:
+    """Seed of every validation: the same numbers each epoch, and none of those that training draws."""
+    return base_seed + 2
+
+
+@contextmanager
+def _evaluation_mode(roots: Any) -> Iterator[None]:
+    modes = [(m, m.training) for root in roots for m in root.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _keeps_state(objective: Any) -> bool:
+    # A module's tensors are among the weights already.
+    return not isinstance(objective, torch.nn.Module) and hasattr(objective, "state_dict")

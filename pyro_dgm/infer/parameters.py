@@ -1,0 +1,182 @@
+"""Which tensors a program trains, and everything of it that a checkpoint must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_dgm.programs import owner_modules
+
+__all__ = ["ParameterRecorder", "ProgramState", "local_store", "module_roots"]
+
+STORE_PREFIX = "param_store."
+OBJECTIVE_PREFIX = "objective."
+
+
+def module_roots(program: Any) -> dict[str, nn.Module]:
+    """The modules that hold a program's parameters, by the prefix of their names (``""`` for the program itself)."""
+    roots: dict[str, nn.Module] = {}
+    known: set[int] = set()
+
+    def add(prefix: str, module: nn.Module) -> None:
+        if id(module) not in known:
+            roots[prefix] = module
+            known.update(id(m) for m in module.modules())
+
+    if isinstance(program, nn.Module):
+        add("", program)
+    for role in ("model", "guide"):
+        for module in owner_modules(getattr(program, role)):
+            add(f"{role}.", module)
+    return roots
+
+
+class ParameterRecorder(Messenger):
+    """Collect the unconstrained leaves behind each ``param`` message, by name, as ``pyro.infer.SVI`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value = msg["value"]
+        # A module-local parameter is announced by Pyro without `unconstrained`: it is its own leaf.
+        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        if leaf is not None and leaf.is_leaf:
+            self.found[msg["name"]] = leaf
+
+
+@contextmanager
+def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Take out of the global param store, at the end, what Pyro put there for parameters that live on modules.
+
+    Outside ``module_local_params`` a ``PyroModule`` registers its parameters by class name, and the next object of
+    that class would silently take them over.  They stay on their modules; names that were there before stay too.
+    """
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        owned = {id(p) for module in roots.values() for p in module.parameters()}
+        for name, leaf in list(store.named_parameters()):
+            if name not in before and id(leaf) in owned:
+                del store[name]
+
+
+class ProgramState:
+    """Every persistent tensor of a program and its objective, each once, by name.
+
+    :param program: the program.
+    :param objective: the objective, for the parameters it may have itself.
+    """
+
+    def __init__(self, program: Any, objective: Any = None) -> None:
+        self.roots = module_roots(program)
+        self._objective_modules: list[nn.Module] = []
+        self.add_objective(objective)
+        #: leaves found by param messages, on no module
+        self.store: dict[str, Tensor] = {}
+        self._known: set[int] = set()
+
+    def add_objective(self, module: Any) -> None:
+        """Count a module of the objective's (what ``objective(model, guide)`` made) among those that are trained."""
+        if isinstance(module, nn.Module) and all(module is not m for m in self._objective_modules):
+            self._objective_modules.append(module)
+
+    def record(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take in what a :class:`ParameterRecorder` found; gives back the leaves that are new, by name."""
+        if all(id(leaf) in self._known for leaf in found.values()):
+            return {}  # the common case in a training step must not walk the modules
+        owned = {id(p) for _, p in self._module_tensors()}
+        new = {}
+        for name, leaf in found.items():
+            if id(leaf) not in owned and self.store.get(name) is not leaf:
+                self.store[name] = leaf
+                new[STORE_PREFIX + name] = leaf
+        # Ids of live tensors only: one that was replaced in the store may give its id to a new one.
+        self._known = owned | {id(leaf) for leaf in self.store.values()}
+        return new
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers; a tensor under two names is given under the first."""
+        out: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in (*self._module_tensors(), *((STORE_PREFIX + k, v) for k, v in self.store.items())):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                out[name] = tensor
+        return out
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The leaves to optimise, by name."""
+        return {name: t for name, t in self.named_tensors().items() if t.requires_grad and t.is_leaf}
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of all modules, those that are not persistent too."""
+        modules = [*self.roots.values(), *self._objective_modules]
+        return list({id(b): b for m in modules for b in m.buffers()}.values())
+
+    def extras(self) -> dict[str, Any]:
+        """What modules keep by ``get_extra_state``, which is no tensor."""
+        return {
+            prefix + key: value
+            for prefix, module in self._prefixed()
+            for key, value in module.state_dict(keep_vars=True).items()
+            if key.endswith("_extra_state")
+        }
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of :meth:`named_tensors`, on their devices."""
+        return {name: t.detach().clone() for name, t in self.named_tensors().items()}
+
+    def load(self, values: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None) -> None:
+        """Copy values in place, so that optimisers and closures keep their tensors.
+
+        :raises ValueError: if the names or the shapes differ.
+        """
+        own = self.named_tensors()
+        missing, unknown = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
+        store = dict(pyro.get_param_store().named_parameters())
+        for name in list(unknown):
+            # A parameter that shows up late in training is not in the first trace, but may exist already.
+            key = name.removeprefix(STORE_PREFIX)
+            if name.startswith(STORE_PREFIX) and key in store:
+                self.store[key] = own[name] = store[key]
+                unknown.remove(name)
+        if missing or unknown:
+            raise ValueError(
+                f"the saved weights are of another program: not saved {missing[:5]}, not in the program {unknown[:5]}"
+                " (an AutoGuide's parameters exist once it has been called; so do those of pyro.param)"
+            )
+        for name, value in values.items():
+            if own[name].shape != value.shape:
+                raise ValueError(
+                    f"saved {name!r} has shape {tuple(value.shape)}, the program's {tuple(own[name].shape)}"
+                )
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+        for prefix, module in self._prefixed():
+            mine = {k.removeprefix(prefix): v for k, v in (extras or {}).items() if k.startswith(prefix)}
+            keys = module.state_dict(keep_vars=True).keys()
+            mine = {k: v for k, v in mine.items() if k in keys}
+            if mine:
+                module.load_state_dict(mine, strict=False)
+
+    def _prefixed(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from self.roots.items()
+        for module in self._objective_modules:
+            yield OBJECTIVE_PREFIX, module
+
+    def _module_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, module in self._prefixed():
+            for key, value in module.state_dict(keep_vars=True).items():
+                if isinstance(value, Tensor) and not key.endswith("_extra_state"):
+                    yield prefix + key, value
