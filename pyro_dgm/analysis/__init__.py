@@ -1,0 +1,41 @@
+"""Analysis of programs and of what inference gives: ArviZ conversion, estimator comparison, likelihood estimates.
+
+Nothing heavy (ArviZ, pandas, matplotlib) is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "Comparison": "comparison",
+    "LogLikelihood": "likelihood",
+    "compare_elbos": "compare",
+    "log_likelihood": "likelihood",
+    "to_arviz": "convert",
+}
+
+__all__ = ["Comparison", "LogLikelihood", "arviz_adapter", "compare_elbos", "log_likelihood", "to_arviz"]
+
+if TYPE_CHECKING:
+    from pyro_dgm.analysis import arviz_adapter
+    from pyro_dgm.analysis.compare import compare_elbos
+    from pyro_dgm.analysis.comparison import Comparison
+    from pyro_dgm.analysis.convert import to_arviz
+    from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"pyro_dgm.analysis.{_NAMES[name]}"), name)
+    elif name == "arviz_adapter":
+        value = importlib.import_module("pyro_dgm.analysis.arviz_adapter")
+    else:
+        raise AttributeError(f"module 'pyro_dgm.analysis' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
