@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--num-particles", type=int, default=1)
     parser.add_argument("--hidden", type=int, nargs="+", default=[400, 400])
     parser.add_argument("--latent-dim", type=int, default=20)
-    parser.add_argument("--activation", choices=["ReLU", "Tanh", "SiLU"], default="Tanh")
+    parser.add_argument("--activation", choices=["ReLU", "Tanh", "SiLU"], default="ReLU")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--patience", type=int, default=20, help="epochs without a better validation bound")
     parser.add_argument("--batch-size", type=int, default=100)

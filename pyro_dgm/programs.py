@@ -7,11 +7,39 @@ what it is given.  This file imports Pyro and torch only, so every room of the l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-__all__ = ["Program", "ProgramLike", "as_program", "owner_modules", "program", "split_batch"]
+__all__ = [
+    "Program",
+    "ProgramLike",
+    "announcing",
+    "as_program",
+    "owner_modules",
+    "parameters_announced",
+    "program",
+    "split_batch",
+]
+
+_announced: ContextVar[bool] = ContextVar("parameters_announced", default=True)
+
+
+def parameters_announced() -> bool:
+    """Whether a family should send a ``param`` message for each of its parameters."""
+    return _announced.get()
+
+
+@contextmanager
+def announcing(wanted: bool) -> Iterator[None]:
+    """Say inside whether anybody listens to ``param`` messages: for a small network they cost as much as its layers."""
+    token = _announced.set(wanted)
+    try:
+        yield
+    finally:
+        _announced.reset(token)
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_dgm.programs import parameters_announced
+
 __all__ = ["Family", "program_method"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +39,7 @@ def program_method(fn: F) -> F:
 
 def _announce_parameters(module: torch.nn.Module) -> None:
     # Pyro's own announcement of module-local parameters lacks `unconstrained`, which SVI.step calls.
-    if not _PYRO_STACK:
+    if not _PYRO_STACK or not parameters_announced():
         return
     for name, parameter in module.named_parameters():
         # The id keeps two modules of one class apart: a trace drops the second of two params of one name.

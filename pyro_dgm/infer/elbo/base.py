@@ -10,12 +10,13 @@ import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.elbo import ELBOModule
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
-from pyro_dgm.programs import owner_modules
+from pyro_dgm.programs import announcing, owner_modules
 
 __all__ = ["Objective", "ObjectiveModule"]
 
@@ -132,7 +133,9 @@ class Objective(PyroELBO):
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
-        particles = self.particles(model, guide, args, kwargs, grad=grad)
+        # Handlers around the objective (SVI's, a recorder's) hear of parameters; the objective does not need to.
+        with announcing(bool(_PYRO_STACK)):
+            particles = self.particles(model, guide, args, kwargs, grad=grad)
         bound = self.bound_of(particles)
         loss = -(particles.outer_scale * bound.sum())
         return loss, -self.surrogate_of(particles, bound) if grad else None

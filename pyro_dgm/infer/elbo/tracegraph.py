@@ -19,7 +19,7 @@ __all__ = ["TraceGraphELBO"]
 class TraceGraphELBO(Objective):
     r"""The ELBO whose score-function sites are charged only with the costs downstream of them.
 
-    .. math:: \nabla_\phi L = E\Bigl[\nabla_\phi \textstyle\sum_c c +
+    .. math:: \nabla_\phi L = E\Bigl[\nabla_\phi \sum_c c +
               \sum_{i \notin \mathrm{rep}} \nabla_\phi \log q(z_i) \big(\sum_{c \succ i} c - b_i\big)\Bigr]
 
     Pyro's ``TraceGraph_ELBO`` (dependence is found by tracking provenance, baselines :math:`b_i` come from
