@@ -213,13 +213,14 @@ def from_netcdf(path: str | os.PathLike[str]) -> Any:
     source = os.path.abspath(os.fspath(path))
     if not os.path.exists(source):
         raise FileNotFoundError(f"path: there is no file {source}")
+    # Xarray leaves a warning filter behind when it reads.
     if is_data_tree():
         import xarray
 
-        with xarray.open_datatree(source, engine="h5netcdf") as tree:
+        with warnings.catch_warnings(), xarray.open_datatree(source, engine="h5netcdf") as tree:
             return tree.load()
     az = _arviz()
-    with az.rc_context({"data.load": "eager"}):
+    with warnings.catch_warnings(), az.rc_context({"data.load": "eager"}):
         return az.from_netcdf(source, engine="h5netcdf")
 
 

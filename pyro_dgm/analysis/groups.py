@@ -15,13 +15,13 @@ from pyro_dgm.analysis import arviz_adapter
 from pyro_dgm.analysis.replay import (
     Layout,
     Site,
-    evaluation_mode,
     log_prob,
     map_draws,
     read_layout,
     run,
     to_numpy,
 )
+from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.analysis.replay import evaluation_mode
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, probe
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.programs import as_program, split_batch
 

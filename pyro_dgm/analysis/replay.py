@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_dgm.infer.parameters import local_store
-from pyro_dgm.programs import owner_modules
-
-__all__ = ["Layout", "Site", "evaluation_mode", "map_draws", "read_layout", "run", "to_numpy"]
+__all__ = ["Layout", "Site", "map_draws", "read_layout", "run", "to_numpy"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -218,21 +215,3 @@ def to_numpy(value: Any) -> np.ndarray:
             value = value.float()
         return value.cpu().resolve_conj().resolve_neg().numpy()
     return np.asarray(value)
-
-
-@contextlib.contextmanager
-def evaluation_mode(*callables: Any) -> Iterator[None]:
-    """Modules behind ``callables`` in ``eval()`` mode inside (no dropout, running statistics left alone).
-
-    Parameters that live on them are kept out of Pyro's global store.
-    """
-    owners = {str(i): owner for i, owner in enumerate(m for fn in callables for m in owner_modules(fn))}
-    training = [m for owner in owners.values() for m in owner.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        with local_store(owners):
-            yield
-    finally:
-        for module in training:
-            module.training = True

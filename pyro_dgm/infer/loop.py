@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.data import Batches, batch_length
 from pyro_dgm.infer.interrupt import InterruptRequest
 from pyro_dgm.infer.nonfinite import find_culprit
+from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.progress import SilentProgress
 from pyro_dgm.infer.random_state import RandomState, forked_rng
 from pyro_dgm.infer.run import Best, Run
@@ -160,7 +160,7 @@ class Trainer:
         evaluate = partial(objective.loss, *pair) if hasattr(objective, "loss") else objective(*pair)
         loss, data = 0.0, 0
         order = self.validation.state_dict()
-        with forked_rng(run.device, validation_seed(settings.base_seed)), _evaluation_mode(run.state.roots.values()):
+        with forked_rng(run.device, validation_seed(settings.base_seed)), evaluation_mode(*run.state.roots.values()):
             for batch in self.validation.epoch():
                 batch = batch if transform is None else transform(batch)
                 args, kwargs = split_batch(batch)
@@ -254,16 +254,7 @@ def validation_seed(base_seed: int) -> int:
     return base_seed + 2
 
 
-@contextmanager
-def _evaluation_mode(roots: Any) -> Iterator[None]:
-    modes = [(m, m.training) for root in roots for m in root.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+
 
 
 def _keeps_state(objective: Any) -> bool:

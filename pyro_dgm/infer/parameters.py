@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["ParameterRecorder", "ProgramState", "local_store", "module_roots"]
+__all__ = ["ParameterRecorder", "ProgramState", "evaluation_mode", "local_store", "module_roots"]
 
 STORE_PREFIX = "param_store."
 OBJECTIVE_PREFIX = "objective."
@@ -68,6 +68,25 @@ def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
         for name, leaf in list(store.named_parameters()):
             if name not in before and id(leaf) in owned:
                 del store[name]
+
+
+@contextmanager
+def evaluation_mode(*objects: Any) -> Iterator[None]:
+    """Modules behind objects and callables in ``eval()`` mode inside: no dropout, running statistics left alone.
+
+    Parameters that live on them are kept out of Pyro's global store (:func:`local_store`).
+    """
+    found = [owner for obj in objects if obj is not None for owner in owner_modules(obj)]
+    owners = {str(i): owner for i, owner in enumerate(dict.fromkeys(found))}
+    training = list(dict.fromkeys(m for owner in owners.values() for m in owner.modules() if m.training))
+    try:
+        for module in training:
+            module.training = False
+        with local_store(owners):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class ProgramState:

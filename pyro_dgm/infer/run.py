@@ -81,7 +81,7 @@ class Run:
     def save(self, directory: str | Path) -> Path:
         """Write ``weights.safetensors`` and ``config.json`` (configuration and history) into a folder.
 
-        Read them back with :func:`pyro_dgm.infer.checkpoint.load_weights`.
+        Read them back with :func:`pyro_dgm.infer.load_weights`.
 
         :returns: the folder.
         """

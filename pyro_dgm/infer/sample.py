@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -15,10 +15,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
-from pyro_dgm.infer.mcmc.initial import device_of, seeded
+from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
+from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.programs import owner_modules, split_batch
+from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.programs import split_batch
 
 __all__ = ["sample_posterior"]
 
@@ -74,7 +76,7 @@ def sample_posterior(
     check = getattr(program_or_model, "check_batch", None)
     if callable(check):
         check(*args, **kwargs)
-    with _evaluation_mode(program_or_model, model, guide):
+    with evaluation_mode(program_or_model, model, guide):
         if isinstance(method, Kernel) or (isinstance(method, str) and method in KERNELS):
             kernel = method.with_model(model) if isinstance(method, Kernel) else KERNELS[method](model)
             mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains, seed=seed, progress=progress)
@@ -106,20 +108,6 @@ def _model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] |
     raise TypeError(f"program_or_model must have .model (and .guide), or be a Pyro model, got {type(obj).__name__}")
 
 
-@contextmanager
-def _evaluation_mode(*objects: Any) -> Iterator[None]:
-    """Modules behind a program in evaluation mode: dropout would give no density, batch statistics another program."""
-    owners = (owner for obj in objects if obj is not None for owner in owner_modules(obj))
-    training = list(dict.fromkeys(m for owner in owners for m in owner.modules() if m.training))
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _from_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -135,7 +123,7 @@ def _from_guide(
         torch.no_grad(),
         poutine.block(),
         pyro.validation_enabled(False),
-        nullcontext() if seed is None else seeded(seed, device),
+        nullcontext() if seed is None else forked_rng(device, seed),
     ):
         # The first run builds a lazy guide, and shows what there is to draw.
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

@@ -20,7 +20,7 @@ class TraceGraphELBO(Objective):
     r"""The ELBO whose score-function sites are charged only with the costs downstream of them.
 
     .. math:: \nabla_\phi L = E\Bigl[\nabla_\phi \sum_c c +
-              \sum_{i \notin \mathrm{rep}} \nabla_\phi \log q(z_i) \big(\sum_{c \succ i} c - b_i\big)\Bigr]
+              \sum_{i \notin \mathrm{rep}} \nabla_\phi \log q(z_i) \bigl(\sum_{c \succ i} c - b_i\bigr)\Bigr]
 
     Pyro's ``TraceGraph_ELBO`` (dependence is found by tracking provenance, baselines :math:`b_i` come from
     ``infer={"baseline": {...}}``), with ``differentiable_loss`` and ``bound``, which Pyro's lacks.  For programs with

@@ -15,8 +15,9 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.adaptation import Warmup
-from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator, seeded
+from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
 from pyro_dgm.infer.mcmc.potential import FunctionPotential, ModelPotential, Position, Potential
+from pyro_dgm.infer.random_state import forked_rng
 
 __all__ = ["Info", "Kernel", "KernelState"]
 
@@ -173,7 +174,7 @@ class Kernel(MCMCKernel):
         """Bind to data, find initial values, and give the first state; all randomness follows ``seed``."""
         device = device_of(self.model, args, kwargs, params)
         generator = new_generator(seed, device)
-        with seeded(seed, device):
+        with forked_rng(device, seed):
             self.condition(*args, **kwargs)
             params = initial_position(self.potential, self.init_strategy, num_chains, generator, params)
         return self.init(params, generator)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -17,7 +16,7 @@ from pyro_dgm.infer.mcmc.potential import ModelPotential, Position, Potential
 from pyro_dgm.infer.mcmc.sites import latent_sites
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["device_of", "initial_position", "new_generator", "seeded"]
+__all__ = ["device_of", "initial_position", "new_generator"]
 
 MAX_TRIES = 100
 
@@ -38,18 +37,6 @@ def device_of(
 def new_generator(seed: int, device: torch.device) -> torch.Generator:
     """A generator of its own on a device."""
     return torch.Generator(device=device).manual_seed(seed)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators (the CPU's and the device's) inside, and restore them after."""
-    cuda = [torch.device(device)] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for d in cuda:
-            with torch.cuda.device(d):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def initial_position(
