@@ -1,0 +1,247 @@
+"""``pyro-dgm fit``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_dgm.cli.errors import INTERRUPTED, CommandFailed, UsageError, guarded
+
+__all__ = ["fit"]
+
+
+@guarded
+def fit(
+    ctx: typer.Context,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write. [default: runs/DATASET-OBJECTIVE]"),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, binarized_mnist, ...; a wrong name lists all.")
+    ] = "digits",
+    binarize: Annotated[
+        str | None,
+        typer.Option(
+            help="threshold, stochastic (one fixed draw), dynamic (training pixels drawn anew for each batch) or none. "
+            "By default threshold for digits and dynamic for mnist under a Bernoulli likelihood, else none."
+        ),
+    ] = None,
+    num_validation: Annotated[int | None, typer.Option(min=0, help="Images set aside for validation.")] = None,
+    family: Annotated[str, typer.Option(help="VAE, LinearGaussian, ...; a wrong name lists all.")] = "VAE",
+    latent_dim: Annotated[int | None, typer.Option(min=1, help="Latent dimensions.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden widths, as 200,200.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="bernoulli or gaussian.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other argument of the family (JSON); repeatable."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="ELBO, 'IWAE(16)', 'RenyiELBO(alpha=0.5)', ...; a wrong name lists all.")
+    ] = "ELBO",
+    num_particles: Annotated[int | None, typer.Option(min=1, help="Particles of the objective.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data in all.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Data a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order of data and noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
+    test_particles: Annotated[
+        int, typer.Option(min=0, help="Particles of the bound on the test data at the end; 0 leaves it out.")
+    ] = 100,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder; only --epochs may be given along.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Fit a program to a data set under an objective.
+
+    Writes to the output folder: weights.safetensors and config.json (which together rebuild the program), and
+    checkpoints/, from which an interrupted run goes on exactly where it was.
+
+    **Examples**
+
+    - `pyro-dgm fit --objective 'IWAE(16)' --epochs 200 --output runs/iwae`
+    - `pyro-dgm fit --dataset mnist --binarize dynamic --latent-dim 20 --set network=conv`
+
+    - `pyro-dgm fit --family LinearGaussian --latent-dim 5 --set guide_covariance=full`
+    - `pyro-dgm fit --resume runs/iwae --epochs 400`
+
+    **Exit codes**: 0 done; 1 loss not finite, or data missing; 2 bad usage; 130 interrupted (it says how to
+    resume)
+    """
+    from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
+
+    if resume is not None:
+        _only_epochs(ctx)
+        asked, _ = read_settings(resume)
+        if "epochs" in _given(ctx):
+            asked = replace(asked, epochs=epochs)
+        _run(asked, resume, resuming=True, quiet=quiet)
+        return
+    if test_particles == 1:
+        raise UsageError("--test-particles must be 0, or at least 2 (a standard error needs two)")
+    if not lr > 0:
+        raise UsageError(f"--lr must be positive, got {lr}")
+    asked = FitSettings(
+        dataset=dataset, binarize=binarize, num_validation=num_validation, family=family, objective=objective,
+        num_particles=num_particles, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device,
+        checkpoint_every=checkpoint_every, test_particles=test_particles,
+    )  # fmt: skip
+    asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
+    folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
+    if (folder / CONFIG).exists():
+        raise UsageError(
+            f"{folder} holds a run already: go on with it (pyro-dgm fit --resume {shlex.quote(str(folder))}), or give "
+            "another --output"
+        )
+    _run(asked, folder, resuming=False, quiet=quiet)
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Names of the options that stand on the command line."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _only_epochs(ctx: typer.Context) -> None:
+    others = sorted(_given(ctx) - {"resume", "epochs", "quiet"})
+    if others:
+        names = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise UsageError(f"--resume goes on with the settings that the run has; it cannot be given with {names}")
+
+
+def _family_options(
+    latent_dim: int | None, hidden: str | None, likelihood: str | None, more: list[str]
+) -> dict[str, Any]:
+    from pyro_dgm.cli.specs import parse_settings
+
+    options: dict[str, Any] = {}
+    if latent_dim is not None:
+        options["latent_dim"] = latent_dim
+    if hidden is not None:
+        try:
+            options["hidden"] = [int(width) for width in hidden.split(",") if width]
+        except ValueError as error:
+            raise UsageError(f"--hidden: {hidden!r} is no list of widths such as 200,200") from error
+    if likelihood is not None:
+        options["likelihood"] = likelihood
+    for key, value in parse_settings(more).items():
+        if key in options:
+            raise UsageError(f"--set {key}=... and the option of that name are both given")
+        options[key] = value
+    return options
+
+
+def _default_binarization(dataset: str, likelihood: Any) -> str | None:
+    name = likelihood["name"] if isinstance(likelihood, dict) else likelihood
+    return {"digits": "threshold", "mnist": "dynamic"}.get(dataset) if name == "bernoulli" else None
+
+
+def _run(asked: Any, folder: Path, resuming: bool, quiet: bool) -> None:
+    import functools
+    import inspect
+
+    import torch
+
+    import pyro_dgm
+    from pyro_dgm.cli.build import build_family, family_arguments, is_flat
+    from pyro_dgm.cli.data import load_data
+    from pyro_dgm.cli.errors import bad_usage_if_raised
+    from pyro_dgm.cli.fitted import CHECKPOINTS, save_fitted, write_settings
+    from pyro_dgm.cli.specs import parse_objective
+    from pyro_dgm.cli.terminal import console
+
+    out = console()
+    objective = parse_objective(asked.objective, asked.num_particles)
+    with bad_usage_if_raised("--device"):
+        _check_device(asked.device)
+    flat = is_flat(asked.family)
+    if not resuming and asked.binarize is None:
+        default = inspect.signature(pyro_dgm.models.FAMILIES[asked.family].__init__).parameters.get("likelihood")
+        asked.binarize = _default_binarization(
+            asked.dataset, asked.family_arguments.get("likelihood", default.default if default is not None else None)
+        )
+    data = load_data(asked.dataset, asked.binarize, num_validation=asked.num_validation, flat=flat)
+    if not resuming:
+        asked.family_arguments = family_arguments(asked.family, data.event_shape, asked.family_arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(asked.seed)
+        program = build_family(asked.family, asked.family_arguments)
+    with bad_usage_if_raised("the data do not fit the family"):
+        program.check_batch(data.train if data.transform is None else data.transform(data.train[:1000]))
+    asked.family_arguments = program.config()
+    write_settings(asked, folder)
+    out.print(f"{data.note}; train {len(data.train)}, validation {_count(data.validation)}, test {len(data.test)}")
+    run = pyro_dgm.fit(
+        program,
+        data.train,
+        objective=objective,
+        optimizer=functools.partial(torch.optim.Adam, lr=asked.lr),
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        transform=data.transform,
+        validation=data.validation,
+        seed=asked.seed,
+        device=asked.device,
+        progress=not quiet,
+        checkpoint_dir=folder / CHECKPOINTS,
+        checkpoint_every=asked.checkpoint_every,
+        resume=resuming or None,
+    )
+    if run.interrupted:
+        command = f"pyro-dgm fit --resume {shlex.quote(str(folder))}"
+        raise CommandFailed(
+            f"interrupted after {run.epochs} of {asked.epochs} epochs; go on with: {command}", INTERRUPTED
+        )
+    save_fitted(run, asked, folder, **_report(run, data, objective, asked, out))
+    out.print(f"wrote {folder}/weights.safetensors and {folder}/config.json")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device != "auto":
+        try:
+            torch.empty(0, device=torch.device(device))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"{device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+
+
+def _count(x: Any) -> int:
+    return 0 if x is None else len(x)
+
+
+def _report(run: Any, data: Any, objective: Any, asked: Any, out: Any) -> dict[str, Any]:
+    """Print the bounds, and give what is written beside them."""
+    from pyro_dgm.analysis import log_likelihood
+    from pyro_dgm.cli.terminal import working
+
+    for part in ("train", "validation"):
+        if run.history[part]:
+            out.print(f"{part} bound of {objective!r}, epoch {run.epochs}: {run.history[part][-1]:.3f} nats per datum")
+    if not asked.test_particles:
+        return {}
+    k = asked.test_particles
+    test = data.test.to(run.device)
+    with working(out, f"bound on {len(test)} test data with {k} particles"):
+        found = log_likelihood(run.program, test, num_particles=k, seed=asked.seed)
+    out.print(
+        f"test: IWAE-{k} bound {found.mean:.3f} nats per datum (standard error {found.mean_standard_error:.3f} Monte "
+        f"Carlo, {found.data_standard_error:.3f} over data; {data.note})"
+    )
+    return {
+        "test": {
+            "method": "iwae",
+            "num_particles": k,
+            "bound": found.mean,
+            "monte_carlo_standard_error": found.mean_standard_error,
+            "data_standard_error": found.data_standard_error,
+            "num_data": len(test),
+            "data": data.note,
+        }
+    }

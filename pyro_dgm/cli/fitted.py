@@ -1,0 +1,120 @@
+"""The folder that a fit leaves behind: weights, a configuration that rebuilds the program, and the data's name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pyro_dgm.cli.build import build_family, is_flat
+from pyro_dgm.cli.data import Data, load_data
+from pyro_dgm.cli.errors import UsageError
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "FitSettings",
+    "Fitted",
+    "load_fitted",
+    "read_settings",
+    "save_fitted",
+    "write_settings",
+]
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class FitSettings:
+    """All that ``pyro-dgm fit`` was asked for: with these it can go on, and its data can be loaded again."""
+
+    dataset: str = "digits"
+    binarize: str | None = None
+    num_validation: int | None = None
+    family: str = "VAE"
+    family_arguments: dict[str, Any] = field(default_factory=dict)
+    objective: str = "ELBO"
+    num_particles: int | None = None
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = 1
+    test_particles: int = 100
+
+    def data(self) -> Data:
+        """The data, loaded again as they were."""
+        return load_data(self.dataset, self.binarize, num_validation=self.num_validation, flat=is_flat(self.family))
+
+
+@dataclass
+class Fitted:
+    """A fitted program with its settings and data."""
+
+    directory: Path
+    program: Any
+    settings: FitSettings
+    config: dict[str, Any]
+    data: Data
+
+
+def save_fitted(run: Any, settings: FitSettings, directory: Path, **more: Any) -> None:
+    """Write ``weights.safetensors`` and ``config.json``."""
+    from pyro_dgm.infer.checkpoint import write_json
+
+    run.save(directory)
+    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    write_json({**config, "command": asdict(settings), **more}, directory / CONFIG)
+
+
+def write_settings(settings: FitSettings, directory: Path) -> None:
+    """Write the settings before the first step, so that a killed run can be resumed."""
+    from pyro_dgm.infer.checkpoint import write_json
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json({"command": asdict(settings)}, directory / CONFIG)
+
+
+def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:
+    """Settings and whole configuration of a folder.
+
+    :raises UsageError: if it was not left by ``pyro-dgm fit`` or ``demo``.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UsageError(f"{directory} holds no {CONFIG}: give a folder that pyro-dgm fit or demo wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    command = config.get("command") if isinstance(config, dict) else None
+    if not isinstance(command, dict):
+        raise UsageError(f"{path} was not written by pyro-dgm fit or demo: it has no entry 'command'")
+    known = {f.name for f in fields(FitSettings)}
+    unknown = [key for key in command if key not in known]
+    if unknown:
+        raise UsageError(f"{path} has the setting {unknown[0]!r}, which this version of pyro-dgm does not know")
+    return FitSettings(**command), config
+
+
+def load_fitted(directory: Path) -> Fitted:
+    """Rebuild the program from its configuration, with its weights, and load its data.
+
+    Of a run that was killed before it finished the latest checkpoint is taken.
+
+    :raises UsageError: if the folder is none of ours or holds no weights.
+    """
+    from pyro_dgm.infer.checkpoint import load_weights
+
+    settings, config = read_settings(directory)
+    program = build_family(settings.family, settings.family_arguments)
+    finished = (directory / "weights.safetensors").is_file()
+    try:
+        load_weights(program, directory if finished else directory / CHECKPOINTS)
+    except ValueError as error:
+        raise UsageError(f"{directory}: {error}") from error
+    program.eval()
+    return Fitted(directory, program, settings, config, settings.data())
