@@ -2,10 +2,10 @@
 
     python benchmarks/mnist_vae.py --objective ELBO --write
 
-The set is Larochelle's *static* binarisation (50 000 / 10 000 / 10 000).  The network is 784-400-400-20
-unless told otherwise, with its mirror as decoder.  Early stopping on the validation bound, the best epoch's weights are kept.  Published figures beside
-it are pythae's reproductions on the same set (C. Chadebec, L. Vincent and S. Allassonniere, 2022, arXiv:2206.08309),
-at that library's own budget and networks.
+The set is Larochelle's *static* binarisation (50 000 / 10 000 / 10 000).  The network is 784-400-400-20 unless told
+otherwise, with its mirror as decoder.  Training stops early on the validation bound, and the best epoch's weights are
+kept.  Published figures beside it are pythae's reproductions on binarised MNIST (C. Chadebec, L. Vincent and
+S. Allassonniere, 2022, arXiv:2206.08309), at that library's own budget and networks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
     data = pyro_dgm.datasets.binarized_mnist()
     torch.manual_seed(args.seed)
-    vae = VAE((28, 28), args.latent_dim, "bernoulli", hidden=args.hidden, activation=getattr(torch.nn, args.activation))
+    vae = VAE((28, 28), args.latent_dim, "bernoulli", hidden=args.hidden, activation=args.activation)
     objective = OBJECTIVES[args.objective](num_particles=args.num_particles)
     sizes = "-".join(map(str, [*args.hidden, args.latent_dim]))
     folder = args.output / f"{args.objective}-{args.num_particles}-{sizes}-{args.activation}-{args.seed}"

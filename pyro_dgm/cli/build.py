@@ -64,8 +64,8 @@ def build_family(name: str, config: Mapping[str, Any]) -> Any:
     unknown = [key for key in arguments if key not in _parameters(family)]
     if unknown:
         raise UsageError(f"the configuration has {unknown[0]!r}, which {name} does not take")
-    if arguments.get("network") == "custom":
-        raise UsageError(f"this {name} has networks of its own, which its configuration cannot rebuild")
+    if "custom" in (arguments.get("network"), arguments.get("activation")):
+        raise UsageError(f"this {name} has networks or activations of its own, which its configuration cannot rebuild")
     with bad_usage_if_raised(f"family {name}"):
         if isinstance(arguments.get("likelihood"), Mapping):
             arguments["likelihood"] = _likelihood(arguments["likelihood"], arguments["event_shape"])
@@ -75,10 +75,11 @@ def build_family(name: str, config: Mapping[str, Any]) -> Any:
 def _likelihood(config: Mapping[str, Any], event_shape: Sequence[int]) -> Any:
     from pyro_dgm.distributions.likelihoods import BernoulliLikelihood, GaussianLikelihood
 
-    # A family names a likelihood as the user gave it: a word, or the class of an object.
-    word = str(config["name"]).removesuffix("Likelihood").lower()
+    # A family names the library's likelihoods by their words, any other by its class.
+    word = config["name"]
     if word not in ("bernoulli", "gaussian"):
         raise UsageError(f"likelihood {config['name']!r} was given as an object, which a configuration cannot rebuild")
-    if config["name"] == word and config.get("scale", "learned") == "learned":
-        return word
-    return BernoulliLikelihood(event_shape) if word == "bernoulli" else GaussianLikelihood(event_shape, config["scale"])
+    if word == "bernoulli":
+        return BernoulliLikelihood(event_shape)
+    options = {key: config[key] for key in ("scale", "min_scale") if key in config}
+    return GaussianLikelihood(event_shape, **options)

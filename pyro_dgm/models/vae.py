@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_dgm.distributions.likelihoods import CallableLikelihood, GaussianLikelihood, Likelihood, likelihood
+from pyro_dgm.distributions.likelihoods import (
+    BernoulliLikelihood,
+    CallableLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    likelihood,
+)
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder
 
@@ -35,7 +41,8 @@ class VAE(Family):
         encoder gives ``batch + (2, latent_dim)`` (location, and scale before a softplus), the decoder
         ``batch + param_shape``, over any number of batch dimensions.
     :param hidden: hidden widths of the encoder, and in reverse of the decoder; channels for ``"conv"``.
-    :param activation: module class between layers; ``None`` takes the network's own.
+    :param activation: module between layers: a class, or its name in :mod:`torch.nn` (``"Tanh"``); ``None`` takes the
+        network's own.
     :param param_shape: event shape of the decoder's output when ``likelihood`` is a callable.
     :raises ValueError: for unknown names, or sizes that are not positive.
 
@@ -58,7 +65,7 @@ class VAE(Family):
         likelihood: str | Likelihood | Callable[[Tensor], dist.TorchDistribution] = "bernoulli",
         network: str | tuple[nn.Module, nn.Module] = "mlp",
         hidden: Sequence[int] | None = None,
-        activation: Callable[[], nn.Module] | None = None,
+        activation: str | Callable[[], nn.Module] | None = None,
         param_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(event_shape)
@@ -66,13 +73,14 @@ class VAE(Family):
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.latent_dim = int(latent_dim)
         self.likelihood = _likelihood(likelihood, self.event_shape, param_shape)
-        self._likelihood_name = likelihood if isinstance(likelihood, str) else type(self.likelihood).__name__
+        words = {BernoulliLikelihood: "bernoulli", GaussianLikelihood: "gaussian"}
+        self._likelihood_name = words.get(type(self.likelihood), type(self.likelihood).__name__)
         self._network_name = network if isinstance(network, str) else "custom"
         self.hidden = (
             tuple(hidden) if hidden is not None else {"mlp": (400, 400), "conv": (32, 64)}.get(self._network_name, ())
         )
         latent_out = (2, self.latent_dim)
-        options: dict[str, Any] = {} if activation is None else {"activation": activation}
+        options, self._activation_name = _activation(activation)
         out_shape, backwards = self.likelihood.param_shape, self.hidden[::-1]
         encoder: nn.Module
         decoder: nn.Module
@@ -123,16 +131,30 @@ class VAE(Family):
     def config(self) -> dict[str, Any]:
         lik: dict[str, Any] = {"name": self._likelihood_name}
         if isinstance(self.likelihood, GaussianLikelihood):
-            lik["scale"] = (
-                float(self.likelihood.log_scale.exp()) if self.likelihood.kind == "fixed" else self.likelihood.kind
-            )
+            fixed = self.likelihood.kind == "fixed"
+            lik["scale"] = float(self.likelihood.log_scale.exp()) if fixed else self.likelihood.kind
+            lik["min_scale"] = self.likelihood.min_scale
         return {
             "event_shape": list(self.event_shape),
             "latent_dim": self.latent_dim,
             "likelihood": lik,
             "network": self._network_name,
             "hidden": list(self.hidden),
+            "activation": self._activation_name,
         }
+
+
+def _activation(spec: str | Callable[[], nn.Module] | None) -> tuple[dict[str, Any], str | None]:
+    """Options for a network's constructor, and the name that the configuration keeps."""
+    if spec is None:
+        return {}, None
+    if isinstance(spec, str):
+        found = getattr(nn, spec, None)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ValueError(f"activation must be a module class or its name in torch.nn, got {spec!r}")
+        return {"activation": found}, spec
+    name = getattr(spec, "__name__", "")
+    return {"activation": spec}, name if getattr(nn, name, None) is spec else "custom"
 
 
 def _likelihood(spec: Any, event_shape: torch.Size, param_shape: Sequence[int] | None) -> Likelihood:

@@ -18,6 +18,12 @@ CASES = {
     "VAE": (lambda: VAE((6, 7), 3, hidden=(16,)), lambda: torch.rand(4, 6, 7).round()),
     "VAE-conv": (lambda: VAE((2, 9, 12), 3, network="conv", hidden=(4, 8)), lambda: torch.rand(4, 2, 9, 12).round()),
     "VAE-gaussian": (lambda: VAE((5,), 3, "gaussian", hidden=(16,)), lambda: torch.randn(4, 5)),
+    "VAE-tanh-floor": (
+        lambda: VAE(
+            (5,), 3, GaussianLikelihood((5,), "network", min_scale=0.3), hidden=(16,), activation=torch.nn.Tanh
+        ),
+        lambda: torch.randn(4, 5),
+    ),
     "VAE-network-scale": (
         lambda: VAE((1, 8, 8), 3, GaussianLikelihood((1, 8, 8), "network"), "conv", (4,)),
         lambda: torch.randn(4, 1, 8, 8),
@@ -80,6 +86,20 @@ def test_config_is_json(case):
 
     family, _ = make(case)
     assert json.loads(json.dumps(family.config())) == family.config()
+
+
+@every
+def test_config_rebuilds_the_family(case):
+    from pyro_dgm.cli.build import build_family
+
+    family, x = make(case)
+    rebuilt = build_family(case.split("-")[0], family.config())
+    rebuilt.load_state_dict(family.state_dict())
+    bounds = []
+    for f in (family, rebuilt):
+        torch.manual_seed(3)
+        bounds.append(ELBO().bound(f.model, f.guide, x))
+    assert torch.equal(*bounds)
 
 
 @every

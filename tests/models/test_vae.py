@@ -42,5 +42,7 @@ def test_bad_arguments():
         VAE((4, 0), 2)
     with pytest.raises(ValueError, match="image shape"):
         VAE((4,), 2, network="conv")
+    with pytest.raises(ValueError, match="activation must be .* got 'Tahn'"):
+        VAE((4,), 2, activation="Tahn")
     with pytest.raises(ValueError, match="outside"):
         VAE((4,), 2).check_batch(torch.full((2, 4), 0.5))

@@ -35,10 +35,15 @@ class DualAveraging:
     kappa: float = 0.75
 
     @classmethod
-    def start(cls, step_size: Tensor, gamma: float = 0.05) -> DualAveraging:
-        """Begin at a step size (a scalar tensor); ten times that is what the recursion shrinks towards."""
+    def start(cls, step_size: Tensor, gamma: float = 0.05, num_steps: int = 1000) -> DualAveraging:
+        """Begin at a step size (a scalar tensor), for ``num_steps`` updates.
+
+        The recursion shrinks towards ten times that size, as published; towards the size itself where fewer than 50
+        updates are to come, too few to return from an excursion to ten times it.
+        """
         log_step = step_size.log()
-        return cls(log_step, log_step, torch.zeros_like(log_step), log_step + math.log(10.0), gamma=gamma)
+        center = log_step + math.log(10.0) if num_steps >= 50 else log_step
+        return cls(log_step, log_step, torch.zeros_like(log_step), center, gamma=gamma)
 
     def update(self, acceptance: Tensor, target: float) -> DualAveraging:
         """Take in the mean acceptance probability of one transition."""
@@ -132,6 +137,11 @@ class Warmup:
     def in_window(self) -> bool:
         """Whether the transition just taken counts for the mass matrix."""
         return any(left <= self.count - 1 < right for left, right in self.windows)
+
+    @property
+    def steps_left(self) -> int:
+        """Transitions until the next window closes, or until the end."""
+        return next((right for _, right in self.windows if right > self.count), self.num_steps) - self.count
 
     @property
     def closes_window(self) -> bool:

@@ -181,8 +181,9 @@ class HMC(Kernel):
         if self.adapt_step_size:
             state = self._find_step_size(state)
         windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
-        dual, moments = self._dual(state), Welford.start(state.position)
-        return self._refresh(replace(state, warmup=Warmup(num_steps, 0, windows, dual, moments)))
+        moments = Welford.start(state.position)
+        warmup = Warmup(num_steps, 0, windows, DualAveraging.start(state.step_size), moments)
+        return self._refresh(replace(state, warmup=replace(warmup, dual=self._dual(state, warmup))))
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
         warmup = state.warmup
@@ -198,7 +199,7 @@ class HMC(Kernel):
                 state = replace(state, inverse_mass=warmup.moments.variance())
                 if self.adapt_step_size:
                     state = self._find_step_size(state)
-                warmup = replace(warmup, dual=self._dual(state), moments=Welford.start(state.position))
+                warmup = replace(warmup, dual=self._dual(state, warmup), moments=Welford.start(state.position))
                 state = self._refresh(state)
         if warmup.count % REFRESH == 0:
             state = self._refresh(state)
@@ -209,8 +210,8 @@ class HMC(Kernel):
             state = replace(state, step_size=state.warmup.dual.log_step_average.exp())
         return self._refresh(replace(state, warmup=None))
 
-    def _dual(self, state: KernelState) -> DualAveraging:
-        return DualAveraging.start(state.step_size, self.adaptation_gamma)
+    def _dual(self, state: KernelState, warmup: Warmup) -> DualAveraging:
+        return DualAveraging.start(state.step_size, self.adaptation_gamma, warmup.steps_left)
 
     def _refresh(self, state: KernelState) -> KernelState:
         """Let the number of leapfrog steps follow the step size."""

@@ -418,3 +418,20 @@ def test_no_warning_on_a_plain_run():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(HMC(normal_model), X)
+
+
+@pytest.mark.parametrize("kernel", [HMC, MALA])
+@pytest.mark.parametrize("warmup_steps", [5, 20, 50, 90])
+def test_a_short_warmup_leaves_a_step_size_that_moves(kernel, warmup_steps):
+    """Few updates after the last mass window must not end at the large step size that dual averaging tries first."""
+    scales = torch.tensor([1.0, 3.0, 0.3, 1.0, 1.0, 2.0])
+    mcmc = MCMC(
+        kernel(potential_fn=lambda u: 0.5 * (u["x"] / scales).square().sum(-1)),
+        100,
+        warmup_steps,
+        4,
+        seed=0,
+        progress=False,
+    )
+    mcmc.run(initial_params={"x": torch.zeros(4, 6)})
+    assert 0.25 < mcmc.posterior.sample_stats["acceptance_rate"].mean() < 0.99

@@ -1,0 +1,96 @@
+"""The documentation keeps up with the code: its examples run, its lists are whole, the errors it quotes exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from tests.hygiene import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md") if not {"_build", "gallery", "generated"} & set(p.parts))
+ROOMS = [
+    "models",
+    "infer",
+    "infer.mcmc",
+    "infer.elbo",
+    "analysis",
+    "analysis.arviz_adapter",
+    "datasets",
+    "distributions",
+    "nn",
+    "ops",
+]
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    text = page.read_text(encoding="utf-8")
+    return [(m[1], m[2], text[: m.start(2)].count("\n")) for m in BLOCK.finditer(text)]
+
+
+def run_page(page: Path) -> None:
+    """Run a page's blocks one after another in one namespace, and compare what prompts show with what comes out."""
+    names: dict[str, object] = {"__name__": page.stem}
+    for kind, code, line in blocks(page):
+        if kind == "python":
+            with redirect_stdout(io.StringIO()):
+                exec(compile("\n" * line + code, str(page), "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(code, names, page.stem, str(page), line)
+        report = io.StringIO()
+        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+        runner.run(test, out=report.write, clear_globs=False)
+        names.update(test.globs)
+        assert runner.summarize(verbose=False).failed == 0, report.getvalue()
+
+
+@pytest.mark.uses_param_store
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Estimated shape parameter of Pareto")
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(DOCS)))
+def test_what_a_page_shows_runs(page):
+    run_page(page)
+
+
+def test_a_wrong_output_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x + 1\n3\n```\n")
+    with pytest.raises(AssertionError, match="Expected"):
+        run_page(page)
+
+
+def test_the_reference_lists_every_public_name():
+    pages = "".join(p.read_text(encoding="utf-8") for p in (DOCS / "api").glob("*.md"))
+    entries = re.findall(r"^   ([\w.]+)$|`(pyro_dgm[\w.]+)`|^\.\. auto\w+:: (\S+)$", pages, re.MULTILINE)
+    listed = {name.rpartition(".")[2] for entry in entries for name in entry}
+    public = {name for room in ROOMS for name in importlib.import_module(f"pyro_dgm.{room}").__all__}
+    assert public - listed == set()
+
+
+def test_tables_hold_every_part():
+    from pyro_dgm.infer import OBJECTIVES
+    from pyro_dgm.infer.mcmc import KERNELS
+    from pyro_dgm.models import FAMILIES
+
+    for page, names in (("objectives.md", OBJECTIVES), ("samplers.md", KERNELS), ("models/index.md", FAMILIES)):
+        rows = [line for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        missing = [name for name in names if not any(re.search(rf"\b{name}\b", row) for row in rows)]
+        assert not missing, f"{page} has no row for {missing}"
+
+
+def test_quoted_errors_exist():
+    source = (
+        "".join(p.read_text(encoding="utf-8") for p in (ROOT / "pyro_dgm").rglob("*.py"))
+        .replace("{{", "{")
+        .replace("}}", "}")
+    )
+    table = (DOCS / "own_model.md").read_text(encoding="utf-8").partition("## Errors")[2]
+    quoted = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(quoted) > 8
+    assert [text for text in quoted if text not in source] == []
