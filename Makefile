@@ -113,7 +113,7 @@ install-dev: .venv/.installed-dev  ## the same with the tools for tests and docu
 	@touch $@
 
 clean:  ## remove what builds and tests leave behind
-	rm -rf build dist *.egg-info docs/_build docs/gallery .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
+	rm -rf build dist *.egg-info docs/_build docs/gallery docs/generated docs/api/generated .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-venv:  ## remove the environments

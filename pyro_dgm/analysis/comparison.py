@@ -8,17 +8,8 @@ from typing import Any
 
 __all__ = ["Comparison"]
 
-#: heading, unit, columns shown together, format
-_COLUMNS = (
-    ("bound", "nats/datum", ("bound",), "{:.3f}"),
-    ("gap", "nats/datum", ("gap",), "{:.3f}"),
-    ("SNR", "model / guide", ("snr_model", "snr_guide"), "{:.2f}"),
-    ("variance", "model / guide", ("variance_model", "variance_guide"), "{:.2g}"),
-    ("cosine", "model / guide", ("cosine_model", "cosine_guide"), "{:.3f}"),
-    ("ESS", "of K", ("ess",), "{:.1f}"),
-    ("time", "ms/step", ("seconds",), "{:.2f}"),
-    ("memory", "MB/step", ("peak_mb",), "{:.3g}"),
-)
+#: quantity of a gradient, its heading and its format
+_GRADIENTS = (("snr", "SNR", ".2f"), ("variance", "variance", ".2g"), ("cosine", "cosine", ".3f"))
 
 
 class Comparison:
@@ -53,36 +44,42 @@ class Comparison:
         return pandas.DataFrame(self.rows).set_index("estimator")
 
     def __rich__(self) -> Any:
-        from rich import box
-        from rich.table import Table
+        """Two tables, bounds with cost and gradients, each of which fits 80 columns."""
+        from rich.console import Group
 
-        table = Table(caption=self._caption(), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        table.add_column("estimator", overflow="fold")
-        for heading, unit, _, _ in _COLUMNS:
-            table.add_column(f"{heading}\n{unit}", justify="right", no_wrap=True)
+        bounds, gradients = [], []
         for row in self.rows:
-            cells = [" / ".join(self._cell(row, c, form) for c in columns) for _, _, columns, form in _COLUMNS]
-            table.add_row(row["estimator"], *cells)
-        return table
-
-    @staticmethod
-    def _cell(row: dict[str, Any], column: str, form: str) -> str:
-        if column in ("bound", "gap"):
-            return f"{form.format(row[column])} ± {row[column + '_se']:.1g}"
-        return form.format(row[column] * (1000 if column == "seconds" else 1))
-
-    def _caption(self) -> str:
-        error = self.reference["standard_error"]
-        spread = f" ± {error:.1g}" if error else ""
-        return (
-            f"reference ({self.reference['name']}): {self.reference['value']:.3f}{spread} nats per datum; "
-            f"{self.num_data:g} data, {self.num_replicates} replicates, ± one standard error"
+            cells = [
+                _plus_minus(row["bound"], row["bound_se"]),
+                _plus_minus(row["gap"], row["gap_se"]),
+                f"{row['ess']:.1f} of {row['num_particles']}",
+                f"{1000 * row['seconds']:.1f}",
+                f"{row['peak_mb']:.3g}",
+            ]
+            bounds.append([row["estimator"], *cells])
+            both = [(f"{key}_{side}", form) for key, _, form in _GRADIENTS for side in ("model", "guide")]
+            gradients.append([row["estimator"], *(f"{row[key]:{form}}" for key, form in both)])
+        spread = f" ± {self.reference['standard_error']:.3f}" if self.reference["standard_error"] else ""
+        caption = (
+            f"Reference ({self.reference['name']}): {self.reference['value']:.3f}{spread} nats per datum. "
+            f"{self.num_data:g} data, {self.num_replicates} replicates, ± one Monte Carlo standard error."
+        )
+        columns = ["bound", "gap to\nreference", "ESS of\nweights", "ms\na step", "MB\na step"]
+        sides = [f"{heading}\n{side}" for _, heading, _ in _GRADIENTS for side in ("model", "guide")]
+        return Group(
+            _table("Bounds (nats per datum) and cost", columns, bounds, caption),
+            _table(
+                "Gradients, of the model's and of the guide's parameters",
+                sides,
+                gradients,
+                "SNR: signal-to-noise ratio, mean over parameters. Cosine: of one gradient with the mean of many.",
+            ),
         )
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=240, color_system=None)
+        console = Console(file=io.StringIO(), width=100, color_system=None)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
@@ -95,6 +92,7 @@ class Comparison:
         The figure is its own (not pyplot's): save it with ``.savefig``, or show it as a notebook cell's value.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
         names = [r["estimator"] for r in self.rows]
         places = range(len(names))
@@ -107,8 +105,11 @@ class Comparison:
         for side, marker in (("model", "s"), ("guide", "o")):
             axes[1].plot([r[f"snr_{side}"] for r in self.rows], places, marker, label=side)
         axes[1].set_xscale("log")
+        axes[1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes[1].xaxis.set_major_formatter(ScalarFormatter())
+        axes[1].xaxis.set_minor_formatter(NullFormatter())
         axes[1].set_xlabel("gradient signal-to-noise ratio\n(mean over parameters)")
-        axes[1].legend(fontsize="small")
+        axes[1].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
         axes[2].barh(places, [r["ess_fraction"] for r in self.rows])
         axes[2].set_xlim(0, 1)
         axes[2].set_xlabel("effective sample size\n(fraction of particles)")
@@ -117,3 +118,28 @@ class Comparison:
         axes[0].set_yticks(list(places), names)
         axes[0].invert_yaxis()
         return figure
+
+
+def _plus_minus(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("estimator", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

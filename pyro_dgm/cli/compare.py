@@ -56,7 +56,7 @@ def compare(
     import pyro_dgm
     from pyro_dgm.cli.fitted import load_fitted
     from pyro_dgm.cli.specs import parse_objective
-    from pyro_dgm.cli.terminal import comparison_tables, console, working
+    from pyro_dgm.cli.terminal import console, working
 
     specs = list(dict.fromkeys(objective or DEFAULT_OBJECTIVES))
     estimators = {spec: parse_objective(spec) for spec in specs}
@@ -80,8 +80,7 @@ def compare(
         except ValueError as error:  # a loss or gradient that is not finite: all else is checked above
             raise CommandFailed(str(error)) from error
     out.print(f"{directory}: {fitted.settings.family} fitted with {fitted.settings.objective}; {fitted.data.note}")
-    for made in comparison_tables(table):
-        out.print(made)
+    out.print(table)
     if output is not None:
         if output.suffix == ".json":
             content = {"rows": table.rows, "reference": table.reference, "num_data": table.num_data}

@@ -233,7 +233,7 @@ def _save(run: Any, settings: DemoSettings, chosen: str, seed: int, output: Path
 def _compare(settings: DemoSettings, program: Any, data: Any, seed: int, out: Any) -> Any:
     import pyro_dgm
     from pyro_dgm.cli.specs import parse_objective
-    from pyro_dgm.cli.terminal import comparison_tables, working
+    from pyro_dgm.cli.terminal import working
 
     with working(out, f"comparing {len(ESTIMATORS)} estimators"):
         comparison = pyro_dgm.compare_elbos(
@@ -245,8 +245,7 @@ def _compare(settings: DemoSettings, program: Any, data: Any, seed: int, out: An
             reference_particles=settings.reference_particles,
             seed=seed,
         )
-    for made in comparison_tables(comparison):
-        out.print(made)
+    out.print(comparison)
     return comparison
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "reconstruction_figure",
     "save_png",
     "tidy_chain_figure",
-    "tidy_comparison_figure",
     "training_figure",
 ]
 
@@ -214,17 +213,6 @@ def agreement_figure(table: Sequence[Mapping[str, Any]]) -> Any:
         axis.legend(fontsize=9)
         axis.grid(alpha=0.25)
     return figure
-
-
-def tidy_comparison_figure(figure: Any) -> None:
-    """Few, plain ticks on the logarithmic axis of a comparison's plot, and the legend off its points."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    axis = figure.axes[1]
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def tidy_chain_figure(figure: Any, num_variables: int) -> None:

@@ -27,7 +27,6 @@ def make_figures(results: dict[str, Any], products: Products) -> dict[str, Any]:
         loc, _ = program.encode(data.test)
         reconstructions = program.decode(loc[:NUM_RECONSTRUCTIONS])
     comparison = products.comparison.plot()
-    figures.tidy_comparison_figure(comparison)
     means, values = figures.draw_prior(program, NUM_PRIOR, results["settings"]["seed"])
     return {
         "training": figures.training_figure(products.histories),

@@ -180,6 +180,10 @@ def write_weights(state: ProgramState, path: Path) -> None:
 
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.named_tensors().items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors makes its file readable by the owner alone; it should be as readable as the JSON beside it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
     with open(path, "rb+") as file:
         _flush(file)
 

@@ -254,9 +254,6 @@ def validation_seed(base_seed: int) -> int:
     return base_seed + 2
 
 
-
-
-
 def _keeps_state(objective: Any) -> bool:
     # A module's tensors are among the weights already.
     return not isinstance(objective, torch.nn.Module) and hasattr(objective, "state_dict")

@@ -42,7 +42,6 @@ class ProgressBar(SilentProgress):
     def __init__(self, epochs: int, num_batches: int | None) -> None:
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeElapsedColumn,
@@ -51,14 +50,13 @@ class ProgressBar(SilentProgress):
 
         self.num_batches = num_batches
         self._progress = Progress(
-            TextColumn("epoch"),
-            TextColumn("{task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),  # takes what the rest leaves, on 80 columns too
             TextColumn("{task.fields[bounds]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             refresh_per_second=1 / REFRESH_SECONDS,
+            expand=True,
         )
         total = epochs * (num_batches or 1)
         self._task = self._progress.add_task("fit", total=total, epoch=f"0/{epochs}", bounds="")

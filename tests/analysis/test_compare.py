@@ -99,7 +99,7 @@ def test_table_frame_text_and_figure(table, tmp_path):
     assert frame.shape == (8, len(table.rows[0]) - 1)
     assert frame.loc["ELBO(num_particles=1)", "bound"] == table[0]["bound"]
     text = str(table)
-    for word in ("DReG(num_particles=128)", "nats/datum", "ms/step", "MB/step", "reference (exact)", "8 data"):
+    for word in ("DReG(num_particles=128)", "nats per datum", "a step", "SNR", "Reference (exact)", "8 data"):
         assert word in text
     figure = table.plot()
     assert all(ax.get_xlabel() for ax in figure.axes)

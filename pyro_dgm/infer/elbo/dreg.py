@@ -29,8 +29,8 @@ class DReG(Objective):
     with several particles when every guide site is reparameterised.
 
     :param num_particles: number K of particles.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.elbo.base.Objective`.
+    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
+        see :class:`~pyro_dgm.infer.elbo.base.Objective`.
     :raises ValueError: when used, if a guide site is not reparameterised: the identity behind it needs every one.
 
     Source: G. Tucker, D. Lawson, S. Gu and C. J. Maddison (2019), arXiv:1810.04152.

@@ -32,8 +32,8 @@ class ELBO(Objective):
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.elbo.base.Objective`.
+    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
+        see :class:`~pyro_dgm.infer.elbo.base.Objective`.
 
     Source: D. Wingate and T. Weber (2013), arXiv:1301.1299; R. Ranganath, S. Gerrish and D. Blei (2014),
     arXiv:1401.0118; D. P. Kingma and M. Welling (2014), arXiv:1312.6114.

@@ -28,8 +28,8 @@ class RenyiELBO(Objective):
 
     :param alpha: order, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`).
     :param num_particles: number K of particles.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.elbo.base.Objective`.
+    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
+        see :class:`~pyro_dgm.infer.elbo.base.Objective`.
     :raises ValueError: for ``alpha = 1``.
 
     Source: Y. Li and R. E. Turner (2016), arXiv:1602.02311.

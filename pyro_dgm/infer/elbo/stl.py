@@ -27,8 +27,8 @@ class STL(Objective):
     Sites that are not reparameterised get a score-function term (joint over each datum's costs).
 
     :param num_particles: number of particles averaged over.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.elbo.base.Objective`.
+    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
+        see :class:`~pyro_dgm.infer.elbo.base.Objective`.
 
     Source: G. Roeder, Y. Wu and D. Duvenaud (2017), arXiv:1703.09194.
 

@@ -125,13 +125,29 @@ def warmup_windows(num_steps: int, start: int = 75, first: int = 25, end: int = 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Where a warm-up stands: transition ``count`` of ``num_steps``, and what has been learnt."""
+    """Where a warm-up stands: transition ``count`` of ``num_steps``, and what has been learnt.
+
+    ``moving`` is each chain's running mean of its acceptance probability, ``(chains,)``.
+    """
 
     num_steps: int
     count: int
     windows: tuple[tuple[int, int], ...]
     dual: DualAveraging
     moments: Welford
+    moving: Tensor | None = None
+
+    def see(self, acceptance: Tensor) -> tuple[Warmup, Tensor]:
+        """Take in one transition's acceptance of each chain, and give the one number that the step size follows.
+
+        That is the mean over chains, except while chains still look for the typical set: there it is the least of
+        their running means, or a chain stuck where the density is steep would be outvoted and never leave.
+        """
+        moving = torch.ones_like(acceptance) if self.moving is None else self.moving
+        moving = 0.8 * moving + 0.2 * acceptance
+        warmup = replace(self, count=self.count + 1, moving=moving)
+        searching = warmup.count <= min(75, int(0.15 * self.num_steps))
+        return warmup, moving.min() if searching else acceptance.mean()
 
     @property
     def in_window(self) -> bool:

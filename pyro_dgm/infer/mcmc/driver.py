@@ -108,6 +108,7 @@ class MCMC:
                 samples, stats, done = self._run_chains(args, kwargs, seed, self.num_chains, initial_params, bar)
             else:
                 samples, stats, done = self._run_in_turn(args, kwargs, seed, initial_params, bar)
+        _warn_of_trouble(stats)
         attrs = {
             "num_warmup": self.warmup_steps,
             "seconds": time.perf_counter() - began,
@@ -207,6 +208,27 @@ class MCMC:
     def summary(self) -> Summary:
         """Mean, standard deviation, 5 and 95 per cent quantiles, ESS and split R-hat of each latent's elements."""
         return summarize(self.posterior)
+
+
+def _warn_of_trouble(stats: Position) -> None:
+    """Say which chains diverged or stood still: their draws are kept, and would pass unnoticed."""
+    stuck = (stats["acceptance_rate"].mean(1) < 0.01).nonzero().flatten().tolist()
+    if stuck:
+        warnings.warn(
+            f"chains {stuck} hardly moved (mean acceptance below 1 %): warm up longer, begin elsewhere "
+            "(init_strategy='prior' or a function of Pyro's), or leave them out",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    diverging = stats["diverging"].sum(1)
+    if bool((diverging > 0).any()):
+        chains = diverging.nonzero().flatten().tolist()
+        warnings.warn(
+            f"{int(diverging.sum())} of {stats['diverging'].numel()} draws diverged, on {len(chains)} of "
+            f"{len(diverging)} chains: raise target_accept_prob, or reparameterise the model",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _record(draws: Position, stats: Position, i: int, num_samples: int, state: KernelState, info: Info) -> None:

@@ -189,9 +189,9 @@ class HMC(Kernel):
         warmup = state.warmup
         if warmup is None:
             return state
-        warmup = replace(warmup, count=warmup.count + 1)
+        warmup, acceptance = warmup.see(info.acceptance_rate)
         if self.adapt_step_size:
-            warmup = replace(warmup, dual=warmup.dual.update(info.acceptance_rate.mean(), self.target_accept_prob))
+            warmup = replace(warmup, dual=warmup.dual.update(acceptance, self.target_accept_prob))
             state = replace(state, step_size=warmup.dual.log_step.exp())
         if warmup.in_window:
             warmup = replace(warmup, moments=warmup.moments.update(state.position))

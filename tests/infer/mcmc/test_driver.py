@@ -435,3 +435,36 @@ def test_a_short_warmup_leaves_a_step_size_that_moves(kernel, warmup_steps):
     )
     mcmc.run(initial_params={"x": torch.zeros(4, 6)})
     assert 0.25 < mcmc.posterior.sample_stats["acceptance_rate"].mean() < 0.99
+
+
+def test_chains_that_begin_in_bad_places_are_not_left_behind():
+    """A hierarchy from uniform starts: pooled acceptance alone leaves some chains stuck for good."""
+
+    def model(y):
+        location = pyro.sample("location", dist.Normal(0.0, 5.0))
+        spread = pyro.sample("spread", dist.HalfNormal(1.0))
+        noise = pyro.sample("noise", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 6, dim=-2):
+            offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", 30, dim=-1):
+                pyro.sample("y", dist.Normal(location + spread * offset, noise), obs=y)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        y = torch.randn(6, 1) + 0.3 * torch.randn(6, 30)
+    mcmc = MCMC(HMC(model), 50, 100, 16, seed=1, progress=False)
+    mcmc.run(y)
+    assert mcmc.posterior.sample_stats["acceptance_rate"].mean(1).min() > 0.3
+
+
+def test_stuck_and_diverging_chains_are_reported():
+    def potential(u):
+        return 0.5 * u["x"].square().sum(-1)  # leapfrog is unstable beyond a step of 2
+
+    kernel = HMC(potential_fn=potential, step_size=60.0, num_steps=5, adapt_step_size=False, adapt_mass_matrix=False)
+    mcmc = MCMC(kernel, 20, 0, 3, seed=0, progress=False)
+    with pytest.warns(RuntimeWarning) as caught:
+        mcmc.run(initial_params={"x": torch.ones(3, 2)})
+    messages = [str(w.message) for w in caught]
+    assert any("chains [0, 1, 2] hardly moved" in m for m in messages)
+    assert any("60 of 60 draws diverged, on 3 of 3 chains" in m for m in messages)
