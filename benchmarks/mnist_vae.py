@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--activation", choices=["ReLU", "Tanh", "SiLU"], default="ReLU")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--patience", type=int, default=20, help="epochs without a better validation bound")
+    parser.add_argument(
+        "--lr-patience", type=int, default=8, help="such epochs before the learning rate falls to 0.3 of it"
+    )
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -59,7 +62,9 @@ def main() -> None:
         data.train,
         objective=objective,
         optimizer=functools.partial(torch.optim.Adam, lr=args.learning_rate, fused=True),
-        lr_scheduler=functools.partial(ReduceLROnPlateau, mode="max", factor=0.3, patience=8, min_lr=3e-5),
+        lr_scheduler=functools.partial(
+            ReduceLROnPlateau, mode="max", factor=0.3, patience=args.lr_patience, min_lr=3e-5
+        ),
         epochs=args.epochs,
         batch_size=args.batch_size,
         validation=data.validation,
@@ -105,7 +110,7 @@ def main() -> None:
     )
     print(table)
     if args.write:
-        results_file.write_section(f"mnist_vae-{args.objective}-{args.num_particles}", table)
+        results_file.write_section(f"mnist_vae-{folder.name}", table)
 
 
 if __name__ == "__main__":
