@@ -158,7 +158,9 @@ def doctor() -> None:
         [name, installed.get(name, "not installed" if name in BASE else "- (optional)")] for name in (*BASE, *OPTIONAL)
     ]
     out.print(table("Versions", ["package", "version"], [["python", platform.python_version()], *rows], left=2))
-    out.print(table("Machine", ["", ""], _machine(), left=2))
+    machine = table("Machine", ["", ""], _machine(), left=2)
+    machine.columns[1].no_wrap, machine.columns[1].overflow = False, "fold"  # a long path wraps, and squeezes nothing
+    out.print(machine)
     findings = find_bad_pairs(
         installed, sys.version_info[:2], "zuko" in installed and _zuko_switches_validation_off()
     ) + _unmet(installed)

@@ -243,7 +243,8 @@ def test_doctor() -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     assert torch.__version__ in out
-    assert "device" in out
+    for label in ("system", "device", "threads", "data folder"):
+        assert label in out
     assert "no bad version or combination found" in out
 
 
