@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import pyro_dgm
 from pyro_dgm.analysis import log_likelihood
-from pyro_dgm.infer import OBJECTIVES
+from pyro_dgm.infer import OBJECTIVES, load_weights
 from pyro_dgm.infer.callbacks import EarlyStopping
 from pyro_dgm.models import VAE
 
@@ -73,6 +73,8 @@ def main() -> None:
         checkpoint_dir=folder,
         resume=True if args.resume else None,
     )
+    assert run.best_checkpoint is not None
+    load_weights(vae, run.best_checkpoint)  # also where the last epoch, not early stopping, ended the run
     start = time.perf_counter()
     test = log_likelihood(vae, data.test[: args.eval_data], num_particles=args.eval_particles, seed=args.seed)
     seconds = time.perf_counter() - start
