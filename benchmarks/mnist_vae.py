@@ -4,7 +4,7 @@
 
 The set is Larochelle's *static* binarisation (50 000 / 10 000 / 10 000).  The network is 784-400-400-20 unless told
 otherwise, with its mirror as decoder.  Training stops early on the validation bound, and the best epoch's weights are
-kept.  Published figures beside it are pythae's reproductions on binarised MNIST (C. Chadebec, L. Vincent and
+put back.  Published figures beside it are pythae's reproductions on binarised MNIST (C. Chadebec, L. Vincent and
 S. Allassonniere, 2022, arXiv:2206.08309), at that library's own budget and networks.
 """
 
@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import pyro_dgm
 from pyro_dgm.analysis import log_likelihood
-from pyro_dgm.infer import OBJECTIVES, load_weights
+from pyro_dgm.infer import OBJECTIVES
 from pyro_dgm.infer.callbacks import EarlyStopping
 from pyro_dgm.models import VAE
 
@@ -73,8 +73,6 @@ def main() -> None:
         checkpoint_dir=folder,
         resume=True if args.resume else None,
     )
-    assert run.best_checkpoint is not None
-    load_weights(vae, run.best_checkpoint)  # also where the last epoch, not early stopping, ended the run
     start = time.perf_counter()
     test = log_likelihood(vae, data.test[: args.eval_data], num_particles=args.eval_particles, seed=args.seed)
     seconds = time.perf_counter() - start
