@@ -68,6 +68,11 @@ class Family(PyroModule):
     #: name of the plate over data, and of the observed site
     plate_name = "data"
     obs_name = "x"
+    # What a subclass gives: the generative process with its batch observed, the posterior of its latents given the
+    # batch, and the arguments that rebuild it.
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    config: Callable[[], dict[str, Any]]
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         # A PyroModule decides when it is made whether it has a parameter scope of its own.
@@ -76,18 +81,6 @@ class Family(PyroModule):
         self.event_shape = torch.Size(int(s) for s in event_shape)
         if any(s <= 0 for s in self.event_shape):
             raise ValueError(f"event_shape must hold positive sizes, got {tuple(event_shape)}")
-
-    def model(self, x: Tensor) -> Any:
-        """The generative process, with ``x`` observed."""
-        raise NotImplementedError
-
-    def guide(self, x: Tensor) -> Any:
-        """The variational posterior of the latents given ``x``."""
-        raise NotImplementedError
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this family, as JSON can hold them."""
-        raise NotImplementedError
 
     def check_batch(self, x: Tensor) -> None:
         """Check a batch once, before training or capture.

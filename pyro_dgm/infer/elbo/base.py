@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -88,13 +89,13 @@ class Objective(PyroELBO):
 
     # What a subclass gives
 
+    @abstractmethod
     def bound_of(self, particles: Particles) -> Tensor:
         """The bound of each datum, nats, without the outer scale."""
-        raise NotImplementedError
 
+    @abstractmethod
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         """A scalar whose gradient is the estimator's gradient of ``outer_scale * bound.sum()``."""
-        raise NotImplementedError
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
