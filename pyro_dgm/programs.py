@@ -6,16 +6,20 @@ what it is given.  This file imports Pyro and torch only, so every room of the l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch.distributions import constraints
 
 __all__ = [
     "Program",
     "ProgramLike",
+    "announce_parameters",
     "announcing",
     "as_program",
     "owner_modules",
@@ -40,6 +44,25 @@ def announcing(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _announced.reset(token)
+
+
+def announce_parameters(module: torch.nn.Module) -> None:
+    """Send a ``param`` message for each parameter of a module, so that Pyro's ``SVI`` trains it; stores nothing."""
+    # Pyro's own announcement of module-local parameters lacks `unconstrained`, which SVI.step calls.
+    if not _PYRO_STACK or not parameters_announced():
+        return
+    for name, parameter in module.named_parameters():
+        # The id keeps two modules of one class apart: a trace drops the second of two params of one name.
+        full = f"{type(module).__name__}.{id(module)}.{name}"
+        value = parameter.view_as(parameter)
+        setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
+        effectful(lambda *_, value=value, **__: value, type="param")(
+            full, value, constraint=constraints.real, name=full
+        )
+
+
+def _identity(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    return parameter
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.checkpoint import CheckpointFolder, resolve_checkpoint
 from pyro_dgm.infer.data import Batches, TensorBatches, named_tensors
+from pyro_dgm.infer.elbo import Objective
 from pyro_dgm.infer.loop import Trainer
 from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
 from pyro_dgm.infer.run import Run
@@ -120,6 +121,7 @@ def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramSta
     :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
     """
     buffers = [(b, b.detach().clone()) for b in state.buffers()]
+    steps = objective.state_dict() if isinstance(objective, Objective) else None
     args, kwargs = split_batch(batch)
     module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
     with ParameterRecorder() as recorder:
@@ -127,6 +129,8 @@ def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramSta
             objective.loss_and_grads(program.model, program.guide, *args, **kwargs)
         else:
             module(*args, **kwargs)
+    if steps is not None:  # the first evaluation is no training step
+        objective.load_state_dict(steps)
     state.add_objective(module)
     state.record(recorder.found)
     with torch.no_grad():

@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro.nn import PyroModule
-from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_dgm.programs import parameters_announced
+from pyro_dgm.programs import announce_parameters
 
 __all__ = ["Family", "program_method"]
 
@@ -30,29 +28,11 @@ def program_method(fn: F) -> F:
 
     @functools.wraps(fn)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _announce_parameters(self)
+        announce_parameters(self)
         with pyro.settings.context(module_local_params=True):
             return fn(self, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
-
-
-def _announce_parameters(module: torch.nn.Module) -> None:
-    # Pyro's own announcement of module-local parameters lacks `unconstrained`, which SVI.step calls.
-    if not _PYRO_STACK or not parameters_announced():
-        return
-    for name, parameter in module.named_parameters():
-        # The id keeps two modules of one class apart: a trace drops the second of two params of one name.
-        full = f"{type(module).__name__}.{id(module)}.{name}"
-        value = parameter.view_as(parameter)
-        setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
-        effectful(lambda *_, value=value, **__: value, type="param")(
-            full, value, constraint=constraints.real, name=full
-        )
-
-
-def _identity(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    return parameter
 
 
 class Family(PyroModule):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
-from pyro_dgm.programs import announcing, owner_modules
+from pyro_dgm.programs import announce_parameters, announcing, owner_modules
 
 __all__ = ["Objective", "ObjectiveModule"]
 
@@ -34,6 +34,17 @@ class ObjectiveModule(ELBOModule):
         owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn]
         if owners:
             self._owners = torch.nn.ModuleList(dict.fromkeys(owners))
+        self._take_learned()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().forward(*args, **kwargs)
+        self._take_learned()  # built when the program is first seen
+        return loss
+
+    def _take_learned(self) -> None:
+        learned = getattr(self.elbo, "learned", None)
+        if learned is not None and getattr(self, "learned", None) is not learned:
+            self.learned = learned
 
 
 class Objective(PyroELBO):
@@ -59,6 +70,12 @@ class Objective(PyroELBO):
     needs_replay = False
     #: whether the guide's enumerated sites are summed exactly
     sums_guide = False
+    #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
+    side: str | None = "lower"
+    #: networks that the objective trains beside the program's (a baseline, a discriminator); built at first sight of it
+    learned: torch.nn.Module | None = None
+    #: training evaluations so far; what follows a schedule is a function of it
+    step = 0
 
     def __init__(
         self,
@@ -97,6 +114,33 @@ class Objective(PyroELBO):
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         """A scalar whose gradient is the estimator's gradient of ``outer_scale * bound.sum()``."""
 
+    def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> torch.nn.Module | None:
+        """Make :attr:`learned`: of this batch's sizes, on its device, in its dtype; ``None`` where there is none.
+
+        The surrogate must give these parameters the gradient of their own loss, and the program none of it.
+        """
+        return None
+
+    def advance(self) -> None:
+        """Called once before each training evaluation, never inside a captured graph.
+
+        What changes from step to step (the weight of an annealed KL) is a tensor that is filled in place here: a
+        captured graph reads tensors, and would freeze a number.
+        """
+        self.step += 1
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of :attr:`learned`, for an optimiser."""
+        return [] if self.learned is None else list(self.learned.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What going on with training needs of the objective; :attr:`learned` is saved with the weights."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.step = state["step"]
+
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
         return run_pairs(
@@ -117,6 +161,8 @@ class Objective(PyroELBO):
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
         structure = self._structures.get(model, guide, args, kwargs)
+        if self.learned is None:
+            self.learned = self.build_learned(model, guide, args, kwargs)
         if self.needs_replay and guide_messenger(guide) is not None:
             raise TypeError(
                 f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "
@@ -136,6 +182,8 @@ class Objective(PyroELBO):
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
         # Handlers around the objective (SVI's, a recorder's) hear of parameters; the objective does not need to.
         with announcing(bool(_PYRO_STACK)):
+            if self.learned is not None:
+                announce_parameters(self.learned)
             particles = self.particles(model, guide, args, kwargs, grad=grad)
         bound = self.bound_of(particles)
         loss = -(particles.outer_scale * bound.sum())
@@ -162,6 +210,7 @@ class Objective(PyroELBO):
         """The loss of the whole batch as a tensor whose ``backward`` gives the estimator's gradient."""
         if not torch.is_grad_enabled():
             return self.estimate(model, guide, args, kwargs, grad=False)[0]
+        self.advance()
         loss, surrogate = self.estimate(model, guide, args, kwargs, grad=True)
         assert surrogate is not None
         return loss.detach() + (surrogate - surrogate.detach())

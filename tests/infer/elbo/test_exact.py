@@ -1,6 +1,8 @@
 """Bounds and mean gradients of every objective against quadrature, within 4 standard errors."""
 
 import functools
+import re
+from pathlib import Path
 
 import pyro
 import pytest
@@ -11,6 +13,18 @@ from tests.infer.elbo.exact import Toy
 
 ALPHA = 0.3
 LAYOUTS = ("flat", "subsampled", "nested", "inner")
+
+
+#: objectives whose bound and mean gradient have a quadrature here, over the whole grid
+QUADRATURE = ("ELBO", "STL", "IWAE", "DReG", "RenyiELBO", "TraceGraphELBO")
+#: the others, and the file that holds each against its own exact answer
+ELSEWHERE: dict[str, str] = {}
+
+
+def test_every_objective_has_an_exact_test():
+    assert set(QUADRATURE) | set(ELSEWHERE) == set(OBJECTIVES)
+    for name, file in ELSEWHERE.items():
+        assert re.search(rf"\b{name}\b", Path(__file__).with_name(file).read_text())
 
 
 def make(name, num_particles, **kwargs):
@@ -52,7 +66,7 @@ def batches(toy, objective, count, replicates):
 
 
 def grid():
-    for name in OBJECTIVES:
+    for name in QUADRATURE:
         for num_particles in (1, 5, 50):
             for layout in LAYOUTS:
                 for vectorize in (True, False):
@@ -81,7 +95,7 @@ def test_loss_and_mean_gradient_are_exact(name, num_particles, layout, vectorize
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", QUADRATURE)
 def test_bound_is_per_datum_and_unscaled(name, layout):
     torch.manual_seed(1)
     toy = Toy(layout)
