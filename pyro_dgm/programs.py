@@ -19,6 +19,7 @@ from torch.distributions import constraints
 __all__ = [
     "Program",
     "ProgramLike",
+    "announce_parameter",
     "announce_parameters",
     "announcing",
     "as_program",
@@ -53,15 +54,17 @@ def announce_parameters(module: torch.nn.Module) -> None:
         return
     for name, parameter in module.named_parameters():
         # The id keeps two modules of one class apart: a trace drops the second of two params of one name.
-        full = f"{type(module).__name__}.{id(module)}.{name}"
-        value = parameter.view_as(parameter)
-        setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
-        effectful(lambda *_, value=value, **__: value, type="param")(
-            full, value, constraint=constraints.real, name=full
-        )
+        announce_parameter(f"{type(module).__name__}.{id(module)}.{name}", parameter)
 
 
-def _identity(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+def announce_parameter(name: str, parameter: torch.Tensor) -> None:
+    """Send a ``param`` message for a leaf tensor."""
+    value = parameter.view_as(parameter)
+    setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
+    effectful(lambda *_, **__: value, type="param")(name, value, constraint=constraints.real, name=name)
+
+
+def _identity(parameter: torch.Tensor) -> torch.Tensor:
     return parameter
 
 

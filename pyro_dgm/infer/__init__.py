@@ -2,6 +2,8 @@
 
 from pyro_dgm.infer import mcmc
 from pyro_dgm.infer.callbacks import Callback, EarlyStopping
+from pyro_dgm.infer.capture import CapturedELBO
+from pyro_dgm.infer.captured_potential import capture_potential
 from pyro_dgm.infer.checkpoint import load_weights
 from pyro_dgm.infer.elbo import (
     ELBO,
@@ -17,6 +19,7 @@ from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.sample import sample_posterior
+from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = [
     "ELBO",
@@ -24,6 +27,8 @@ __all__ = [
     "OBJECTIVES",
     "STL",
     "Callback",
+    "CannotCapture",
+    "CapturedELBO",
     "DReG",
     "EarlyStopping",
     "NonFiniteLossError",
@@ -32,6 +37,7 @@ __all__ = [
     "RenyiELBO",
     "Run",
     "TraceGraphELBO",
+    "capture_potential",
     "load_weights",
     "mcmc",
     "sample_posterior",

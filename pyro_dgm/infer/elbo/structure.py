@@ -7,7 +7,8 @@ seen, so that the evaluation path has no checks in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 
-__all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "sample_sites"]
+from pyro_dgm.programs import owner_modules
+
+__all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "sample_sites", "weak"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def probe(
     :raises ValueError: if the model has a latent site that the guide lacks and that is not enumerated.
     """
     messenger = guide_messenger(guide)
-    with poutine.block(), fork_rng(), torch.no_grad():
+    with poutine.block(), fork_rng(), torch.no_grad(), _buffers_kept(model, guide):
         if messenger is not None:
             guide(*args, **kwargs)
             model_trace, guide_trace = messenger.get_traces()
@@ -101,6 +104,16 @@ def probe(
     return Structure(-min(dims) if dims else 0, bool(marks["model"]), bool(marks["guide"]))
 
 
+@contextmanager
+def _buffers_kept(*fns: Any) -> Iterator[None]:
+    """Put running statistics back as they were: a look at a program is no training step."""
+    buffers = {id(b): b for fn in fns for module in owner_modules(fn) for b in module.buffers()}
+    kept = [(b, b.clone()) for b in buffers.values()]
+    yield
+    for buffer, value in kept:
+        buffer.copy_(value)
+
+
 class StructureCache:
     """The structures of the last few pairs, held without keeping the pairs alive."""
 
@@ -113,14 +126,15 @@ class StructureCache:
             if model_ref() == model and guide_ref() == guide:
                 return structure
         structure = probe(model, guide, args, kwargs)
-        self._entries = [*self._entries[1 - self.size :], (_ref(model), _ref(guide), structure)]
+        self._entries = [*self._entries[1 - self.size :], (weak(model), weak(guide), structure)]
         return structure
 
     def __getstate__(self) -> dict[str, Any]:  # weak references cannot be copied or sent to another process
         return {"size": self.size, "_entries": []}
 
 
-def _ref(fn: Callable[..., Any]) -> Callable[[], Any]:
+def weak(fn: Callable[..., Any]) -> Callable[[], Any]:
+    """A weak reference to a callable, bound methods too."""
     if hasattr(fn, "__self__") and hasattr(fn, "__func__"):
         return weakref.WeakMethod(fn)
     return weakref.ref(fn)

@@ -80,6 +80,8 @@ class Kernel(MCMCKernel):
     :param temperature: ``T``; 1 samples the posterior, and draws at another are no posterior draws.
     :param init_strategy: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``, or a Pyro
         per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
+    :param compile: have a model's potential compiled (:func:`~pyro_dgm.infer.capture_potential`): seconds once, for
+        gradients that cost a fraction; uncompiled, its graph runs as recorded.
     :raises ValueError: if both ``model`` and ``potential_fn`` are given, or a setting is out of range.
     """
 
@@ -93,6 +95,7 @@ class Kernel(MCMCKernel):
         *,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool = False,
     ) -> None:
         if model is not None and potential_fn is not None:
             raise ValueError("give model or potential_fn, not both")
@@ -104,7 +107,7 @@ class Kernel(MCMCKernel):
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
             raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function of a site, got {init_strategy!r}")
         self.model, self.potential_fn = model, potential_fn
-        self.temperature, self.init_strategy = float(temperature), init_strategy
+        self.temperature, self.init_strategy, self.compile = float(temperature), init_strategy, bool(compile)
         self._given_params: Position | None = None
         self._reset()
 
@@ -131,7 +134,7 @@ class Kernel(MCMCKernel):
                 raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
             self.potential: Potential = FunctionPotential(self.potential_fn)
         elif self.model is not None:
-            self.potential = ModelPotential(self.model, args, kwargs)
+            self.potential = ModelPotential(self.model, args, kwargs, self.compile)
         else:
             raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
         return self.potential

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["operations_of"]
+from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph, agreement, record
+
+__all__ = ["operations_of", "potential_graph"]
 
 logger = logging.getLogger("pyro_dgm.infer.mcmc")
 
@@ -18,40 +19,67 @@ Position = dict[str, Tensor]
 ValueAndGrad = Callable[[Position], tuple[Position, Tensor]]
 
 
-def operations_of(fn: ValueAndGrad, position: Position) -> ValueAndGrad:
+def operations_of(fn: ValueAndGrad, position: Position, compile: bool = False) -> ValueAndGrad:
     """The tensor operations that ``fn`` does on arguments of these shapes, as a function that does only them.
 
     Pyro's handlers, the distributions' constructors and the levels of ``vmap`` and ``grad`` cost several times the
     arithmetic of a small model; they leave no trace in the graph, and the operations left are the same ones on the same
-    numbers.  It is held against ``fn`` at two positions; one that differs, or cannot be recorded, is not used, and the
-    log says why.
+    numbers.  One that differs, or cannot be recorded, is not used, and the log says why.
 
     :param fn: from a position to gradient and value, with no branch on the position's values.
     :param position: tensors of the shapes and types to come.
+    :param compile: compile the graph too.
     :returns: the graph's function, or ``fn``.
     """
     try:
-        # A one-argument lambda: the signature that vmap's wrapper shows confuses the tracer.
-        graph = make_fx(lambda q: fn(q))(position)
-    except Exception as error:
-        logger.info("the potential runs without a graph: %s", str(error).strip().split("\n")[0])
-        return fn
-    # A failed factorisation is told by an operation whose result nobody reads; it must stay.
-    graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or "check_errors" in str(n.target))
-    graph.recompile()
+        return potential_graph(fn, position, compile)
+    except CannotCapture as reason:
+        logger.info("the potential runs without a graph: %s", reason)
+    if compile:
+        return operations_of(fn, position)
+    return fn
+
+
+def potential_graph(fn: ValueAndGrad, position: Position, compile: bool) -> ValueAndGrad:
+    """As :func:`operations_of`, with the reason raised where it cannot be done.
+
+    :raises CannotCapture: with the reason.
+    """
+    names = list(position)
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        gradient, value = fn(dict(zip(names, values, strict=True)))
+        return [value, *(gradient[k] for k in names)]
+
+    graph = record(flat, list(position.values()))
+    # A failed factorisation is told by an operation whose result nobody reads; it must stay, all other dead code goes.
+    graph.graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or "check_errors" in str(n.target))
+    graph.graph.recompile()
+    _hold(graph, flat, position)
+    if compile:
+        if any("check_errors" in str(n.target) for n in graph.graph.graph.nodes):
+            raise CannotCapture("it factorises a matrix, whose failure a compiled graph would not tell")
+        graph.compile(list(position.values()))
+        _hold(graph, flat, position)
+
+    def evaluate(at: Position) -> tuple[Position, Tensor]:
+        value, *gradients = graph(*(at[k] for k in names))
+        return dict(zip(names, gradients, strict=True)), value
+
+    return evaluate
+
+
+def _hold(graph: StaticGraph, fn: Callable[..., list[Tensor]], position: Position) -> None:
     for probe in (position, {k: 0.9 * v + 0.01 for k, v in position.items()}):
         expected, got = _outcome(fn, probe), _outcome(graph, probe)
-        if (expected is None) != (got is None) or not all(
-            torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in zip(expected or (), got or ())
-        ):
-            logger.info("the potential runs without a graph: its graph gives other values")
-            return fn
-    return graph
+        if (expected is None) != (got is None):
+            raise CannotCapture("its graph fails at other positions")
+        if difference := agreement(expected or [], got or []):
+            raise CannotCapture(f"its graph gives other values: {difference}")
 
 
 def _outcome(fn: Any, position: Position) -> list[Tensor] | None:
     try:
-        gradient, value = fn(position)
+        return list(fn(*position.values()))
     except torch.linalg.LinAlgError:
         return None
-    return [value, *(gradient[k] for k in position)]

@@ -51,6 +51,7 @@ class HMC(Kernel):
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
     :param temperature: :math:`T`; see :class:`Kernel`.
     :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: R. M. Neal (2011), "MCMC using Hamiltonian dynamics", arXiv:1206.1901; step-size adaptation of M. D. Hoffman
@@ -87,8 +88,9 @@ class HMC(Kernel):
         max_energy_error: float = 1000.0,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool = False,
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy)
+        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
         if num_steps is not None and trajectory_length is not None:
             raise ValueError("give num_steps or trajectory_length, not both")
         for argument, value in (

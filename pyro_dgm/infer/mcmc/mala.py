@@ -34,6 +34,7 @@ class MALA(HMC):
     :param max_energy_error: as in :class:`HMC`.
     :param temperature: :math:`T`; see :class:`Kernel`.
     :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. O. Roberts and R. L. Tweedie (1996), "Exponential convergence of Langevin distributions and their
@@ -67,6 +68,7 @@ class MALA(HMC):
         max_energy_error: float = 1000.0,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -80,4 +82,5 @@ class MALA(HMC):
             max_energy_error=max_energy_error,
             temperature=temperature,
             init_strategy=init_strategy,
+            compile=compile,
         )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
-from pyro_dgm.infer.mcmc.graph import operations_of
+from pyro_dgm.infer.mcmc.graph import operations_of, potential_graph
 from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
+from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = ["FunctionPotential", "ModelPotential", "Potential"]
 
@@ -115,12 +116,15 @@ class ModelPotential(Potential):
     :param model: a Pyro model.  Its parameters are constants here.
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
+    :param compile: have inductor compile the graph, which takes seconds and pays in long runs.
     :raises ValueError: for a discrete latent, a subsampled plate, no latent at all, or sites that change between runs;
         the message names the site.
     """
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], compile: bool = False
+    ) -> None:
+        self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
         self.latents: dict[str, Latent] = describe_latents(model, args, self.kwargs)
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
@@ -177,8 +181,20 @@ class ModelPotential(Potential):
         self._calls[num_chains] = self._calls.get(num_chains, 0) + 1
         if self._calls[num_chains] < GRAPH_AFTER:
             return self._batched(position)
-        self._graphs[num_chains] = operations_of(self._batched, position)
+        self._graphs[num_chains] = operations_of(self._batched, position, self.compile)
         return self._graphs[num_chains](position)
+
+    def capture(self, position: Position) -> None:
+        """Put the graph for this number of chains in the model's place now.
+
+        :raises CannotCapture: (:class:`pyro_dgm.infer.static_graph.CannotCapture`) with the reason.
+        """
+        self(position)  # in its own words, where the model itself has a fault
+        if not self._vectorize:
+            raise CannotCapture("the model cannot be vectorised over chains")
+        num_chains = next(iter(position.values())).shape[0]
+        with torch.no_grad(), pyro.validation_enabled(False):
+            self._graphs[num_chains] = potential_graph(self._batched, position, self.compile)
 
     def _fall_back(self, position: Position, error: Exception) -> tuple[Tensor, Position]:
         if "random" in str(error) and "vmap" in str(error):

@@ -1,0 +1,187 @@
+"""A function of tensors as one static graph: recorded once, held against the function, compiled.
+
+The function runs once under ``make_fx`` (Pyro's handlers are ordinary Python and leave no trace), and what is left is a
+list of tensor operations, its random draws among them.  Every tensor that it reads and was not given, a parameter, a
+buffer, a tensor in a closure, becomes an input of the graph by identity: the graph sees what an optimiser does to it in
+place.  Whatever Python decided on the way is frozen, so a graph is never trusted unseen: it is compared with the
+function under the same random state, first as recorded and then as compiled.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_dgm.infer.elbo.structure import fork_rng
+
+__all__ = ["CannotCapture", "StaticGraph", "agreement", "record"]
+
+aten = torch.ops.aten
+
+#: tensor function of a flat list of inputs, giving a flat list of outputs
+Function = Callable[..., Sequence[Tensor]]
+
+
+class CannotCapture(RuntimeError):
+    """A function is not the same operations on every call, or its graph is not the function; the text says why."""
+
+
+@dataclass
+class StaticGraph:
+    """Operations recorded from a function, and the tensors from outside that they read.
+
+    :ivar graph: the recorded operations; inputs are the function's own, then :attr:`externals`.
+    :ivar externals: tensors from outside, by identity; read (and where the function does so, written) at each call.
+    :ivar compiled: what runs: the graph, or what the compiler made of it.
+    :ivar backend: ``"aten"`` or ``"inductor"``.
+    """
+
+    graph: fx.GraphModule
+    externals: list[Tensor]
+    compiled: Callable[..., Sequence[Tensor]]
+    backend: str = "aten"
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return self.compiled(*inputs, *self.externals)
+
+    @property
+    def operations(self) -> int:
+        """Number of tensor operations."""
+        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+    def compile(self, inputs: Sequence[Tensor], **options: Any) -> None:
+        """Compile with inductor; random draws stay torch's own, so that seeds mean what they mean uncompiled.
+
+        :raises CannotCapture: where inductor cannot, with its reason.
+        """
+        import torch._inductor
+
+        # Outside of autograd: gradients are operations of the graph already.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # inductor's remarks on its own fallbacks
+            arguments: list[Any] = [t.detach() for t in (*inputs, *self.externals)]
+            try:
+                self.compiled = torch._inductor.compile(self.graph, arguments, options={**_OPTIONS, **options})
+            except Exception as error:  # a missing C++ compiler, an operation that it does not know
+                raise CannotCapture(f"inductor cannot compile it: {_first_line(error)}") from error
+        self.backend = "inductor"
+
+
+#: Torch's own random numbers: the stream is that of the eager program, seed for seed.
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
+
+
+def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ()) -> StaticGraph:
+    """Record the operations that ``fn`` does on inputs of these shapes.
+
+    The random state is left as it was.  Tensors that ``fn`` writes in place are written.
+
+    :param known: tensors from outside that ``fn`` is known to read, such as parameters.
+    :raises CannotCapture: where the operations depend on values, or cannot be recorded.
+    """
+    graph, externals = _record_once(fn, inputs, known)
+    if len(externals) > len(known):
+        # Once more with all of them as inputs: a branch on the value of one is seen only then.
+        graph, again = _record_once(fn, inputs, externals)
+        if len(again) > len(externals):
+            raise CannotCapture(
+                "it makes tensors outside of torch on each run (from NumPy, say), which would be frozen"
+            )
+    return StaticGraph(graph, externals, graph)
+
+
+def _record_once(
+    fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor]
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    count = len(inputs)
+    before = random.getstate(), _numpy_state()
+    # Two inputs that are one tensor would become one input: each is given a face of its own.
+    faces = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
+    try:
+        with fork_rng(), pyro.validation_enabled(False):
+            graph = make_fx(lambda *flat: list(fn(*flat[:count])))(*faces, *known)
+    except Exception as error:
+        raise CannotCapture(_explain(error)) from error
+    if (random.getstate(), _numpy_state()) != before:
+        raise CannotCapture("it draws from Python's or NumPy's random numbers, which a graph would freeze")
+    return graph, [*known, *_lift(graph)]
+
+
+def _lift(graph: fx.GraphModule) -> list[Tensor]:
+    """Turn tensors that the graph holds into further inputs; numbers written in the program stay in it."""
+    last = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    externals: dict[int, tuple[Tensor, fx.Node]] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value: Any = graph
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, Tensor):
+            raise CannotCapture(f"it holds control flow ({type(value).__name__}) that is not one list of operations")
+        if node.users and all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            continue
+        if id(value) not in externals:
+            with graph.graph.inserting_after(last[-1]) if last else graph.graph.inserting_before():
+                placeholder = graph.graph.placeholder(f"external_{len(externals)}")
+            last.append(placeholder)
+            externals[id(value)] = (value, placeholder)
+        node.replace_all_uses_with(externals[id(value)][1])
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+    return [value for value, _ in externals.values()]
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    _, keys, position, *_ = tuple(np.random.get_state(legacy=True))
+    return np.asarray(keys).tobytes(), position
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "trying to get value out of a tracing tensor" in text or "data-dependent" in text:
+        return "its structure depends on values of tensors (.item(), bool() or float() of a tensor)"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def agreement(expected: Sequence[Tensor], found: Sequence[Tensor], names: Sequence[str] | None = None) -> str:
+    """Why two lists of results are not the same up to rounding; ``""`` if they are.
+
+    Each tensor's distance is measured in its own norm, with a floor for those that are nearly zero beside the largest.
+    """
+    if len(expected) != len(found):
+        return f"{len(found)} results instead of {len(expected)}"
+    largest = max([float(t.detach().double().norm()) for t in expected if t.is_floating_point()], default=0.0)
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        name = f"result {i}" if names is None else names[i]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} is {b.dtype} {tuple(b.shape)} instead of {a.dtype} {tuple(a.shape)}"
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return f"{name} differs"
+            continue
+        a, b = a.detach().double(), b.detach().double()
+        both = torch.isfinite(a) & torch.isfinite(b)
+        if not torch.equal(a[~both].nan_to_num(), b[~both].nan_to_num()):
+            return f"{name} is not finite in other places"
+        tolerance = 4 * torch.finfo(expected[i].dtype).eps ** 0.5
+        distance, size = float((a - b)[both].norm()), float(a[both].norm())
+        if distance > tolerance * max(size, 1e-3 * largest, 1e-30):
+            return f"{name} differs by {distance:.3g} (its norm is {size:.3g})"
+    return ""
