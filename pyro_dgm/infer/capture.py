@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,21 +12,17 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_dgm.infer.elbo import ELBO, Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
-from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph, agreement, record
-from pyro_dgm.infer.trial import Trial, trial
-from pyro_dgm.programs import announce_parameter, announcing, owner_modules
+from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
+from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.programs import announce_parameter, owner_modules
 
-__all__ = ["CapturedELBO", "capture_evaluation", "leaves_of", "split_tensors"]
+__all__ = ["CapturedELBO"]
 
 logger = logging.getLogger("pyro_dgm")
-
-#: calls of a graph at which it is held against the program again: the second batch shows what the first one froze
-CHECKED_CALLS = frozenset([2, 10, 100, *(1000 * n for n in range(1, 1000))])
 
 
 class CapturedELBO(Objective):
@@ -118,7 +114,7 @@ class CapturedELBO(Objective):
     # The four methods
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        entry, flat = self._entry("gradient" if grad else "loss", model, guide, args, kwargs)
+        entry, flat = self._entry(("gradient" if grad else "loss", 1.0), model, guide, args, kwargs)
         if entry is None:
             return self.inner.estimate(model, guide, args, kwargs, grad)
         if _PYRO_STACK:  # SVI asks which parameters there are
@@ -132,7 +128,7 @@ class CapturedELBO(Objective):
 
     @torch.no_grad()
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        entry, flat = self._entry("bound", model, guide, args, kwargs)
+        entry, flat = self._entry(("bound", 1.0), model, guide, args, kwargs)
         return self.inner.bound(model, guide, *args, **kwargs) if entry is None else entry(flat)[0]
 
     # Graphs
@@ -166,7 +162,23 @@ class CapturedELBO(Objective):
         self._pairs = [*self._pairs[-3:], pair]
         return pair
 
-    def _entry(self, kind: str, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[_Entry | None, list]:
+    def loss_and_gradients(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, scale: float
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+        """Loss, leaves and the gradients of ``scale * loss`` by them; ``None`` where the program runs eagerly.
+
+        For training loops: no autograd is in the way, and ``advance`` has been called.
+        """
+        entry, flat = self._entry(("gradient", scale), model, guide, args, kwargs)
+        if entry is None:
+            return None
+        self.advance()
+        loss, *gradients = entry(flat)
+        return loss, entry.wrt, gradients[: len(entry.wrt)]
+
+    def _entry(
+        self, kind: tuple[str, float], model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[EvaluationGraph | None, list]:
         if any(not (isinstance(h, TraceMessenger) and h.param_only) for h in _PYRO_STACK):
             return None, []
         pair = self._pair(model, guide)
@@ -186,7 +198,7 @@ class CapturedELBO(Objective):
                     logger.info("more than %d batch shapes: further ones run eagerly", self.max_graphs)
                 return None, []
             try:
-                entry = self._capture(kind, model, guide, flat, rebuild)
+                entry = capture_evaluation(self.inner, *kind, model, guide, flat, rebuild)
                 if self.backend == "inductor" and not any(k[0] == kind for k in pair.entries):
                     entry.compile(flat)
             except CannotCapture as reason:
@@ -208,7 +220,7 @@ class CapturedELBO(Objective):
         pair.entries.clear()
         warnings.warn(f"the program runs eagerly, not captured: {reason}", RuntimeWarning, stacklevel=5)
 
-    def _check(self, pair: _Pair, key: Any, entry: _Entry, flat: Sequence[Tensor]) -> bool:
+    def _check(self, pair: _Pair, key: Any, entry: EvaluationGraph, flat: Sequence[Tensor]) -> bool:
         if not (difference := entry.differs(flat)):
             return True
         del pair.entries[key]
@@ -218,9 +230,6 @@ class CapturedELBO(Objective):
         else:
             logger.info("the program has changed since it was captured and is captured again: %s", difference)
         return False
-
-    def _capture(self, kind: str, model: Any, guide: Any, flat: Sequence[Tensor], rebuild: Any) -> _Entry:
-        return capture_evaluation(self.inner, kind, model, guide, flat, rebuild)
 
     def __getstate__(self) -> dict[str, Any]:  # graphs cannot be copied; they are made again
         return {**self.__dict__, "_pairs": []}
@@ -236,57 +245,13 @@ class _Pair:
     model: Any
     guide: Any
     modules: list[torch.nn.Module]
-    entries: dict[Any, _Entry] = field(default_factory=dict)
+    entries: dict[Any, EvaluationGraph] = field(default_factory=dict)
     reason: str = ""
     changes: int = 0
     crowded: bool = False
 
     def modes(self) -> tuple[bool, ...]:
         return tuple([m.training for m in self.modules])
-
-
-@dataclass
-class _Entry:
-    """A graph with the function that it stands for."""
-
-    graph: StaticGraph
-    function: Callable[..., Sequence[Tensor]]
-    #: leaves that gradients are given for, in order
-    wrt: list[Tensor] = field(default_factory=list)
-    #: positions of the inputs that gradients are given for after those
-    graded_inputs: list[int] = field(default_factory=list)
-    calls: int = 0
-
-    def __call__(self, flat: Sequence[Tensor]) -> list[Tensor]:
-        return list(self.graph(*flat))
-
-    def compile(self, flat: Sequence[Tensor]) -> None:
-        self.graph.compile(flat)
-        if difference := self.differs(flat):
-            raise CannotCapture(f"compiled, its graph gives something else: {difference}")
-
-    def differs(self, flat: Sequence[Tensor], may_fail: bool = False) -> str:
-        """What is different between graph and function on these inputs; nothing is left changed.
-
-        :param may_fail: the function may not take these inputs at all, and then nothing is said.
-        """
-        faces = [t.detach().requires_grad_(t.requires_grad) for t in flat]
-        try:
-            expected = trial(self.function, faces, self.graph.externals)
-            found = trial(self.graph, faces, self.graph.externals)
-        except Exception as error:  # the program itself fails now: the eager evaluation will say so in its own words
-            return "" if may_fail else f"{type(error).__name__} in the comparison"
-        return differences(expected, found)
-
-
-def differences(expected: Trial, found: Trial) -> str:
-    """What one trial did that the other did not; ``""`` if they are the same up to rounding."""
-    if not torch.equal(expected.random_state, found.random_state):
-        return "it draws other random numbers"
-    if expected.written.keys() != found.written.keys():
-        return "it writes other tensors"
-    written = [expected.written[i] for i in found.written], list(found.written.values())
-    return agreement(expected.results, found.results) or agreement(*written)
 
 
 class _WithGradients(torch.autograd.Function):
@@ -299,94 +264,11 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (None, None, *(g * grad for g in ctx.gradients))
-
-
-def capture_evaluation(
-    objective: Objective, kind: str, model: Any, guide: Any, flat: Sequence[Tensor], rebuild: Callable[..., Any]
-) -> _Entry:
-    """Record an objective's ``"loss"``, ``"bound"`` or loss and ``"gradient"``, and compare it with the objective."""
-    wrt: list[Tensor] = []
-    graded = [i for i, t in enumerate(flat) if t.requires_grad] if kind == "gradient" else []
-
-    def function(*inputs: Tensor) -> list[Tensor]:
-        args, kwargs = rebuild(inputs)
-        with announcing(False):
-            if kind == "bound":
-                return [objective.bound(model, guide, *args, **kwargs)]
-            if kind == "loss":
-                with torch.no_grad():
-                    return [objective.estimate(model, guide, args, kwargs, False)[0]]
-            with torch.enable_grad():
-                loss, surrogate = objective.estimate(model, guide, args, kwargs, True)
-                assert surrogate is not None
-                if not wrt and not graded:
-                    raise CannotCapture("the loss depends on no parameter")
-                targets = [*wrt, *(inputs[i] for i in graded)]
-                return [loss.detach(), *torch.autograd.grad(surrogate, targets)]
-
-    faces = [t.detach().requires_grad_(t.requires_grad) for t in flat]
-    args, kwargs = rebuild(faces)
-    objective.structure(model, guide, args, kwargs)  # checks the pair, and builds what is lazy
-    if kind == "gradient":
-        wrt.extend(leaves_of(objective, model, guide, args, kwargs, exclude=faces))
-    known = list({id(t): t for t in (*wrt, *buffers_of(objective, model, guide))}.values())
-    graph = trial(lambda *inputs: record(function, inputs, known), faces, known).results
-    entry = _Entry(graph, function, wrt, graded)
-    if difference := entry.differs(flat):
-        raise CannotCapture(f"its graph gives something else than the program: {difference}")
-    if difference := entry.differs([t.flip(0) if t.dim() else t for t in flat], may_fail=True):
-        raise CannotCapture(f"it reads data in a way that a graph would freeze (on other data {difference})")
-    return entry
-
-
-def leaves_of(
-    objective: Objective, model: Any, guide: Any, args: tuple, kwargs: dict, exclude: Sequence[Tensor] = ()
-) -> list[Tensor]:
-    """The leaf tensors that the loss depends on differentiably, found by walking back from it."""
-
-    def surrogate() -> Any:
-        with torch.enable_grad(), announcing(False):
-            return objective.estimate(model, guide, args, kwargs, True)[1]
-
-    skip = {id(t) for t in exclude}
-    return [
-        t for t in _accumulated(trial(surrogate, (), buffers_of(objective, model, guide)).results) if id(t) not in skip
-    ]
-
-
-def buffers_of(objective: Objective, model: Any, guide: Any) -> list[Tensor]:
-    owners = [m for fn in (model, guide) for m in owner_modules(fn)]
-    owners += [] if objective.learned is None else [objective.learned]
-    return list({id(b): b for m in owners for b in m.buffers()}.values())
-
-
-def _accumulated(root: Tensor) -> Iterator[Tensor]:
-    stack, seen = [root.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(following for following, _ in node.next_functions)
-
-
-def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Any, Callable[[Sequence[Tensor]], Any]]:
-    """The tensors of a call, a hashable key of all that a graph freezes of it, and how to put the call together."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    flat = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    key = tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
-        if isinstance(leaf, Tensor)
-        else (type(leaf), leaf)
-        for leaf in leaves
-    )
-    hash(key)
-
-    def rebuild(tensors: Sequence[Tensor]) -> Any:
-        rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if isinstance(v, Tensor) else v for v in leaves], spec)
-
-    return flat, (key, str(spec)), rebuild
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of a captured loss is there once: retain_graph has no effect on it")
+        if (
+            grad.device.type != "cpu" or float(grad) != 1.0
+        ):  # on a CPU a look costs nothing, and most often saves a pass
+            gradients = torch._foreach_mul(gradients, grad)
+        return (None, None, *gradients)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.capture import CHECKED_CALLS, buffers_of, differences, leaves_of, split_tensors
 from pyro_dgm.infer.data import batch_length
 from pyro_dgm.infer.elbo import Objective
+from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, buffers_of, differences, leaves_of, split_tensors
 from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph, record
 from pyro_dgm.infer.trial import trial
 from pyro_dgm.programs import announcing, split_batch
@@ -65,8 +65,10 @@ class CapturedSteps:
 
         :raises CannotCapture: with the reason.
         """
-        flat, key, rebuild = split_tensors(*split_batch(batch))
-        share = self.share(batch_length(batch))
+        flat, _, rebuild = split_tensors(*split_batch(batch))
+        key, share = quick_key(batch), self.share(batch_length(batch))
+        if key is None:
+            raise CannotCapture("a batch holds something else than contiguous tensors")
 
         def function(*inputs: Tensor) -> list[Tensor]:
             args, kwargs = rebuild(inputs)
@@ -78,8 +80,10 @@ class CapturedSteps:
 
     def step(self, batch: Any) -> tuple[Tensor, Tensor] | None:
         """Loss and gradient norm of a step, taken; ``None`` where no graph is for this shape."""
-        flat, key, _ = split_tensors(*split_batch(batch))
-        found = self._run(key, flat)
+        key = quick_key(batch)
+        if key not in self._graphs:
+            return None
+        found = self._run(key, _tensors(batch))
         return None if found is None else (found[0], found[1])
 
     # A block of steps
@@ -89,7 +93,10 @@ class CapturedSteps:
 
         :param take: gives the batch of an index, ``(batch size,)``.
         """
-        flat, key, rebuild = split_tensors((data,), {})
+        flat, _, rebuild = split_tensors((data,), {})
+        key = quick_key(data)
+        if key is None:
+            raise CannotCapture("the data hold something else than contiguous tensors")
         share, count = self.share(order.shape[1]), order.shape[0]
 
         def function(index: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -101,12 +108,12 @@ class CapturedSteps:
                 rows.append(torch.stack([loss, norm]))
             return [torch.stack(rows)]
 
-        self._make(("block", tuple(order.shape), key), function, [order, *flat], compile)
+        self._make((order.shape, key), function, [order, *flat], compile)
 
     def block(self, data: Any, order: Tensor) -> Tensor | None:
         """Take the steps of a block; losses and gradient norms, ``(steps, 2)``."""
-        flat, key, _ = split_tensors((data,), {})
-        found = self._run(("block", tuple(order.shape), key), [order, *flat])
+        key = (order.shape, quick_key(data))
+        found = self._run(key, [order, *_tensors(data)]) if key in self._graphs else None
         return None if found is None else found[0]
 
     # Behind both
@@ -136,7 +143,7 @@ class CapturedSteps:
         return loss.detach(), norm, ok
 
     def _state(self) -> list[Tensor]:
-        return [v for p in self._trained for v in self.optimizer.state[p].values() if isinstance(v, Tensor)]
+        return [v for p in self._trained for v in self.optimizer.state.get(p, {}).values() if isinstance(v, Tensor)]
 
     def _make(self, key: Any, function: Callable[..., list[Tensor]], flat: Sequence[Tensor], compile: bool) -> None:
         if not hasattr(self, "_trained"):
@@ -157,8 +164,13 @@ class CapturedSteps:
             self._functions[key] = function
             self._hold(key, graph, flat)
             if compile and self.backend == "inductor":
-                graph.compile(flat)
-                self._hold(key, graph, flat)
+                try:
+                    # Calls and allocations in C++ too: they are most of a small program's step.
+                    graph.compile(flat, cpp_wrapper=True)
+                    self._hold(key, graph, flat)
+                except CannotCapture:
+                    graph.compile(flat)
+                    self._hold(key, graph, flat)
         finally:
             for p, g in zip(self.parameters, gradients, strict=True):
                 p.grad = g
@@ -175,8 +187,13 @@ class CapturedSteps:
         self._buffers = buffers_of(self.objective, self.model, self.guide)
         missing = [p for p in self._trained if not self.optimizer.state.get(p)]
         stateless = isinstance(self.optimizer, torch.optim.SGD)
+        name = type(self.optimizer).__name__
         if missing and not stateless:
-            raise CannotCapture(f"{type(self.optimizer).__name__} has no state yet")
+            raise CannotCapture(f"{name} has no state yet")
+        for p in self._trained:
+            for key, value in self.optimizer.state.get(p, {}).items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    raise CannotCapture(f"{name} keeps its {key!r} as a number, which a graph would freeze")
 
     def _hold(self, key: Any, graph: StaticGraph, flat: Sequence[Tensor]) -> None:
         expected = trial(self._functions[key], flat, graph.externals)
@@ -184,9 +201,6 @@ class CapturedSteps:
             raise CannotCapture(f"the graph of its step gives something else: {difference}")
 
     def _run(self, key: Any, flat: Sequence[Tensor]) -> Sequence[Tensor] | None:
-        graph = self._graphs.get(key)
-        if graph is None:
-            return None
         for i, group in enumerate(self.optimizer.param_groups):
             if group["lr"] != self._set[i]:
                 if self.fixed_rates:
@@ -194,10 +208,31 @@ class CapturedSteps:
                     return None
                 self._set[i] = float(group["lr"])
                 self._rates[i].detach().fill_(self._set[i])
-        self._calls[key] += 1
-        if self._calls[key] in CHECKED_CALLS:
+        graph = self._graphs[key]
+        calls = self._calls[key] = self._calls[key] + 1
+        if calls in CHECKED_CALLS:
             self._hold(key, graph, flat)
         return graph(*flat)
+
+
+def quick_key(batch: Any) -> Any:
+    """Shapes and types of a batch of contiguous tensors, looked at on every step; ``None`` for anything else."""
+    if isinstance(batch, Tensor):
+        return (batch.shape, batch.dtype) if batch.is_contiguous() and not batch.requires_grad else None
+    if isinstance(batch, (tuple, list)):
+        parts = tuple([quick_key(b) for b in batch])
+    elif isinstance(batch, Mapping):
+        parts = tuple([(k, quick_key(b)) for k, b in batch.items()])
+        return None if any(part is None for _, part in parts) else parts
+    else:
+        return None
+    return None if None in parts else parts
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    return [t for part in (batch.values() if isinstance(batch, Mapping) else batch) for t in _tensors(part)]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ function under the same random state, first as recorded and then as compiled.
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -49,9 +50,15 @@ class StaticGraph:
     externals: list[Tensor]
     compiled: Callable[..., Sequence[Tensor]]
     backend: str = "aten"
-    notes: list[str] = field(default_factory=list)
+    #: shapes of the externals: the compiled code trusts them
+    shapes: list[torch.Size] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shapes = [t.shape for t in self.externals]
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        if [*map(_shape, self.externals)] != self.shapes:
+            raise CannotCapture("a tensor that the graph reads has another shape than it was recorded with")
         with torch.no_grad():
             return self.compiled(*inputs, *self.externals)
 
@@ -71,6 +78,8 @@ class StaticGraph:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inductor's remarks on its own fallbacks
             arguments: list[Any] = [t.detach() for t in (*inputs, *self.externals)]
+            for node in self.graph.graph.nodes:
+                node.meta.clear()
             try:
                 self.compiled = torch._inductor.compile(self.graph, arguments, options={**_OPTIONS, **options})
             except Exception as error:  # a missing C++ compiler, an operation that it does not know
@@ -78,8 +87,10 @@ class StaticGraph:
         self.backend = "inductor"
 
 
-#: Torch's own random numbers: the stream is that of the eager program, seed for seed.
-_OPTIONS: dict[str, Any] = {"fallback_random": True}
+#: Torch's own random numbers: the stream is that of the eager program, seed for seed.  Shapes are looked at by those
+#: who call graphs, once and not for every tensor on the way.
+_OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
+_shape = operator.attrgetter("shape")
 
 
 def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ()) -> StaticGraph:
@@ -98,6 +109,7 @@ def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ())
             raise CannotCapture(
                 "it makes tensors outside of torch on each run (from NumPy, say), which would be frozen"
             )
+    _merge_draws(graph)
     return StaticGraph(graph, externals, graph)
 
 
@@ -147,6 +159,25 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
 def _numpy_state() -> tuple[Any, ...]:
     _, keys, position, *_ = tuple(np.random.get_state(legacy=True))
     return np.asarray(keys).tobytes(), position
+
+
+def _merge_draws(graph: fx.GraphModule) -> None:
+    """An empty tensor filled with normal numbers is one draw: the same numbers by one operation, not three."""
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.normal_.default or len(node.args) > 1 or node.kwargs:
+            continue
+        source = node.args[0]
+        if source.target is not aten.empty.memory_format or next(iter(source.users)) is not node:
+            continue
+        options = {k: v for k, v in source.kwargs.items() if k in ("dtype", "layout", "device", "pin_memory")}
+        with graph.graph.inserting_before(node):
+            draw = graph.graph.call_function(aten.randn.default, source.args, options)
+        for old in (node, source):
+            old.replace_all_uses_with(draw, delete_user_cb=lambda user, node=node: user is not node)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(source)
+    graph.graph.lint()
+    graph.recompile()
 
 
 def _explain(error: Exception) -> str:
