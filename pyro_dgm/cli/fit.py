@@ -13,6 +13,8 @@ from pyro_dgm.cli.errors import INTERRUPTED, CommandFailed, UsageError, guarded
 
 __all__ = ["fit"]
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
 
 @guarded
 def fit(
@@ -45,16 +47,35 @@ def fit(
     ] = "ELBO",
     num_particles: Annotated[int | None, typer.Option(min=1, help="Particles of the objective.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data in all.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Data a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Data a batch, which several devices share.")] = 128,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Batches a step: the gradient of the joined batch, in the memory of one.")
+    ] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, order of data and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes to train on, each with a device and a part of every batch; needs pyro-dgm[distributed]. "
+            "By default one, or those that torchrun started.",
+        ),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     test_particles: Annotated[
         int, typer.Option(min=0, help="Particles of the bound on the test data at the end; 0 leaves it out.")
     ] = 100,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tensorboard, wandb or mlflow, where that is installed; repeatable. A table, "
+            "checkpoints/metrics.csv, is always written."
+        ),
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder; only --epochs may be given along.")
+        Path | None,
+        typer.Option(help="Go on with the run in this folder; only --epochs, --devices and --log may be given along."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -71,17 +92,22 @@ def fit(
     - `pyro-dgm fit --family LinearGaussian --latent-dim 5 --set guide_covariance=full`
     - `pyro-dgm fit --resume runs/iwae --epochs 400`
 
+    - `pyro-dgm fit --devices 2`, or `torchrun --nproc-per-node=2 -m pyro_dgm.cli fit`
+
     **Exit codes**: 0 done; 1 loss not finite, or data missing; 2 bad usage; 130 interrupted (it says how to
     resume)
     """
     from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
+    from pyro_dgm.infer.distributed import started_rank
 
+    _check_loggers(log or [])
+    how: dict[str, Any] = {"quiet": quiet, "devices": devices, "log": log or []}
     if resume is not None:
         _only_epochs(ctx)
         asked, _ = read_settings(resume)
         if "epochs" in _given(ctx):
             asked = replace(asked, epochs=epochs)
-        _run(asked, resume, resuming=True, quiet=quiet)
+        _run(asked, resume, resuming=True, **how)
         return
     if test_particles == 1:
         raise UsageError("--test-particles must be 0, or at least 2 (a standard error needs two)")
@@ -89,17 +115,17 @@ def fit(
         raise UsageError(f"--lr must be positive, got {lr}")
     asked = FitSettings(
         dataset=dataset, binarize=binarize, num_validation=num_validation, family=family, objective=objective,
-        num_particles=num_particles, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device,
-        checkpoint_every=checkpoint_every, test_particles=test_particles,
+        num_particles=num_particles, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed,
+        device=device, checkpoint_every=checkpoint_every, test_particles=test_particles,
     )  # fmt: skip
     asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
     folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
-    if (folder / CONFIG).exists():
+    if started_rank() == 0 and (folder / CONFIG).exists():  # the others may come when it has begun to write
         raise UsageError(
             f"{folder} holds a run already: go on with it (pyro-dgm fit --resume {shlex.quote(str(folder))}), or give "
             "another --output"
         )
-    _run(asked, folder, resuming=False, quiet=quiet)
+    _run(asked, folder, resuming=False, **how)
 
 
 def _given(ctx: typer.Context) -> set[str]:
@@ -109,7 +135,7 @@ def _given(ctx: typer.Context) -> set[str]:
 
 
 def _only_epochs(ctx: typer.Context) -> None:
-    others = sorted(_given(ctx) - {"resume", "epochs", "quiet"})
+    others = sorted(_given(ctx) - {"resume", "epochs", "quiet", "devices", "log"})
     if others:
         names = ", ".join("--" + name.replace("_", "-") for name in others)
         raise UsageError(f"--resume goes on with the settings that the run has; it cannot be given with {names}")
@@ -142,7 +168,27 @@ def _default_binarization(dataset: str, likelihood: Any) -> str | None:
     return {"digits": "threshold", "mnist": "dynamic"}.get(dataset) if name == "bernoulli" else None
 
 
-def _run(asked: Any, folder: Path, resuming: bool, quiet: bool) -> None:
+def _check_loggers(names: list[str]) -> None:
+    for name in names:
+        if name not in LOGGERS:
+            raise UsageError(f"--log {name} is not one of {', '.join(LOGGERS)}")
+
+
+def _loggers(names: list[str], folder: Path) -> list[Any]:
+    from pyro_dgm.infer.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
+
+    made: list[Any] = []
+    for name in dict.fromkeys(names):
+        if name == "tensorboard":
+            made.append(TensorBoardLogger(folder / "tensorboard"))
+        elif name == "wandb":
+            made.append(WandbLogger(project="pyro_dgm", name=folder.name, dir=str(folder)))
+        else:
+            made.append(MLflowLogger(run_name=folder.name))
+    return made
+
+
+def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | None, log: list[str]) -> None:
     import functools
     import inspect
 
@@ -155,8 +201,10 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool) -> None:
     from pyro_dgm.cli.fitted import CHECKPOINTS, save_fitted, write_settings
     from pyro_dgm.cli.specs import parse_objective
     from pyro_dgm.cli.terminal import console
+    from pyro_dgm.infer.distributed import started_rank
 
     out = console()
+    out.quiet = started_rank() > 0  # of several processes one speaks and writes
     objective = parse_objective(asked.objective, asked.num_particles)
     with bad_usage_if_raised("--device"):
         _check_device(asked.device)
@@ -175,7 +223,8 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool) -> None:
     with bad_usage_if_raised("the data do not fit the family"):
         program.check_batch(data.train if data.transform is None else data.transform(data.train[:1000]))
     asked.family_arguments = program.config()
-    write_settings(asked, folder)
+    if started_rank() == 0:
+        write_settings(asked, folder)
     out.print(f"{data.note}; train {len(data.train)}, validation {_count(data.validation)}, test {len(data.test)}")
     run = pyro_dgm.fit(
         program,
@@ -184,15 +233,20 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool) -> None:
         optimizer=functools.partial(torch.optim.Adam, lr=asked.lr),
         epochs=asked.epochs,
         batch_size=asked.batch_size,
+        accumulate=asked.accumulate,
         transform=data.transform,
         validation=data.validation,
         seed=asked.seed,
         device=asked.device,
+        devices=devices,
+        loggers=_loggers(log, folder),
         progress=not quiet,
         checkpoint_dir=folder / CHECKPOINTS,
         checkpoint_every=asked.checkpoint_every,
         resume=resuming or None,
     )
+    if run.rank > 0:
+        return
     if run.interrupted:
         command = f"pyro-dgm fit --resume {shlex.quote(str(folder))}"
         raise CommandFailed(

@@ -39,6 +39,7 @@ class FitSettings:
     num_particles: int | None = None
     epochs: int = 100
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 1e-3
     seed: int = 0
     device: str = "auto"
@@ -75,7 +76,10 @@ def write_settings(settings: FitSettings, directory: Path) -> None:
     from pyro_dgm.infer.checkpoint import write_json
 
     directory.mkdir(parents=True, exist_ok=True)
-    write_json({"command": asdict(settings)}, directory / CONFIG)
+    # Renamed into place: of several processes that go on with a run, others may be reading it.
+    temporary = directory / f".tmp-{CONFIG}"
+    write_json({"command": asdict(settings)}, temporary)
+    temporary.replace(directory / CONFIG)
 
 
 def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Batches of data for the training loop: tensors cut up in memory, or a ``DataLoader`` as it comes."""
+"""Batches of data for the training loop: tensors cut up in memory, or a ``DataLoader`` as it comes.
+
+On several processes each takes its part of every batch, the order being the same for all.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from pyro_dgm.infer.distributed import ALONE, Group
 from pyro_dgm.programs import split_batch
 
 __all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches", "batch_length", "map_tensors", "named_tensors"]
@@ -31,7 +35,7 @@ class Batches(Protocol):
         """A batch to try the program on, before training."""
 
     def epoch(self) -> Iterator[Any]:
-        """The batches of one epoch, on the device."""
+        """The batches of one epoch, on the device; of several processes, this one's part of each."""
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generators that order the data."""
@@ -88,10 +92,18 @@ class TensorBatches:
     :param seed: seed of the order.
     :param device: where the batches go.
     :param argument: name of the argument in error messages.
+    :param group: the processes that share each batch.
     """
 
     def __init__(
-        self, data: Any, batch_size: int, shuffle: bool, seed: int, device: torch.device, argument: str = "data"
+        self,
+        data: Any,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        device: torch.device,
+        argument: str = "data",
+        group: Group = ALONE,
     ) -> None:
         if isinstance(data, Mapping) and not all(isinstance(k, str) for k in data):
             raise TypeError(
@@ -113,7 +125,7 @@ class TensorBatches:
         self.batch_size = min(batch_size, self.length)
         self.num_batches: int = -(-self.length // self.batch_size)
         self.shuffle = shuffle and self.num_batches > 1
-        self.device = device
+        self.device, self.group = device, group
         self.data = map_tensors(lambda t: t.to(device), data) if _fits(tensors, device) else data
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -125,7 +137,9 @@ class TensorBatches:
         if order is not None:
             order = order.to(next(named_tensors(self.data))[1].device)  # one transfer an epoch, not one a batch
         for i in range(self.num_batches):
-            here = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            start, stop = i * self.batch_size, min((i + 1) * self.batch_size, self.length)
+            part = self.group.part(stop - start)
+            here = slice(start + part.start, start + part.stop)
             yield self._take(here if order is None else order[here])
 
     def _take(self, index: slice | Tensor) -> Any:
@@ -147,10 +161,15 @@ class LoaderBatches:
 
     Its order comes from its own generator or torch's global one, both of which a checkpoint keeps; with worker
     processes, random numbers drawn *in* a worker that outlives an epoch (``persistent_workers``) are its own affair.
+
+    On several processes rank 0 draws the order and each loads its own items only.  A stream (``IterableDataset``) has
+    no order to share: each process reads all of it, which must be the same for all, and keeps its part of each batch.
+
+    :param group: the processes that share each batch.
     """
 
-    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
-        self.loader, self.device = loader, device
+    def __init__(self, loader: DataLoader[Any], device: torch.device, group: Group = ALONE) -> None:
+        self.loader, self.device, self.group = loader, device, group
         self.length, self.num_batches = _loader_length(loader)
         sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
         owners = (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
@@ -167,8 +186,45 @@ class LoaderBatches:
         raise ValueError("the DataLoader gave no batch")
 
     def epoch(self) -> Iterator[Any]:
+        if self.group.size > 1:
+            yield from self._parts()
+            return
         for batch in self.loader:
             yield self._move(batch)
+
+    def _parts(self) -> Iterator[Any]:
+        """This rank's part of each batch."""
+        loader = self.loader
+        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+            for batch in loader:
+                yield self._move(_cut(batch, self.group.part(batch_length(batch))))
+            return
+        # The loader's own first draw, so that the order is that of a single process; then every rank's own workers.
+        seed = int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator))
+        order = self.group.broadcast([list(b) for b in loader.batch_sampler] if self.group.rank == 0 else [])
+        mine = [indices[self.group.part(len(indices))] for indices in order]
+        generator = torch.Generator().manual_seed(self.group.seed(seed) % 2**63)
+        part = DataLoader(
+            loader.dataset,
+            batch_sampler=[indices for indices in mine if indices],
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=generator,
+            prefetch_factor=loader.prefetch_factor,
+        )
+        batches = iter(part)
+        empty = None
+        for indices in mine:
+            if indices:
+                yield self._move(next(batches))
+            else:  # a last batch of fewer data than ranks
+                if empty is None:
+                    empty = _cut(loader.collate_fn([loader.dataset[order[0][0]]]), slice(0, 0))
+                yield self._move(empty)
 
     def _move(self, batch: Any) -> Any:
         return map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)
@@ -182,7 +238,13 @@ class LoaderBatches:
 
 
 def as_batches(
-    data: Any, batch_size: int | None, shuffle: bool, seed: int, device: torch.device, argument: str = "data"
+    data: Any,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    device: torch.device,
+    argument: str = "data",
+    group: Group = ALONE,
 ) -> TensorBatches | LoaderBatches:
     """Data of any accepted form as batches.
 
@@ -194,16 +256,17 @@ def as_batches(
             raise ValueError(
                 f"{argument} is a DataLoader with batches of its own: leave out batch_size (got {batch_size})"
             )
-        return LoaderBatches(data, device)
+        return LoaderBatches(data, device, group)
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     if isinstance(data, TensorDataset):
-        return TensorBatches(data.tensors, size, shuffle, seed, device, argument)
+        return TensorBatches(data.tensors, size, shuffle, seed, device, argument, group)
     if isinstance(data, Dataset):
         generator = torch.Generator().manual_seed(seed)
         pin = device.type == "cuda"
-        return LoaderBatches(DataLoader(data, size, shuffle=shuffle, generator=generator, pin_memory=pin), device)
+        loader = DataLoader(data, size, shuffle=shuffle, generator=generator, pin_memory=pin)
+        return LoaderBatches(loader, device, group)
     parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, (tuple, list)) else [data]
     for part in parts:
         if not isinstance(part, Tensor):
@@ -212,7 +275,13 @@ def as_batches(
                 f"{type(data).__name__}{'' if part is data else f' holding {type(part).__name__}'}"
                 " (arrays: torch.as_tensor)"
             )
-    return TensorBatches(data, size, shuffle, seed, device, argument)
+    return TensorBatches(data, size, shuffle, seed, device, argument, group)
+
+
+def _cut(batch: Any, part: slice) -> Any:
+    """The rows of a part; tensors of another length go with every part."""
+    length = batch_length(batch)
+    return map_tensors(lambda t: t[part] if t.dim() > 0 and t.shape[0] == length else t, batch)
 
 
 def batch_arguments(batch: Any) -> str:

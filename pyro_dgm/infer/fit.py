@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from pyro_dgm.infer import fit_setup as setup
 from pyro_dgm.infer.callbacks import EarlyStopping, as_callback
 from pyro_dgm.infer.checkpoint import CheckpointFolder, load_checkpoint
 from pyro_dgm.infer.data import as_batches
+from pyro_dgm.infer.distributed import join, own_device
+from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.loop import Trainer
+from pyro_dgm.infer.optimizers import make_optimizer, make_scheduler
 from pyro_dgm.infer.parameters import ProgramState, local_store, module_roots
 from pyro_dgm.infer.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.random_state import forked_rng, seed_everything
@@ -27,6 +30,8 @@ __all__ = ["fit"]
 logger = logging.getLogger("pyro_dgm")
 
 Optimizer = torch.optim.Optimizer
+MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+MakeScheduler = Callable[[Optimizer], Any]
 
 
 def fit(
@@ -35,7 +40,7 @@ def fit(
     *,
     epochs: int,
     objective: Any = None,
-    optimizer: Optimizer | Callable[[list[Tensor]], Optimizer] | None = None,
+    optimizer: Optimizer | MakeOptimizer | Mapping[str, MakeOptimizer | None] | None = None,
     batch_size: int | None = None,
     shuffle: bool = True,
     transform: Callable[[Any], Any] | None = None,
@@ -43,13 +48,16 @@ def fit(
     validation_objective: Any = None,
     validation_transform: Callable[[Any], Any] | None = None,
     num_data: int | None = None,
+    accumulate: int = 1,
     clip_norm: float | None = None,
-    lr_scheduler: Callable[[Optimizer], Any] | None = None,
+    lr_scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
     lr_scheduler_interval: str = "epoch",
     early_stopping: EarlyStopping | int | None = None,
     callbacks: Sequence[Any] = (),
+    loggers: Logger | Sequence[Logger] = (),
     seed: int | None = None,
     device: str | torch.device = "auto",
+    devices: int | None = None,
     progress: bool = True,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int = 1,
@@ -71,8 +79,11 @@ def fit(
     :param objective: an objective of :mod:`pyro_dgm.infer`, any ``pyro.infer.ELBO``, or any callable that makes of
         ``(model, guide)`` a callable whose value on a batch is the loss; ``None`` is :class:`~pyro_dgm.infer.ELBO`.
     :param optimizer: ``None`` for Adam at 1e-3; a callable from the list of parameters to a :mod:`torch.optim`
-        optimiser, as ``functools.partial(torch.optim.Adam, lr=3e-4)``; or an optimiser over (some of) the parameters.
-    :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.
+        optimiser, as ``functools.partial(torch.optim.Adam, lr=3e-4)``; an optimiser over (some of) the parameters; or
+        a mapping of callables (or ``None``) with keys ``"model"``, ``"guide"``, ``"shared"`` (for parameters that both
+        use) and ``"objective"`` (for networks that the objective trains), each over those parameters.
+    :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.  Several
+        devices share it.
     :param shuffle: a new order each epoch; a batch of all the data keeps their order.
     :param transform: called with each batch on its device, random numbers from torch's global generator:
         ``torch.bernoulli`` is dynamic binarisation.
@@ -82,19 +93,26 @@ def fit(
         with random numbers of its own, the same each epoch, so that it changes nothing in training.
     :param num_data: number of data that one batch's loss stands for; ``None`` is the number in the batch.  Give the
         size of the data set when the program scales a batch up to it (``pyro.plate(..., subsample_size=...)``).
-    :param clip_norm: clip the norm of the gradient of the loss per datum to this.
-    :param lr_scheduler: callable from the optimiser to a scheduler of :mod:`torch.optim.lr_scheduler`.
+    :param accumulate: batches a step: the gradient is that of the joined batch, in the memory of one.
+    :param clip_norm: clip the norm of the gradient of the loss per datum to this; of each optimiser of a mapping.
+    :param lr_scheduler: callable from the optimiser to a scheduler of :mod:`torch.optim.lr_scheduler`, or a mapping of
+        them with keys of ``optimizer``.
         ``ReduceLROnPlateau`` is given the monitored bound, negated in its ``"min"`` mode.
     :param lr_scheduler_interval: step it after each ``"epoch"`` or each ``"step"``.
     :param early_stopping: epochs to wait for a better bound, or an :class:`~pyro_dgm.infer.callbacks.EarlyStopping`.
     :param callbacks: functions of the :class:`~pyro_dgm.infer.run.Run` called after each epoch, or
         :class:`~pyro_dgm.infer.callbacks.Callback` objects.
+    :param loggers: objects of :mod:`pyro_dgm.infer.loggers`, given the numbers of each epoch.
     :param seed: seeds torch, NumPy and Python for the run and the order of the data; the caller's random state is put
         back afterwards.  With ``None`` the run draws from the global generators as they are.
     :param device: ``"auto"`` is the accelerator the parameters are on already, else CUDA where there is one, else the
         CPU; or a device.  The program is moved there.
+    :param devices: processes to train on, each with a device and a part of every batch; more than 1 needs the extra
+        ``distributed``, and runs the present script in each process.  ``None`` joins the processes that ``torchrun``
+        started, if it did; 1 never does.
     :param progress: show a bar with the live bound.
-    :param checkpoint_dir: folder for checkpoints (:mod:`pyro_dgm.infer.checkpoint`): the newest and the best are kept.
+    :param checkpoint_dir: folder for checkpoints (:mod:`pyro_dgm.infer.checkpoint`): the newest and the best are kept,
+        and ``metrics.csv`` has a row for each epoch.
     :param checkpoint_every: epochs between checkpoints; the last epoch always has one.
     :param resume: ``True`` goes on from the latest checkpoint in ``checkpoint_dir``, or starts if there is none; a path
         goes on from that checkpoint, or from the latest in that folder, which then is the ``checkpoint_dir`` unless
@@ -124,23 +142,28 @@ def fit(
     setup.check_objective("objective", objective)
     if validation_objective is not None:
         setup.check_objective("validation_objective", validation_objective)
-    setup.check_counts(epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every)
+    setup.check_counts(
+        epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every,
+        accumulate=accumulate,
+    )  # fmt: skip
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
     if lr_scheduler_interval not in ("epoch", "step"):
         raise ValueError(f"lr_scheduler_interval must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
-    source, checkpoint_dir = setup.resume_source(resume, checkpoint_dir)
-    saved = None if source is None else load_checkpoint(source)
-    base_seed = setup.choose_base_seed(seed, saved)
-    seed = seed if saved is None else saved[2]["seed"]
     roots = module_roots(program)
     place = setup.choose_device(device, roots, data)
-    batches = as_batches(data, batch_size, shuffle, base_seed, place)
+    group = join(devices, place.type)
+    place = own_device(group, place, device)
+    source, checkpoint_dir = setup.resume_source(resume, checkpoint_dir)
+    saved = None if source is None else load_checkpoint(source)
+    base_seed = group.broadcast(setup.choose_base_seed(seed, saved))
+    seed = seed if saved is None else saved[2]["seed"]
+    batches = as_batches(data, batch_size, shuffle, base_seed, place, group=group)
     held_out = None
     if validation is not None:
         own = isinstance(validation, torch.utils.data.DataLoader)
         size = None if own else getattr(batches, "batch_size", batch_size)
-        held_out = as_batches(validation, size, False, base_seed, place, "validation")
+        held_out = as_batches(validation, size, False, base_seed, place, "validation", group)
     watchers = [as_callback(c) for c in callbacks]
     if early_stopping is not None:
         stopping = EarlyStopping(early_stopping) if isinstance(early_stopping, int) else early_stopping
@@ -151,43 +174,59 @@ def fit(
             root.train()
     check_every = check_every or (10 if place.type == "cuda" else 1)
 
-    with forked_rng(place, seed, enabled=seed is not None or saved is not None), local_store(roots):
+    # Several processes draw noise of their own even where no seed was asked for.
+    noise_seed = base_seed if seed is None and group.size > 1 else seed
+    noise_seed = None if noise_seed is None else group.seed(noise_seed)
+    with forked_rng(place, noise_seed, enabled=noise_seed is not None or saved is not None), local_store(roots):
         state = ProgramState(program, objective)
         with forked_rng(place):
             seed_everything(base_seed + 1, place)
             transforms = {"data": transform, "validation": validation_transform or transform}
             first = setup.check_data(program, batches, held_out, transforms, state)
             module = setup.first_evaluation(program, objective, first, state)
+            if group.size > 1 or accumulate > 1:
+                what = f"accumulate={accumulate}" if group.size == 1 else f"training on {group.size} devices"
+                setup.check_divisible(program, objective, first, state, num_data, what)
         if saved is not None:
             state.load(saved[0], saved[1]["extras"])
+        group.share([*state.named_tensors().values(), *state.buffers()])
         names = setup.initial_names(state, saved)
-        made = setup.make_optimizer(optimizer, names, state)
-        config = setup.make_config(program, objective, made, batches, place, epochs, seed)
+        made = make_optimizer(optimizer, names, lambda: setup.find_roles(program, names, first, state, place))
+        config = setup.make_config(program, objective, made, batches, place, epochs, seed, accumulate)
         if saved is not None:
             setup.check_same(config, saved[2])
         run = Run(program, objective, seed=seed, device=place, optimizer=made, config=config, state=state)
+        run.rank = group.rank
         run.monitor = "train" if held_out is None else "validation"
-        run.scheduler = setup.make_scheduler(lr_scheduler, made, lr_scheduler_interval)
+        run.scheduler = make_scheduler(lr_scheduler, made, lr_scheduler_interval)
         # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
         plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
         settings = Settings(
             epochs, base_seed, clip_norm, num_data, transform, validation_transform, validation_objective,
             lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
+            accumulate=accumulate, group=group,
         )  # fmt: skip
         folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
-        bar = ProgressBar(epochs, batches.num_batches) if progress else SilentProgress()
+        steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
+        bar = ProgressBar(epochs, steps) if progress and group.rank == 0 else SilentProgress()
         trainer = Trainer(run, module, settings, batches, held_out, list(names), watchers, folder, bar)
         if saved is not None:
             run.load_record(saved[2])
             run.checkpoint, run.best_checkpoint = source, None if folder is None else folder.pointer("best")
             run.stop_reason = saved[2]["stop_reason"] if saved[2]["epochs"] == epochs else ""
             trainer.load_training_state(saved[1])
-        with bar:
-            header = setup.header(run, place, device, source)
-            logger.info(header)
-            bar.header(header)
-            trainer.train()
-            if run.interrupted:
-                message = setup.interrupted_message(run, trainer)
-                bar.header(message) if progress else logger.warning(message)
+        trainer.loggers = setup.make_loggers(loggers, folder, run, resumed=saved is not None)
+        try:
+            with bar:
+                if group.rank == 0:
+                    header = setup.header(run, place, device, source, group.size)
+                    logger.info(header)
+                    bar.header(header)
+                trainer.train()
+                if run.interrupted and group.rank == 0:
+                    message = setup.interrupted_message(run, trainer)
+                    bar.header(message) if progress else logger.warning(message)
+        finally:
+            for open_logger in trainer.loggers:
+                open_logger.close()
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.infer.checkpoint import CheckpointFolder, resolve_checkpoint
-from pyro_dgm.infer.data import Batches, TensorBatches, named_tensors
+from pyro_dgm.infer.data import Batches, TensorBatches, batch_length, named_tensors
 from pyro_dgm.infer.elbo import Objective
+from pyro_dgm.infer.loggers import CSVLogger, Logger, as_loggers
 from pyro_dgm.infer.loop import Trainer
+from pyro_dgm.infer.optimizers import Optimizers, split_by_role
 from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
+from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import gradients_by_objective
 from pyro_dgm.programs import split_batch
@@ -120,11 +125,10 @@ def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramSta
 
     :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
     """
-    buffers = [(b, b.detach().clone()) for b in state.buffers()]
     steps = objective.state_dict() if isinstance(objective, Objective) else None
     args, kwargs = split_batch(batch)
     module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
-    with ParameterRecorder() as recorder:
+    with unchanged(state.buffers()), ParameterRecorder() as recorder:
         if module is None:
             objective.loss_and_grads(program.model, program.guide, *args, **kwargs)
         else:
@@ -133,12 +137,19 @@ def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramSta
         objective.load_state_dict(steps)
     state.add_objective(module)
     state.record(recorder.found)
-    with torch.no_grad():
-        for buffer, value in buffers:  # running statistics have seen this batch: it was no training step
-            buffer.copy_(value)
     for tensor in state.trainable().values():
         tensor.grad = None
     return module
+
+
+@contextmanager
+def unchanged(buffers: list[Tensor]) -> Iterator[None]:
+    """Put buffers back at the end: running statistics have seen a batch that was no training step."""
+    values = [b.detach().clone() for b in buffers]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
 
 
 def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:
@@ -154,55 +165,15 @@ def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:
     return {name: leaves[name] for name in saved[1]["initial"] if name in leaves}
 
 
-def make_optimizer(optimizer: Any, leaves: dict[str, Tensor], state: ProgramState) -> Optimizer:
-    if isinstance(optimizer, Optimizer):
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not held & {id(p) for p in leaves.values()}:
-            raise ValueError("optimizer holds none of the program's parameters")
-        made = optimizer
-    elif isinstance(optimizer, pyro.optim.PyroOptim):
-        raise TypeError(
-            "optimizer must be of torch.optim, got a pyro.optim wrapper: functools.partial(torch.optim.Adam, lr=1e-3)"
-        )
-    elif optimizer is None:
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in leaves.values())
-        made = torch.optim.Adam(list(leaves.values()), lr=1e-3, fused=fused or None)
-    elif callable(optimizer):
-        made = optimizer(list(leaves.values()))
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"optimizer(parameters) must give a torch.optim.Optimizer, got {type(made).__name__}")
-    else:
-        raise TypeError(
-            f"optimizer must be None, a callable or a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    if isinstance(made, torch.optim.LBFGS):
-        raise ValueError(
-            "optimizer LBFGS needs to evaluate the loss many times a step, which a stochastic bound does not allow"
-        )
-    return made
-
-
-def make_scheduler(make: Any, optimizer: Optimizer, interval: str) -> Any:
-    if make is None:
-        return None
-    scheduler = make(optimizer) if not hasattr(make, "step") else make
-    if not hasattr(scheduler, "step"):
-        raise TypeError(f"lr_scheduler(optimizer) must give a scheduler with step(), got {type(scheduler).__name__}")
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise ValueError("lr_scheduler is bound to another optimizer; give a callable, or the optimizer too")
-    if interval == "step" and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("ReduceLROnPlateau needs an epoch's bound: lr_scheduler_interval='epoch'")
-    return scheduler
-
-
 def make_config(
     program: Any,
     objective: Any,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Optimizers,
     batches: Batches,
     device: torch.device,
     epochs: int,
     seed: int | None,
+    accumulate: int,
 ) -> dict[str, Any]:
     from pyro_dgm import __version__
 
@@ -210,7 +181,8 @@ def make_config(
         "program": type(program).__name__,
         "program_config": program.config() if callable(getattr(program, "config", None)) else None,
         "objective": type(objective).__name__,
-        "optimizer": type(optimizer).__name__,
+        "optimizer": optimizer_names(optimizer),
+        "accumulate": accumulate,
         "epochs": epochs,
         "batch_size": getattr(batches, "batch_size", None),
         "data_length": batches.length,
@@ -221,7 +193,8 @@ def make_config(
 
 
 def check_same(config: dict[str, Any], saved: dict[str, Any]) -> None:
-    for key in ("program", "objective", "optimizer", "batch_size", "data_length"):
+    saved = {"accumulate": 1, **saved}  # what checkpoints of before had no choice of
+    for key in ("program", "objective", "optimizer", "accumulate", "batch_size", "data_length"):
         if config[key] != saved[key]:
             raise ValueError(
                 f"resume: {key} is {config[key]!r}, the checkpoint has {saved[key]!r}; the run would not go on as it "
@@ -229,14 +202,67 @@ def check_same(config: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def header(run: Run, device: torch.device, asked: Any, source: Path | None) -> str:
+def optimizer_names(optimizer: Any) -> str | dict[str, str]:
+    if isinstance(optimizer, Optimizers):
+        return {name: type(one).__name__ for name, one in optimizer.optimizers.items()}
+    return type(optimizer).__name__
+
+
+def make_loggers(loggers: Any, folder: CheckpointFolder | None, run: Run, resumed: bool) -> list[Logger]:
+    """The loggers of rank 0: those asked for, and a table beside the checkpoints."""
+    made = as_loggers(loggers)
+    if run.rank > 0:
+        return []
+    for logger in made:
+        if resumed and hasattr(logger, "resume"):
+            logger.resume(run.steps)
+    if folder is not None:
+        table = CSVLogger(folder.path / "metrics.csv")
+        table.resume(run.steps)  # the folder is this run's: rows past its checkpoint are of a process that was killed
+        made.append(table)
+    return made
+
+
+def find_roles(
+    program: Any, leaves: dict[str, Tensor], batch: Any, state: ProgramState, device: torch.device
+) -> dict[str, str]:
+    """Whose each parameter is, looked up on a batch; random numbers and running statistics stay as they are."""
+    args, kwargs = split_batch(batch)
+    with forked_rng(device), unchanged(state.buffers()):
+        return split_by_role(program, leaves, args, kwargs)
+
+
+def check_divisible(
+    program: Any, objective: Any, batch: Any, state: ProgramState, num_data: int | None, what: str
+) -> None:
+    """Refuse to add up parts of a batch whose loss is no sum over data.
+
+    A latent outside the plate of the data has a term in the loss of each part, which would count once for each.
+    """
+    if not isinstance(objective, Objective) or num_data is not None or batch_length(batch) == 1:
+        return
+    args, kwargs = split_batch(batch)
+    with unchanged(state.buffers()):
+        bound = objective.bound(program.model, program.guide, *args, **kwargs)
+    if bound.numel() == 1:
+        raise ValueError(
+            f"{what} divides a batch, but the program's bound is one number for the whole batch (it has a latent "
+            "outside the plate of the data, or no plate): where there is no plate, put the data in one; else let it "
+            "scale the batch to the size of the data set, pyro.plate(..., size, subsample=...), and give that size as "
+            "num_data"
+        )
+
+
+def header(run: Run, device: torch.device, asked: Any, source: Path | None, ranks: int) -> str:
     count = sum(t.numel() for t in run.state.trainable().values())
     parts = [
         f"{type(run.program).__name__}, {count:,} parameters",
         f"objective {type(run.objective).__name__}",
-        f"optimizer {type(run.optimizer).__name__}",
+        f"optimizer {run.optimizer if isinstance(run.optimizer, Optimizers) else type(run.optimizer).__name__}",
         f"device {device}{' (auto)' if asked == 'auto' else ''}",
     ]
+    if ranks > 1:
+        parts.append(f"{ranks} processes")
     if source is not None:
         parts.append(f"resumed from {source} after epoch {run.epochs}")
     return "fit: " + ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 __all__ = ["InterruptRequest"]
@@ -13,10 +14,15 @@ class InterruptRequest:
     """Inside, a first Ctrl-C sets :attr:`requested`; a second one is Python's own ``KeyboardInterrupt``.
 
     Only in the main thread and in place of Python's own handler: a program that handles the signal keeps doing so.
+
+    :param echo: seconds in which the signal may come again and mean the same: ``torchrun`` passes on to its processes
+        what the terminal has sent to them already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.requested = False
+        self.echo = echo
+        self._first = 0.0
         self._installed = False
 
     def __enter__(self) -> InterruptRequest:
@@ -32,5 +38,9 @@ class InterruptRequest:
             self._installed = False
 
     def _request(self, number: int, frame: Any) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.requested:
+            self.requested, self._first = True, time.monotonic()
+            if not self.echo:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        elif time.monotonic() - self._first > self.echo:
+            signal.default_int_handler(number, frame)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.data import Batches, batch_length
 from pyro_dgm.infer.interrupt import InterruptRequest
+from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.nonfinite import find_culprit
+from pyro_dgm.infer.optimizers import step_scheduler
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.progress import SilentProgress
-from pyro_dgm.infer.random_state import RandomState, forked_rng
+from pyro_dgm.infer.random_state import RandomState, forked_rng, seed_everything
 from pyro_dgm.infer.run import Best, Run
 from pyro_dgm.infer.step import Settings, Stepper, Totals
 from pyro_dgm.programs import split_batch
@@ -32,6 +35,7 @@ class Trainer:
     :param batches: training data.
     :param validation: validation data or ``None``.
     :param initial: names of the leaves that the optimiser began with, in its order.
+    :param loggers: who is told the numbers of each epoch.
     """
 
     def __init__(
@@ -45,20 +49,33 @@ class Trainer:
         callbacks: list[Any],
         folder: CheckpointFolder | None,
         progress: SilentProgress,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self.run, self.settings, self.batches, self.validation = run, settings, batches, validation
-        self.callbacks, self.folder, self.progress = callbacks, folder, progress
+        self.callbacks, self.folder, self.progress, self.loggers = callbacks, folder, progress, loggers
+        self.group = settings.group
         self.stepper = Stepper(run, module, settings, progress)
         self.initial = initial
         self.best_saved = -float("inf")
         self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
         self._middle: RandomState | None = None
-        self.interrupt = InterruptRequest()
+        self.interrupt = InterruptRequest(echo=0.0 if self.group.size == 1 else 5.0)
 
     @property
     def steps_in_epoch(self) -> int:
         """Steps done of an epoch that is not finished."""
         return 0 if self._epoch_start is None else self.stepper.totals.steps
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of a whole epoch; ``None`` where the data cannot say."""
+        count = self.batches.num_batches
+        return None if count is None else -(-count // self.settings.accumulate)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl-C has come; several processes know it when all do."""
+        return self.interrupt.requested if self.group.size == 1 else self.stepper.stop
 
     # The run
 
@@ -66,6 +83,7 @@ class Trainer:
         """Run to the last epoch, an early stop or an interruption."""
         run = self.run
         self._notify("on_fit_start")
+        self._agree()
         with self.interrupt:
             while run.epochs < self.settings.epochs and not run.stop_reason and not run.interrupted:
                 self._epoch()
@@ -77,15 +95,17 @@ class Trainer:
         batches = self._start_epoch()
         totals = self.stepper.totals
         clock = time.perf_counter()
-        for batch in batches:
-            self.stepper.step(batch)
+        for group in batches:
+            self.stepper.step(group, stop=self.interrupt.requested)
             if self.settings.step_scheduler_each == "step":
-                self._step_scheduler(0.0)
-            if self.interrupt.requested:
+                step_scheduler(run.scheduler, 0.0)
+            if self.stopping:
                 break
         self.stepper.flush()
         totals.seconds += time.perf_counter() - clock
-        if self.interrupt.requested and totals.steps != self.batches.num_batches:
+        if self.group.size > 1:
+            self.group.share(run.state.buffers())  # running statistics are those of rank 0
+        if self.stopping and totals.steps != self.steps_per_epoch:
             run.interrupted = True
             self._save(f"epoch-{run.epochs:06d}-step-{totals.steps:06d}", best=False)
             return
@@ -93,22 +113,25 @@ class Trainer:
             raise ValueError("data gave no batch in an epoch")
         self._end_epoch()
 
-    def _start_epoch(self) -> Iterator[Any]:
-        """The batches still to come in this epoch; a run resumed in its middle first passes by those that were done."""
+    def _start_epoch(self) -> Iterator[list[Any]]:
+        """The batches still to come in this epoch, those of a step in a list.
+
+        A run resumed in the middle of an epoch first passes by those that were done.
+        """
         if self._epoch_start is None:
             self.stepper.totals = Totals(learning_rate=float(self.stepper.optimizer.param_groups[0]["lr"]))
             self._epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
-        batches = self.batches.epoch()
+        groups = _grouped(self.batches.epoch(), self.settings.accumulate)
         if self._middle is not None:
             for _ in range(self.stepper.totals.steps):
-                next(batches)
+                next(groups)
             self._middle.restore(self.run.device)
             self._middle = None
-        return self._transformed(batches)
+        return self._transformed(groups)
 
-    def _transformed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _transformed(self, groups: Iterator[list[Any]]) -> Iterator[list[Any]]:
         transform = self.settings.transform
-        return batches if transform is None else (transform(batch) for batch in batches)
+        return groups if transform is None else ([_apply(transform, batch) for batch in group] for group in groups)
 
     def _end_epoch(self) -> None:
         run, totals = self.run, self.stepper.totals
@@ -124,24 +147,27 @@ class Trainer:
         if monitored > (-float("inf") if run.best is None else run.best.bound):
             run.best = Best(run.epochs, monitored)
         if self.settings.step_scheduler_each == "epoch":
-            self._step_scheduler(monitored)
+            step_scheduler(run.scheduler, monitored)
         self.progress.epoch(run.epochs, totals.bound, bound)
         self._epoch_start = None
+        for logger in self.loggers:
+            logger.log(run.metrics(), run.steps)
         self._notify("on_epoch_end")
-        last = run.epochs >= self.settings.epochs or bool(run.stop_reason) or self.interrupt.requested
+        self._agree()
+        last = run.epochs >= self.settings.epochs or bool(run.stop_reason) or self.stopping
         if last or run.epochs % self.settings.checkpoint_every == 0:
             best = monitored > self.best_saved
             self.best_saved = max(self.best_saved, monitored)
             self._save(f"epoch-{run.epochs:06d}", best)
-        if self.interrupt.requested and run.epochs < self.settings.epochs and not run.stop_reason:
+        if self.stopping and run.epochs < self.settings.epochs and not run.stop_reason:
             run.interrupted = True
 
-    def _step_scheduler(self, bound: float) -> None:
-        scheduler = self.run.scheduler
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler.step(bound if scheduler.mode == "max" else -bound)
-        elif scheduler is not None:
-            scheduler.step()
+    def _agree(self) -> None:
+        """One process that is asked to stop stops all."""
+        if self.group.size > 1:
+            asked = self.group.gather((self.run.stop_reason, self.interrupt.requested))
+            self.run.stop_reason = next((reason for reason, _ in asked if reason), "")
+            self.stepper.stop = any(stop for _, stop in asked)
 
     def _notify(self, event: str) -> None:
         for callback in self.callbacks:
@@ -160,8 +186,11 @@ class Trainer:
         evaluate = partial(objective.loss, *pair) if hasattr(objective, "loss") else objective(*pair)
         loss, data = 0.0, 0
         order = self.validation.state_dict()
-        with forked_rng(run.device, validation_seed(settings.base_seed)), evaluation_mode(*run.state.roots.values()):
+        seed = self.group.seed(validation_seed(settings.base_seed))
+        with forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()):
             for batch in self.validation.epoch():
+                if batch_length(batch) == 0:
+                    continue
                 batch = batch if transform is None else transform(batch)
                 args, kwargs = split_batch(batch)
                 before = torch.get_rng_state()
@@ -173,7 +202,8 @@ class Trainer:
                 loss += value * length / (settings.num_data or length)
                 data += length
         self.validation.load_state_dict(order)
-        return -loss / data
+        loss, count = self.group.total(loss, data)
+        return -loss / count
 
     def _warn_of_nan(self, objective: Any, batch: Any, before: torch.Tensor) -> None:
         """A NaN in validation spoils no weights, so that training goes on; it is said where it came from."""
@@ -196,7 +226,10 @@ class Trainer:
         if self.folder is None:
             return
         run = self.run
-        run.checkpoint = self.folder.save(run.state, self.training_state(), {**run.config, **run.record()}, name, best)
+        training, saved = self.training_state(), None
+        if self.group.rank == 0:
+            saved = self.folder.save(run.state, training, {**run.config, **run.record()}, name, best)
+        run.checkpoint = self.group.broadcast(saved)
         run.best_checkpoint = self.folder.pointer("best")
 
     def training_state(self) -> dict[str, Any]:
@@ -213,6 +246,7 @@ class Trainer:
             "extras": run.state.extras(),
             "rng": now.state_dict(),
             "epoch_start": [start.state_dict(), order],
+            "ranks": self.group.gather([now.state_dict(), start.state_dict()]) if self.group.size > 1 else [],
             "totals": None if self._epoch_start is None else vars(self.stepper.totals),
             "base_seed": self.settings.base_seed,
             "best_saved": self.best_saved,
@@ -237,16 +271,35 @@ class Trainer:
         if _keeps_state(run.objective):
             run.objective.load_state_dict(training["objective"])
         self.best_saved = training["best_saved"]
-        start, order = training["epoch_start"]
+        now, start = self._random_states(training)
+        order = training["epoch_start"][1]
         self.batches.load_state_dict(order)
-        now = RandomState.from_state_dict(training["rng"])
         if training["totals"] is None:
             now.restore(run.device)
             return
         self.stepper.totals = Totals(**training["totals"])
-        self._epoch_start = (RandomState.from_state_dict(start), order)
-        self._epoch_start[0].restore(run.device)  # the epoch's order is drawn again, then `_middle` is restored
+        self._epoch_start = (start, order)
+        start.restore(run.device)  # the epoch's order is drawn again, then `_middle` is restored
         self._middle = now
+
+    def _random_states(self, training: dict[str, Any]) -> list[RandomState]:
+        """This rank's, now and at the start of the epoch; one that the saved run did not have begins a new stream."""
+        ranks = training.get("ranks") or [[training["rng"], training["epoch_start"][0]]]
+        if self.group.rank < len(ranks):
+            return [RandomState.from_state_dict(state) for state in ranks[self.group.rank]]
+        with forked_rng(self.run.device):
+            seed_everything(self.group.seed(self.settings.base_seed) + self.run.steps, self.run.device)
+            return [RandomState.capture(self.run.device)] * 2
+
+
+def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Batches in lists of ``size``; the last may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _apply(transform: Callable[[Any], Any], batch: Any) -> Any:
+    return transform(batch) if batch_length(batch) else batch
 
 
 def validation_seed(base_seed: int) -> int:

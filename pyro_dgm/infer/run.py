@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyro_dgm.infer.optimizers import Optimizers
 from pyro_dgm.infer.parameters import ProgramState
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ class Run:
     :ivar interrupted: stopped by Ctrl-C before its last epoch.
     :ivar stop_reason: why it stopped early, ``""`` if it did not.
     :ivar checkpoint: folder of the newest checkpoint, and :attr:`best_checkpoint` of the best; ``None`` without any.
-    :ivar optimizer: the optimiser, with its state.
+    :ivar optimizer: the optimiser, with its state; an :class:`~pyro_dgm.infer.optimizers.Optimizers` of several.
     :ivar scheduler: the learning rate's scheduler, or ``None``.
+    :ivar rank: which of the processes that train together this is, from 0: write files from rank 0 only.
     :ivar config: what was asked for, as JSON can hold it.
     """
 
@@ -62,14 +64,20 @@ class Run:
     stop_reason: str = ""
     checkpoint: Path | None = None
     best_checkpoint: Path | None = None
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: torch.optim.Optimizer | Optimizers | None = None
     scheduler: Any = None
+    rank: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     state: ProgramState = field(default=None, repr=False)  # type: ignore[assignment]
 
     def stop(self, reason: str) -> None:
         """Ask for the end of training after this epoch (for callbacks)."""
         self.stop_reason = reason or "stopped by a callback"
+
+    def metrics(self) -> dict[str, float]:
+        """The last epoch's entries of the history, and its number."""
+        last = {key: values[-1] for key, values in self.history.items() if len(values) == self.epochs}
+        return {"epoch": float(self.epochs), **last}
 
     def to_frame(self) -> pandas.DataFrame:
         """The history as a :class:`pandas.DataFrame`, one row an epoch, indexed by epoch from 1."""

@@ -1,10 +1,14 @@
-"""One step of training: loss, gradients, checks, the optimiser."""
+"""One step of training: loss, gradients, checks, the optimiser.
+
+A step may be over several batches (``fit(accumulate=...)``) and over the parts of them that several processes have
+(``fit(devices=...)``): its gradient is per datum of all of them together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +16,10 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_dgm.infer.data import batch_length
-from pyro_dgm.infer.nonfinite import NonFiniteLossError, find_culprit
+from pyro_dgm.infer.distributed import ALONE, Group
+from pyro_dgm.infer.elbo import Objective
+from pyro_dgm.infer.nonfinite import Culprit, NonFiniteLossError, find_culprit
+from pyro_dgm.infer.optimizers import Optimizers, clip_gradients
 from pyro_dgm.infer.parameters import ParameterRecorder
 from pyro_dgm.infer.progress import SilentProgress
 from pyro_dgm.infer.random_state import forked_rng
@@ -37,6 +44,8 @@ class Settings:
     checkpoint_every: int = 1
     check_every: int = 1
     watch_parameters: bool = False
+    accumulate: int = 1
+    group: Group = ALONE
 
 
 @dataclass
@@ -57,13 +66,24 @@ class Totals:
 
 
 @dataclass
-class _Pending:
-    """Steps whose loss and gradient norm were not yet brought to the host."""
+class _Look:
+    """A batch with the random state before it, to look at it again."""
 
-    values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    weights: list[tuple[int, float]] = field(default_factory=list)
-    #: batch and random state before the step, to look at it again
-    inputs: list[tuple[Any, Tensor, Tensor | None]] = field(default_factory=list)
+    batch: Any
+    cpu: Tensor
+    cuda: Tensor | None
+
+
+@dataclass
+class _Taken:
+    """A step whose losses and gradient norm were not yet brought to the host."""
+
+    #: the loss of each batch, and what it counts by
+    losses: list[Tensor]
+    weights: list[float]
+    norm: Tensor
+    data: int
+    looks: list[_Look]
 
 
 class Stepper:
@@ -77,56 +97,79 @@ class Stepper:
         assert run.optimizer is not None
         self.run, self.module, self.settings, self.progress = run, module, settings, progress
         self.model, self.guide = run.program.model, run.program.guide
-        self.optimizer: torch.optim.Optimizer = run.optimizer
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer: torch.optim.Optimizer | Optimizers = run.optimizer
+        self.parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
         #: names of parameters that the optimiser was given during training
         self.late: list[str] = []
         self.totals = Totals()
+        #: Ctrl-C has reached one of several processes, and all know
+        self.stop = False
         self._idle: dict[str, Tensor] = {}
-        self._pending = _Pending()
+        self._pending: list[_Taken] = []
 
-    def step(self, batch: Any) -> None:
-        """Loss, gradients and the optimiser's step on one batch.
+    def step(self, batches: Sequence[Any], stop: bool = False) -> None:
+        """Loss and gradients on each batch, and the optimiser's step on the gradient per datum of them together.
 
+        :param stop: whether this process was asked to stop, for the others to know.
         :raises NonFiniteLossError: if the loss or a gradient is not finite.
         """
         settings = self.settings
-        length = batch_length(batch)
-        share = 1.0 / (settings.num_data or length)
-        cuda = self.run.device.type == "cuda"
-        before = (batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
+        lengths = [batch_length(batch) for batch in batches]
+        total = sum(lengths)
+        taken = _Taken([], [], torch.zeros(()), total, [])
         self.optimizer.zero_grad(set_to_none=True)
-        recorder = ParameterRecorder() if settings.watch_parameters else None
+        for batch, length in zip(batches, lengths, strict=True):
+            if length == 0:  # the others have all of a last batch
+                if isinstance(self.run.objective, Objective):
+                    self.run.objective.advance()
+                continue
+            share = 1.0 / (settings.num_data or length)
+            taken.losses.append(self._evaluate(batch, share * (length / total), taken.looks))
+            taken.weights.append(length * share)
+        if settings.group.size > 1:
+            self._reduce(taken, stop)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if not grads:
+            raise ValueError("no trained parameter got a gradient: the objective does not depend on any of them")
+        taken.norm = torch.nn.utils.get_total_norm(grads)
+        if settings.clip_norm is not None:
+            clip_gradients(self.optimizer, settings.clip_norm, taken.norm)
+        self._pending.append(taken)
+        if len(self._pending) >= settings.check_every:
+            self.flush()  # before the weights take a bad step
+        self.optimizer.step()
+        self.run.steps += 1
+
+    def _evaluate(self, batch: Any, share: float, looks: list[_Look]) -> Tensor:
+        """Add a batch's gradient, times ``share``, to the parameters'; its loss."""
+        cuda = self.run.device.type == "cuda"
+        look = _Look(batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
+        recorder = ParameterRecorder() if self.settings.watch_parameters else None
         try:
             with recorder or nullcontext():
                 loss = self._loss_and_gradients(batch, share)
         except ValueError as error:
             # With argument validation on, a NaN shows as an error of some distribution before it reaches the loss.
-            self._raise_nonfinite(f"the program raised {type(error).__name__}", before, cause=error)
+            self._raise_nonfinite(f"the program raised {type(error).__name__}", [look], cause=error)
             raise
         if recorder is not None:
             self._take_in(recorder)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if not grads:
-            raise ValueError("no trained parameter got a gradient: the objective does not depend on any of them")
-        norm = torch.nn.utils.get_total_norm(grads)
-        if settings.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_norm, norm)
-        self._pending.values.append((loss, norm))
-        self._pending.weights.append((length, length * share))
-        self._pending.inputs.append(before)
-        if len(self._pending.values) >= settings.check_every:
-            self.flush()  # before the weights take a bad step
-        self.optimizer.step()
-        self.run.steps += 1
+        looks.append(look)
+        return loss
 
     def _loss_and_gradients(self, batch: Any, share: float) -> Tensor:
         args, kwargs = split_batch(batch)
         if self.module is None:
+            before = [p.grad for p in self.parameters]
+            for p in self.parameters:
+                p.grad = None
             loss = self.run.objective.loss_and_grads(self.model, self.guide, *args, **kwargs)
             grads = [p.grad for p in self.parameters if p.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, share)
+            for p, held in zip(self.parameters, before, strict=True):
+                if held is not None:
+                    p.grad = held if p.grad is None else held + p.grad
             return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss).detach()
         loss = self.module(*args, **kwargs)
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
@@ -136,6 +179,14 @@ class Stepper:
             )
         (loss * share).backward()
         return loss.detach()
+
+    def _reduce(self, taken: _Taken, stop: bool) -> None:
+        """Put in place of this process's losses and gradients those of all."""
+        weighted = [loss * weight for loss, weight in zip(taken.losses, taken.weights, strict=True)]
+        loss = sum(weighted[1:], weighted[0]) if weighted else None
+        found = self.settings.group.reduce(self.parameters, loss, taken.data, stop)
+        taken.losses, taken.weights, taken.data = [torch.tensor(found.loss, dtype=torch.float64)], [1.0], found.data
+        self.stop = self.stop or found.stop
 
     def _take_in(self, recorder: ParameterRecorder) -> None:
         """Train parameters that showed up in this step for the first time."""
@@ -148,6 +199,11 @@ class Stepper:
     def add_late(self, name: str, leaf: Tensor) -> None:
         """Add one to the optimiser, in a group of its own."""
         if all(leaf is not p for p in self.parameters):
+            if isinstance(self.optimizer, Optimizers) or self.settings.group.size > 1:
+                what = "a mapping of optimizers" if isinstance(self.optimizer, Optimizers) else "several devices"
+                raise ValueError(
+                    f"the parameter {name} came up during training: with {what} each must exist on the first batch"
+                )
             self.optimizer.add_param_group({"params": [leaf]})
             self.parameters.append(leaf)
         self.late.append(name)
@@ -155,49 +211,62 @@ class Stepper:
     def flush(self) -> None:
         """Bring what is pending to the host, check it and add it up."""
         pending, totals = self._pending, self.totals
-        if not pending.values:
+        if not pending:
             return
-        if len(pending.values) == 1:
-            rows = [[float(loss), float(norm)] for loss, norm in pending.values]
+        rows: list[list[float]]
+        if len(pending) == 1:
+            rows = [[float(x) for x in (*taken.losses, taken.norm)] for taken in pending]
         else:  # one transfer for all
-            rows = torch.stack([torch.stack([a.double(), b.double()]) for a, b in pending.values]).tolist()
-        for i, ((loss, norm), (length, weight)) in enumerate(zip(rows, pending.weights, strict=True)):
-            if not _finite(loss) or not _finite(norm):
+            device = pending[0].norm.device
+            flat = torch.stack([x.to(device).double() for taken in pending for x in (*taken.losses, taken.norm)])
+            numbers = iter(flat.tolist())
+            rows = [[next(numbers) for _ in range(len(taken.losses) + 1)] for taken in pending]
+        for i, ((*losses, norm), taken) in enumerate(zip(rows, pending, strict=True)):
+            bad = [j for j, loss in enumerate(losses) if not _finite(loss)]
+            if bad or not _finite(norm):
                 late = len(rows) - 1 - i
-                self._raise_nonfinite(_describe(loss, norm, late), pending.inputs[i], late)
+                one_each = len(losses) == len(taken.looks)
+                looks = [taken.looks[j] for j in bad] if bad and one_each else taken.looks
+                self._raise_nonfinite(_describe(losses[bad[0]] if bad else losses[0], norm, late), looks, late)
             totals.steps += 1
-            totals.data += length
-            totals.loss += loss * weight
+            totals.data += taken.data
+            for loss, weight in zip(losses, taken.weights, strict=True):
+                totals.loss += loss * weight
             totals.norm += norm
-        pending.values.clear()
-        pending.weights.clear()
-        pending.inputs.clear()
+        pending.clear()
         self.progress.step(self.run.epochs + 1, totals.steps, totals.bound)
 
     # What is not finite
 
     def _raise_nonfinite(
-        self, what: str, before: tuple[Any, Tensor, Tensor | None], late: int = 0, cause: ValueError | None = None
+        self, what: str, looks: Sequence[_Look], late: int = 0, cause: ValueError | None = None
     ) -> None:
-        """Say where it came from; with a ``cause``, only if something there is not finite."""
+        """Say where it came from, the first of the batches that shows it; with a ``cause``, only if one does."""
         run = self.run
-        batch, cpu, cuda = before
+        culprit = Culprit(None, None, ["it came from another process's part of the batch"], nonfinite=False)
+        for look in looks:
+            culprit = self._culprit(look, late > 0)
+            if culprit.site is not None or culprit.nonfinite:
+                break
+        if cause is not None and culprit.site is None and not culprit.nonfinite:
+            return
+        where = (run.epochs + 1, self.totals.steps + 1)
+        raise NonFiniteLossError.about(what, culprit, *where, checkpoint=run.checkpoint) from cause
+
+    def _culprit(self, look: _Look, late: bool) -> Culprit:
+        run = self.run
 
         def call(objective: Any, model: Any, guide: Any) -> Any:
-            args, kwargs = split_batch(batch)
+            args, kwargs = split_batch(look.batch)
             if self.module is None:
                 return objective.loss_and_grads(model, guide, *args, **kwargs)
             return objective(model, guide)(*args, **kwargs)
 
         with forked_rng(run.device):
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, run.device)
-            culprit = find_culprit(run.objective, run.program, batch, call, run.state.trainable(), late > 0)
-        if cause is not None and culprit.site is None and not culprit.nonfinite:
-            return
-        where = (run.epochs + 1, self.totals.steps + 1)
-        raise NonFiniteLossError.about(what, culprit, *where, checkpoint=run.checkpoint) from cause
+            torch.set_rng_state(look.cpu)
+            if look.cuda is not None:
+                torch.cuda.set_rng_state(look.cuda, run.device)
+            return find_culprit(run.objective, run.program, look.batch, call, run.state.trainable(), late)
 
 
 def gradients_by_objective(objective: Any) -> bool:
