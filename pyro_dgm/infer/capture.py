@@ -41,7 +41,9 @@ class CapturedELBO(Objective):
 
     :param objective: the objective, by default :class:`~pyro_dgm.infer.ELBO`.
     :param backend: ``"inductor"`` compiles the graph of the first batch shape at once and that of others when they have
-        come 50 times; ``"aten"`` runs graphs uncompiled: Pyro's overhead is gone, and nothing is waited for.
+        come ``compile_after`` times; ``"aten"`` runs graphs uncompiled: Pyro's overhead is gone, without a wait.
+    :param compile_after: calls after which further shapes are compiled too; ``None`` leaves them as recorded.
+    :param say: called with the reason where a program runs eagerly; by default it is a warning.
     :param max_graphs: graphs kept for a program; more shapes than that run eagerly.
     :raises TypeError: if ``objective`` is not of this library (Pyro's own test their loss on every step, which no graph
         can hold).
@@ -61,7 +63,15 @@ class CapturedELBO(Objective):
         'captured: 1 graph (aten)'
     """
 
-    def __init__(self, objective: Objective | None = None, *, backend: str = "inductor", max_graphs: int = 6) -> None:
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        *,
+        backend: str = "inductor",
+        max_graphs: int = 6,
+        compile_after: int | None = 50,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         inner = ELBO() if objective is None else objective
         if not isinstance(inner, Objective) or isinstance(inner, CapturedELBO):
             raise TypeError(
@@ -77,6 +87,7 @@ class CapturedELBO(Objective):
             retain_graph=inner.retain_graph,
         )
         self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
+        self.compile_after, self.say = compile_after, say
         self.side = inner.side
         self._pairs: list[_Pair] = []
 
@@ -208,7 +219,7 @@ class CapturedELBO(Objective):
         entry.calls += 1
         if entry.calls in CHECKED_CALLS and not self._check(pair, full, entry, flat):
             return self._entry(kind, model, guide, args, kwargs)
-        if entry.calls == 50 and self.backend == "inductor" and entry.graph.backend == "aten":
+        if entry.calls == self.compile_after and self.backend == "inductor" and entry.graph.backend == "aten":
             try:
                 entry.compile(flat)
             except CannotCapture as reason:
@@ -218,7 +229,11 @@ class CapturedELBO(Objective):
     def _give_up(self, pair: _Pair, reason: str) -> None:
         pair.reason = reason
         pair.entries.clear()
-        warnings.warn(f"the program runs eagerly, not captured: {reason}", RuntimeWarning, stacklevel=5)
+        message = f"the program runs eagerly, not captured: {reason}"
+        if self.say is None:
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+        else:
+            self.say(message)
 
     def _check(self, pair: _Pair, key: Any, entry: EvaluationGraph, flat: Sequence[Tensor]) -> bool:
         if not (difference := entry.differs(flat)):

@@ -16,7 +16,7 @@ from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph, record
 from pyro_dgm.infer.trial import trial
 from pyro_dgm.programs import announcing, split_batch
 
-__all__ = ["CapturedSteps", "in_place"]
+__all__ = ["CapturedSteps", "in_place", "quick_key"]
 
 Optimizer = torch.optim.Optimizer
 
@@ -57,6 +57,15 @@ class CapturedSteps:
         #: the learning rates are numbers in the graphs, which are dropped when one changes
         self.fixed_rates = False
         self._set = [float(g["lr"]) for g in optimizer.param_groups]
+
+    @property
+    def shapes(self) -> Any:
+        """Keys (:func:`quick_key`) of the batches that there is a graph for."""
+        return self._graphs.keys()
+
+    def has_block(self, data: Any, order: Tensor) -> bool:
+        """Whether there is a graph for blocks of this shape."""
+        return (order.shape, quick_key(data)) in self._graphs
 
     # One step
 

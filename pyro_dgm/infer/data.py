@@ -6,6 +6,7 @@ On several processes each takes its part of every batch, the order being the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +81,18 @@ def batch_length(batch: Any) -> int:
     raise ValueError(f"a batch must hold a tensor whose leading dimension is the data, got {type(batch).__name__}")
 
 
+@dataclass(frozen=True)
+class Block:
+    """Batches of several steps: the rows of each, ``(steps, batch size)``."""
+
+    order: Tensor
+
+
+def take_rows(data: Any, index: slice | Tensor) -> Any:
+    """Rows of each tensor of a batch."""
+    return map_tensors(lambda t: t[index] if isinstance(index, slice) else t.index_select(0, index.to(t.device)), data)
+
+
 class TensorBatches:
     """A tensor, or a tuple or mapping of tensors of one length, cut into batches in memory.
 
@@ -142,12 +155,27 @@ class TensorBatches:
             here = slice(start + part.start, start + part.stop)
             yield self._take(here if order is None else order[here])
 
-    def _take(self, index: slice | Tensor) -> Any:
-        def take(t: Tensor) -> Tensor:
-            piece = t[index] if isinstance(index, slice) else t.index_select(0, index.to(t.device))
-            return piece.to(self.device, non_blocking=True)
+    def blocks(self, steps: int, first_alone: bool) -> Iterator[Any]:
+        """An epoch in blocks of steps, each the rows of its batches, ``(steps, batch size)``; what is left, in batches.
 
-        return map_tensors(take, self.data)
+        :param first_alone: begin with a batch by itself.
+        """
+        order = torch.randperm(self.length, generator=self.generator) if self.shuffle else torch.arange(self.length)
+        order = order.to(next(named_tensors(self.data))[1].device)
+        whole, start = self.length // self.batch_size, 0
+        if first_alone or whole < steps:
+            start = 1 if whole >= steps else self.num_batches
+            for i in range(start):
+                yield self._take(order[i * self.batch_size : (i + 1) * self.batch_size])
+        while start + steps <= whole:
+            rows = order[start * self.batch_size : (start + steps) * self.batch_size]
+            yield Block(rows.view(steps, self.batch_size))
+            start += steps
+        for i in range(start, self.num_batches):
+            yield self._take(order[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def _take(self, index: slice | Tensor) -> Any:
+        return map_tensors(lambda t: t.to(self.device, non_blocking=True), take_rows(self.data, index))
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": [self.generator.get_state()]}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.infer.checkpoint import CheckpointFolder, resolve_checkpoint
+from pyro_dgm.infer.compilation import DEPTHS, Compilation, choose_depth
 from pyro_dgm.infer.data import Batches, TensorBatches, batch_length, named_tensors
 from pyro_dgm.infer.elbo import Objective
 from pyro_dgm.infer.loggers import CSVLogger, Logger, as_loggers
@@ -20,7 +21,7 @@ from pyro_dgm.infer.optimizers import Optimizers, split_by_role
 from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
-from pyro_dgm.infer.step import gradients_by_objective
+from pyro_dgm.infer.step import Settings, gradients_by_objective
 from pyro_dgm.programs import split_batch
 
 Optimizer = torch.optim.Optimizer
@@ -253,7 +254,32 @@ def check_divisible(
         )
 
 
-def header(run: Run, device: torch.device, asked: Any, source: Path | None, ranks: int) -> str:
+def make_compilation(
+    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Any, saved: Any
+) -> Compilation:
+    """How far this run is compiled; a resumed run goes on as it was."""
+    parameters = list(run.state.trainable().values())
+    steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
+    depth = choose_depth(asked, run.objective, parameters, batch_length(first), steps)
+    if saved is not None and asked == "auto":
+        depth = saved[2].get("compile", depth)
+    alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
+    if depth in ("step", "block") and not alone:
+        depth = "objective"  # gradients are joined before the optimiser's step
+    scheduled = isinstance(run.objective, Objective) and type(run.objective).advance is not Objective.advance
+    each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
+    simple = isinstance(batches, TensorBatches) and settings.transform is None
+    if depth == "block" and (scheduled or each_step or not simple):
+        depth = "step"  # something happens between two steps
+    return Compilation(
+        depth, asked, run.objective, run.program, first, lambda length: 1.0 / (settings.num_data or length),
+        settings.clip_norm, settings.validation_objective,
+    )  # fmt: skip
+
+
+def header(
+    run: Run, device: torch.device, asked: Any, source: Path | None, ranks: int, compilation: Compilation
+) -> str:
     count = sum(t.numel() for t in run.state.trainable().values())
     parts = [
         f"{type(run.program).__name__}, {count:,} parameters",
@@ -261,6 +287,8 @@ def header(run: Run, device: torch.device, asked: Any, source: Path | None, rank
         f"optimizer {run.optimizer if isinstance(run.optimizer, Optimizers) else type(run.optimizer).__name__}",
         f"device {device}{' (auto)' if asked == 'auto' else ''}",
     ]
+    if compilation.active:
+        parts.append(DEPTHS[compilation.depth])
     if ranks > 1:
         parts.append(f"{ranks} processes")
     if source is not None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from pyro_dgm.infer.checkpoint import CheckpointFolder
-from pyro_dgm.infer.data import Batches, batch_length
+from pyro_dgm.infer.compilation import Compilation
+from pyro_dgm.infer.data import Batches, Block, TensorBatches, batch_length
 from pyro_dgm.infer.interrupt import InterruptRequest
 from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.nonfinite import find_culprit
@@ -50,11 +51,13 @@ class Trainer:
         folder: CheckpointFolder | None,
         progress: SilentProgress,
         loggers: Sequence[Logger] = (),
+        compilation: Compilation | None = None,
     ) -> None:
         self.run, self.settings, self.batches, self.validation = run, settings, batches, validation
         self.callbacks, self.folder, self.progress, self.loggers = callbacks, folder, progress, loggers
         self.group = settings.group
-        self.stepper = Stepper(run, module, settings, progress)
+        self.compilation = compilation or Compilation()
+        self.stepper = Stepper(run, module, settings, progress, self.compilation)
         self.initial = initial
         self.best_saved = -float("inf")
         self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
@@ -96,7 +99,11 @@ class Trainer:
         totals = self.stepper.totals
         clock = time.perf_counter()
         for group in batches:
-            self.stepper.step(group, stop=self.interrupt.requested)
+            if isinstance(group, Block):
+                assert isinstance(self.batches, TensorBatches)
+                self.stepper.block(self.batches, group.order)
+            else:
+                self.stepper.step(group, stop=self.interrupt.requested)
             if self.settings.step_scheduler_each == "step":
                 step_scheduler(run.scheduler, 0.0)
             if self.stopping:
@@ -113,7 +120,7 @@ class Trainer:
             raise ValueError("data gave no batch in an epoch")
         self._end_epoch()
 
-    def _start_epoch(self) -> Iterator[list[Any]]:
+    def _start_epoch(self) -> Iterator[Any]:
         """The batches still to come in this epoch, those of a step in a list.
 
         A run resumed in the middle of an epoch first passes by those that were done.
@@ -121,15 +128,21 @@ class Trainer:
         if self._epoch_start is None:
             self.stepper.totals = Totals(learning_rate=float(self.stepper.optimizer.param_groups[0]["lr"]))
             self._epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
-        groups = _grouped(self.batches.epoch(), self.settings.accumulate)
+        if self.compilation.block > 1 and isinstance(self.batches, TensorBatches):
+            blocks = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
+            groups: Iterator[Any] = (b if isinstance(b, Block) else [b] for b in blocks)
+        else:
+            groups = _grouped(self.batches.epoch(), self.settings.accumulate)
         if self._middle is not None:
-            for _ in range(self.stepper.totals.steps):
-                next(groups)
+            done = 0
+            while done < self.stepper.totals.steps:
+                group = next(groups)
+                done += len(group.order) if isinstance(group, Block) else 1
             self._middle.restore(self.run.device)
             self._middle = None
         return self._transformed(groups)
 
-    def _transformed(self, groups: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    def _transformed(self, groups: Iterator[Any]) -> Iterator[Any]:
         transform = self.settings.transform
         return groups if transform is None else ([_apply(transform, batch) for batch in group] for group in groups)
 
@@ -183,7 +196,8 @@ class Trainer:
         objective = settings.validation_objective or run.objective
         transform = settings.validation_transform or settings.transform
         pair = run.program.model, run.program.guide
-        evaluate = partial(objective.loss, *pair) if hasattr(objective, "loss") else objective(*pair)
+        evaluated = self.compilation.validation or objective
+        evaluate = partial(evaluated.loss, *pair) if hasattr(evaluated, "loss") else evaluated(*pair)
         loss, data = 0.0, 0
         order = self.validation.state_dict()
         seed = self.group.seed(validation_seed(settings.base_seed))

@@ -15,7 +15,8 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from pyro_dgm.infer.data import batch_length
+from pyro_dgm.infer.compilation import Compilation
+from pyro_dgm.infer.data import TensorBatches, batch_length, take_rows
 from pyro_dgm.infer.distributed import ALONE, Group
 from pyro_dgm.infer.elbo import Objective
 from pyro_dgm.infer.nonfinite import Culprit, NonFiniteLossError, find_culprit
@@ -93,8 +94,11 @@ class Stepper:
     :param module: ``objective(model, guide)``, or ``None`` for an objective that computes gradients itself.
     """
 
-    def __init__(self, run: Run, module: Any, settings: Settings, progress: SilentProgress) -> None:
+    def __init__(
+        self, run: Run, module: Any, settings: Settings, progress: SilentProgress, compilation: Compilation
+    ) -> None:
         assert run.optimizer is not None
+        self.compilation = compilation
         self.run, self.module, self.settings, self.progress = run, module, settings, progress
         self.model, self.guide = run.program.model, run.program.guide
         self.optimizer: torch.optim.Optimizer | Optimizers = run.optimizer
@@ -114,6 +118,8 @@ class Stepper:
         :raises NonFiniteLossError: if the loss or a gradient is not finite.
         """
         settings = self.settings
+        if len(batches) == 1 and self.run.steps > 0 and self._whole_step(batches[0]):
+            return
         lengths = [batch_length(batch) for batch in batches]
         total = sum(lengths)
         taken = _Taken([], [], torch.zeros(()), total, [])
@@ -140,11 +146,65 @@ class Stepper:
         self.optimizer.step()
         self.run.steps += 1
 
+    def _look(self, batch: Any) -> _Look:
+        cuda = self.run.device.type == "cuda"
+        return _Look(batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
+
+    def _whole_step(self, batch: Any) -> bool:
+        """Take a step by a graph that holds the optimiser's update too, if there is one."""
+        if self.compilation.depth not in ("step", "block"):
+            return False
+        look = self._look(batch)
+        found = self.compilation.step(batch, self.parameters, self.optimizer)
+        if found is None:
+            return False
+        loss, norm = found
+        length = batch_length(batch)
+        self._pending.append(_Taken([loss], [length / (self.settings.num_data or length)], norm, length, [look]))
+        if len(self._pending) >= self.settings.check_every:
+            self.flush()  # a step that was not finite has changed nothing
+        self.run.steps += 1
+        return True
+
+    def block(self, batches: TensorBatches, order: Tensor) -> None:
+        """Take the steps of a block; by one graph, if there is one for it.
+
+        :raises NonFiniteLossError: as :meth:`step`; the steps after a bad one were not taken.
+        """
+        look = self._look(None)
+        rows = self.compilation.steps_of(batches, order, self.parameters, self.optimizer) if self.run.steps else None
+        if rows is None:
+            for index in order:
+                self.step([take_rows(batches.data, index)])
+            return
+        size = order.shape[1]
+        weight = size / (self.settings.num_data or size)
+        for i, (loss, norm) in enumerate(rows):
+            bad = not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)))
+            looks = [self._look_within(batches, order, i, look)] if bad else []
+            self._pending.append(_Taken([loss], [weight], norm, size, looks))
+            if bad:
+                break
+        self.flush()
+        self.run.steps += len(order)
+
+    def _look_within(self, batches: TensorBatches, order: Tensor, step: int, start: _Look) -> _Look:
+        """The look at a step inside a block: the random numbers of those before it are drawn again."""
+        with forked_rng(self.run.device), torch.no_grad():
+            torch.set_rng_state(start.cpu)
+            if start.cuda is not None:
+                torch.cuda.set_rng_state(start.cuda, self.run.device)
+            for index in order[:step]:
+                args, kwargs = split_batch(take_rows(batches.data, index))
+                self.module(*args, **kwargs)
+            return self._look(take_rows(batches.data, order[step]))
+
     def _evaluate(self, batch: Any, share: float, looks: list[_Look]) -> Tensor:
         """Add a batch's gradient, times ``share``, to the parameters'; its loss."""
-        cuda = self.run.device.type == "cuda"
-        look = _Look(batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
-        recorder = ParameterRecorder() if self.settings.watch_parameters else None
+        look = self._look(batch)
+        # A graph has the parameters that it was recorded with, and sends no messages of them.
+        watch = self.settings.watch_parameters and not self.compilation.active
+        recorder = ParameterRecorder() if watch else None
         try:
             with recorder or nullcontext():
                 loss = self._loss_and_gradients(batch, share)
@@ -171,6 +231,12 @@ class Stepper:
                 if held is not None:
                     p.grad = held if p.grad is None else held + p.grad
             return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss).detach()
+        captured = self.compilation.gradients(batch, share)
+        if captured is not None:
+            loss, leaves, gradients = captured
+            for leaf, gradient in zip(leaves, gradients, strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+            return loss
         loss = self.module(*args, **kwargs)
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
             raise TypeError(

@@ -84,7 +84,7 @@ def test_learning_rate_changes_without_a_new_graph():
 
 
 def test_an_optimiser_with_a_number_for_its_rate_gives_its_graph_up_when_it_changes():
-    m, x, optimizer, _, steps = setup(OPTIMIZERS["RMSprop"])
+    _, x, optimizer, _, steps = setup(OPTIMIZERS["RMSprop"])
     steps.capture(x[:6])
     assert steps.fixed_rates
     assert steps.step(x[:6]) is not None
@@ -93,7 +93,7 @@ def test_an_optimiser_with_a_number_for_its_rate_gives_its_graph_up_when_it_chan
 
 
 def test_an_optimiser_that_reads_values_is_refused():
-    m, x, optimizer, eager, steps = setup(lambda p: torch.optim.Adagrad(p, lr=1e-2))
+    m, x, _, _, steps = setup(lambda p: torch.optim.Adagrad(p, lr=1e-2))
     with pytest.raises(CannotCapture, match="depends on values"):
         steps.capture(x[:6])
     before = [p.detach().clone() for p in m.parameters()]
@@ -102,7 +102,7 @@ def test_an_optimiser_that_reads_values_is_refused():
 
 
 def test_capturing_changes_nothing():
-    m, x, optimizer, _, steps = setup(OPTIMIZERS["Adam"])
+    m, x, _, _, steps = setup(OPTIMIZERS["Adam"])
     torch.manual_seed(5)
     state = torch.get_rng_state()
     before = [t.detach().clone() for t in (*m.parameters(), *steps._state())]
@@ -137,7 +137,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     before = [t.detach().clone() for t in (*m.parameters(), *steps._state())]
     bad = x.clone()
     bad[2, 1] = torch.nan
-    loss, norm = steps.step(bad[:6])
+    loss, _ = steps.step(bad[:6])
     assert not torch.isfinite(loss)
     rows = steps.block(bad, torch.arange(12).reshape(2, 6))
     assert torch.isfinite(rows[:, 0]).tolist() == [False, True]
