@@ -356,8 +356,8 @@ def main() -> None:
     if args.only != "small":
         lines = [
             "### A step of the 784-400-20 VAE\n",
-            "Milliseconds a step of the captured program (objective in the graph, fused Adam outside), and how many times "
-            "as long the others take: median over rounds (quartiles). K = 1 is the ELBO, K > 1 the IWAE bound (Pyro: "
+            "Milliseconds a step of the captured program (objective in the graph, fused Adam outside), and how many "
+            "times as long the others take: median over rounds (quartiles). K = 1 is the ELBO, K > 1 the IWAE bound (Pyro: "
             "`RenyiELBO(alpha=0)`).\n",
             "| batch | K | captured ms | Pyro SVI | hand-written eager | hand-written `torch.compile` "
             "| NumPyro `update` | ours, not captured |",
@@ -375,8 +375,8 @@ def main() -> None:
     if args.only != "vae":
         lines = [
             "### A step of small programs\n",
-            f"Microseconds a step, the optimiser in the graph; a block is {args.block} steps in one graph. How many times "
-            "as long the others take beside the captured step, median over rounds (quartiles); NumPyro's `run` (a "
+            f"Microseconds a step, the optimiser in the graph; a block is {args.block} steps in one graph. How many "
+            "times as long the others take beside the captured step, median over rounds (quartiles); NumPyro's `run` (a "
             f"`lax.scan` of {100 * args.block} updates) is beside the block.\n",
             "| program | captured us | block us | Pyro SVI | NumPyro `update` | NumPyro `run` us "
             "| `run` beside the block |",
@@ -391,7 +391,8 @@ def main() -> None:
             us = {n: f"{statistics.median(times[n]) * 1e3:.1f}" if n in times else "-" for n in times}
             lines.append(
                 f"| {name} | {us['captured']} | {us['block']} | {ratio(times, 'Pyro')} "
-                f"| {ratio(times, 'NumPyro update')} | {us.get('NumPyro run', '-')} | {ratio(times, 'NumPyro run', 'block')} |"
+                f"| {ratio(times, 'NumPyro update')} | {us.get('NumPyro run', '-')} "
+                f"| {ratio(times, 'NumPyro run', 'block')} |"
             )
             print(lines[-1], flush=True)
         report("bench_svi-small", "\n".join(lines), args.write)
