@@ -357,8 +357,8 @@ def main() -> None:
         lines = [
             "### A step of the 784-400-20 VAE\n",
             "Milliseconds a step of the captured program (objective in the graph, fused Adam outside), and how many "
-            "times as long the others take: median over rounds (quartiles). K = 1 is the ELBO, K > 1 the IWAE bound (Pyro: "
-            "`RenyiELBO(alpha=0)`).\n",
+            "times as long the others take: median over rounds (quartiles). K = 1 is the ELBO, K > 1 the IWAE bound "
+            "(Pyro: `RenyiELBO(alpha=0)`).\n",
             "| batch | K | captured ms | Pyro SVI | hand-written eager | hand-written `torch.compile` "
             "| NumPyro `update` | ours, not captured |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -376,8 +376,8 @@ def main() -> None:
         lines = [
             "### A step of small programs\n",
             f"Microseconds a step, the optimiser in the graph; a block is {args.block} steps in one graph. How many "
-            "times as long the others take beside the captured step, median over rounds (quartiles); NumPyro's `run` (a "
-            f"`lax.scan` of {100 * args.block} updates) is beside the block.\n",
+            "times as long the others take beside the captured step, median over rounds (quartiles); NumPyro's `run` "
+            f"(a `lax.scan` of {100 * args.block} updates) is beside the block.\n",
             "| program | captured us | block us | Pyro SVI | NumPyro `update` | NumPyro `run` us "
             "| `run` beside the block |",
             "| --- | --- | --- | --- | --- | --- | --- |",
