@@ -62,6 +62,10 @@ def fit(
             "By default one, or those that torchrun started.",
         ),
     ] = None,
+    compile: Annotated[
+        str,
+        typer.Option(help="auto, eager, graph, objective, step or block: how far the program is compiled."),
+    ] = "auto",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     test_particles: Annotated[
         int, typer.Option(min=0, help="Particles of the bound on the test data at the end; 0 leaves it out.")
@@ -98,6 +102,7 @@ def fit(
     resume)
     """
     from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
+    from pyro_dgm.infer.compilation import DEPTHS
     from pyro_dgm.infer.distributed import started_rank
 
     _check_loggers(log or [])
@@ -113,10 +118,12 @@ def fit(
         raise UsageError("--test-particles must be 0, or at least 2 (a standard error needs two)")
     if not lr > 0:
         raise UsageError(f"--lr must be positive, got {lr}")
+    if compile not in ("auto", *DEPTHS):
+        raise UsageError(f"--compile must be auto or one of {', '.join(DEPTHS)}, got {compile}")
     asked = FitSettings(
         dataset=dataset, binarize=binarize, num_validation=num_validation, family=family, objective=objective,
         num_particles=num_particles, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed,
-        device=device, checkpoint_every=checkpoint_every, test_particles=test_particles,
+        device=device, compile=compile, checkpoint_every=checkpoint_every, test_particles=test_particles,
     )  # fmt: skip
     asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
     folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
@@ -239,6 +246,7 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
         seed=asked.seed,
         device=asked.device,
         devices=devices,
+        compile=asked.compile,
         loggers=_loggers(log, folder),
         progress=not quiet,
         checkpoint_dir=folder / CHECKPOINTS,

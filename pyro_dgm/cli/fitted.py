@@ -43,6 +43,7 @@ class FitSettings:
     lr: float = 1e-3
     seed: int = 0
     device: str = "auto"
+    compile: str = "auto"
     checkpoint_every: int = 1
     test_particles: int = 100
 

@@ -8,15 +8,25 @@ from pyro_dgm.infer.checkpoint import load_weights
 from pyro_dgm.infer.elbo import (
     ELBO,
     IWAE,
+    NVIL,
     OBJECTIVES,
+    REBAR,
+    RELAX,
     STL,
+    VIMCO,
     DReG,
     Objective,
     RenyiELBO,
+    ReweightedWakeSleep,
+    ScoreFunction,
+    TraceEnumELBO,
     TraceGraphELBO,
+    VarGrad,
+    WakeSleep,
 )
 from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.infer.relaxation import relax
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.infer.static_graph import CannotCapture
@@ -24,8 +34,12 @@ from pyro_dgm.infer.static_graph import CannotCapture
 __all__ = [
     "ELBO",
     "IWAE",
+    "NVIL",
     "OBJECTIVES",
+    "REBAR",
+    "RELAX",
     "STL",
+    "VIMCO",
     "Callback",
     "CannotCapture",
     "CapturedELBO",
@@ -35,10 +49,16 @@ __all__ = [
     "Objective",
     "Posterior",
     "RenyiELBO",
+    "ReweightedWakeSleep",
     "Run",
+    "ScoreFunction",
+    "TraceEnumELBO",
     "TraceGraphELBO",
+    "VarGrad",
+    "WakeSleep",
     "capture_potential",
     "load_weights",
     "mcmc",
+    "relax",
     "sample_posterior",
 ]

@@ -21,6 +21,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from pyro_dgm.infer.elbo.structure import fork_rng
 
@@ -113,6 +114,23 @@ def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ())
     return StaticGraph(graph, externals, graph)
 
 
+class _WithoutValueChecks(TorchFunctionMode):
+    """What torch computes after a look at values (is every class below the number of classes?), without the look."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.one_hot:
+            tensor, classes = _one_hot_arguments(*args, **kwargs)
+            if classes >= 0:
+                ones = tensor.new_ones(()).expand(*tensor.shape, 1)
+                return tensor.new_zeros(*tensor.shape, classes).scatter(-1, tensor.unsqueeze(-1), ones)
+        return func(*args, **kwargs)
+
+
+def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, int]:
+    return tensor, num_classes
+
+
 def _record_once(
     fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor]
 ) -> tuple[fx.GraphModule, list[Tensor]]:
@@ -121,7 +139,7 @@ def _record_once(
     # Two inputs that are one tensor would become one input: each is given a face of its own.
     faces = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
     try:
-        with fork_rng(), pyro.validation_enabled(False):
+        with fork_rng(), pyro.validation_enabled(False), _WithoutValueChecks():
             graph = make_fx(lambda *flat: list(fn(*flat[:count])))(*faces, *known)
     except Exception as error:
         raise CannotCapture(_explain(error)) from error

@@ -70,6 +70,8 @@ class Objective(PyroELBO):
     needs_replay = False
     #: whether the guide's enumerated sites are summed exactly
     sums_guide = False
+    #: fewest particles that the class works with on its defaults
+    min_particles = 1
     #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
     side: str | None = "lower"
     #: networks that the objective trains beside the program's (a baseline, a discriminator); built at first sight of it
@@ -103,6 +105,7 @@ class Objective(PyroELBO):
         # Pyro's attribute counts the particle plate; ours keeps what was asked for.
         self._given_nesting = max_plate_nesting
         self._structures = StructureCache()
+        self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
 
     # What a subclass gives
 
@@ -161,8 +164,8 @@ class Objective(PyroELBO):
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
         structure = self._structures.get(model, guide, args, kwargs)
-        if self.learned is None:
-            self.learned = self.build_learned(model, guide, args, kwargs)
+        if not self._built:
+            self.learned, self._built = self.build_learned(model, guide, args, kwargs), True
         if self.needs_replay and guide_messenger(guide) is not None:
             raise TypeError(
                 f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "

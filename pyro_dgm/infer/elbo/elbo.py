@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_dgm.infer.elbo.base import Objective
-from pyro_dgm.infer.elbo.enumeration import enumerated_elbo
+from pyro_dgm.infer.elbo.enumeration import enumerated_bound, enumerated_elbo
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import sample_sites
 
@@ -134,25 +134,7 @@ class ELBO(Objective):
         structure = self.structure(model, guide, args, kwargs)
         if not structure.guide_enumerates:
             return super().bound(model, guide, *args, **kwargs)
-        leaves: list[Tensor] = []
-
-        def weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-            # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
-            if not leaves:
-                frames = Particles([(model_trace, guide_trace)], 1, structure.nesting, False)
-                like = next(iter(sample_sites(model_trace).values()))["log_prob"]
-                sizes = [1] * structure.nesting
-                for frame in frames.plates:
-                    sizes[frame.dim] = frame.size
-                leaves.extend([like.new_ones(sizes).requires_grad_(), like.new_tensor(frames.outer_scale)])
-                self_shape.append(frames.shape)
-            return leaves[0]
-
-        self_shape: list[torch.Size] = []
-        with torch.enable_grad():
-            elbo = enumerated_elbo(self, structure, model, guide, args, kwargs, weights)
-            (per_datum,) = torch.autograd.grad(elbo, leaves[0])
-        return (per_datum / leaves[1]).reshape(self_shape[0])
+        return enumerated_bound(self, structure, model, guide, args, kwargs)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -19,9 +19,14 @@ from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import SampleRing
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-__all__ = ["enumerated_elbo", "marginal_model_terms"]
+from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.infer.elbo.structure import sample_sites
+
+__all__ = ["enumerated_bound", "enumerated_elbo", "marginal_model_terms"]
 
 
 def _model_costs(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[OrderedDict, Any]:
@@ -74,7 +79,7 @@ def enumerated_elbo(
         strict_enumeration_warning=objective.strict_enumeration_warning,
     )
     total: Any = 0.0
-    for model_trace, guide_trace in elbo._get_traces(model, guide, args, kwargs):
+    for model_trace, guide_trace in elbo._get_traces(model, _OneBatch()(guide), args, kwargs):
         costs, ordering = _model_costs(model_trace, guide_trace)
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample":
@@ -87,6 +92,50 @@ def enumerated_elbo(
                 terms[:] = [_multiply(leaf_packed, t) for t in terms]
         total = total + Dice(guide_trace, ordering).compute_expectation(costs)
     return torch.as_tensor(total) / objective.num_particles
+
+
+def enumerated_bound(
+    objective: Any,
+    structure: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """The ELBO of each datum with all marked sites summed out, without the outer scale or gradients."""
+    found: list[Any] = []
+
+    def weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+        # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
+        if not found:
+            frames = Particles([(model_trace, guide_trace)], 1, structure.nesting, False)
+            like = next(iter(sample_sites(model_trace).values()))["log_prob"]
+            sizes = [1] * structure.nesting
+            for frame in frames.plates:
+                sizes[frame.dim] = frame.size
+            found.extend([like.new_ones(sizes).requires_grad_(), frames.outer_scale, frames.shape])
+        return found[0]
+
+    with torch.enable_grad():
+        elbo = enumerated_elbo(objective, structure, model, guide, args, kwargs, weights)
+        (per_datum,) = torch.autograd.grad(elbo, found[0])
+    return (per_datum / found[1]).reshape(found[2])
+
+
+class _OneBatch(Messenger):
+    """Give every run the mini-batch of the first: particles one by one are particles of the same data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample) and msg["name"] in self.indices:
+            msg["value"], msg["done"] = self.indices[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.indices[msg["name"]] = msg["value"]
 
 
 def _multiply(weights: Tensor, cost: Any) -> Tensor:

@@ -38,9 +38,11 @@ class Particles:
     :ivar outer_scale: what multiplies the sum of the bounds (subsampling and mini-batch scale).
     :ivar stopped: for path-derivative estimators, ``log_q`` whose gradient comes through the samples alone.
     :ivar holders: for :class:`ScaleGradient`: ``(index of the pair, holder, guide site)`` of each scaled sample.
+    :ivar dream_log_q: for wake-sleep objectives, the guide's log-density at a dream of the model, ``(1, *shape)``.
     """
 
     stopped: Tensor
+    dream_log_q: Tensor
     holders: list[tuple[int, list[Tensor], Any]]
 
     def __init__(
