@@ -15,8 +15,8 @@ __all__ = ["VarGrad"]
 class VarGrad(ScoreFunction):
     r"""The ELBO, its guide trained on the variance of the log-weights over particles.
 
-    .. math:: \nabla_\phi L = -\tfrac12 \nabla_\phi \widehat{\mathrm{Var}}_k\left(\log w_k\right)
-              \Big|_{z_k \;\mathrm{fixed}}, \qquad
+    .. math:: \nabla_\phi L = -\tfrac12 \nabla_\phi \widehat{\mathrm{Var}}_k\left(\log w_k\right) |_{z\;\mathrm{fixed}},
+              \qquad
               \nabla_\theta L = \frac1K \sum_k \nabla_\theta \log p_\theta(x, z_k)
 
     At samples from the guide, the gradient of the log-variance divergence is the ELBO's score-function gradient with
