@@ -9,21 +9,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "ActiveUnits": "active_units",
     "Comparison": "comparison",
+    "ELBOSurgery": "elbo_surgery",
     "LogLikelihood": "likelihood",
+    "MutualInformation": "mutual_information",
+    "active_units": "active_units",
     "compare_elbos": "compare",
+    "elbo_surgery": "elbo_surgery",
     "log_likelihood": "likelihood",
+    "mutual_information": "mutual_information",
     "to_arviz": "convert",
 }
 
-__all__ = ["Comparison", "LogLikelihood", "arviz_adapter", "compare_elbos", "log_likelihood", "to_arviz"]
+__all__ = [
+    "ActiveUnits",
+    "Comparison",
+    "ELBOSurgery",
+    "LogLikelihood",
+    "MutualInformation",
+    "active_units",
+    "arviz_adapter",
+    "compare_elbos",
+    "elbo_surgery",
+    "log_likelihood",
+    "mutual_information",
+    "to_arviz",
+]
 
 if TYPE_CHECKING:
     from pyro_dgm.analysis import arviz_adapter
+    from pyro_dgm.analysis.active_units import ActiveUnits, active_units
     from pyro_dgm.analysis.compare import compare_elbos
     from pyro_dgm.analysis.comparison import Comparison
     from pyro_dgm.analysis.convert import to_arviz
+    from pyro_dgm.analysis.elbo_surgery import ELBOSurgery, elbo_surgery
     from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
+    from pyro_dgm.analysis.mutual_information import MutualInformation, mutual_information
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ class TraceEnumELBO(ELBO):
         >>> x = torch.tensor([0.3, -1.0])
         >>> bound = pyro_dgm.infer.TraceEnumELBO().bound(model, guide, x)  # the guide is the posterior: log p(x)
         >>> [round(v, 4) for v in bound.tolist()]
-        [-1.4196, -0.9852]
+        [-1.4196, -1.4852]
     """
 
     def __init__(self, num_particles: int = 1, *args: Any, **kwargs: Any) -> None:

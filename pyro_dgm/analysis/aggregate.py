@@ -1,0 +1,131 @@
+"""The aggregate posterior of a data set: every draw's density under every datum's posterior.
+
+What follows from it, the information in the code and the distance of the code from the prior, is in
+:mod:`~pyro_dgm.analysis.elbo_surgery` and :mod:`~pyro_dgm.analysis.mutual_information`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dgm.infer.elbo.particles import Particles, particle_plate, run_guide, run_pairs
+from pyro_dgm.infer.elbo.structure import guide_messenger, probe, sample_sites
+from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.parameters import evaluation_mode
+from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.programs import as_program, split_batch
+
+__all__ = ["AggregateTerms", "aggregate_terms"]
+
+
+@dataclass(frozen=True)
+class AggregateTerms:
+    """Log-densities at draws ``z`` of the posterior of each datum, each ``(num_samples, N)``, nats, float64.
+
+    :ivar log_likelihood: :math:`\\log p(x_n|z)`.
+    :ivar log_prior: :math:`\\log p(z)`.
+    :ivar log_posterior: :math:`\\log q(z|x_n)`, the datum's own.
+    :ivar log_aggregate: :math:`\\log \\frac1N \\sum_m q(z|x_m)`.
+    :ivar log_others: the same over the other data, :math:`\\log \\frac1{N-1} \\sum_{m \\ne n} q(z|x_m)`.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+    log_aggregate: Tensor
+    log_others: Tensor
+
+
+def aggregate_terms(
+    who: str, program: Any, x: Any, num_samples: int, chunk_size: int, seed: int | None
+) -> AggregateTerms:
+    """Evaluate all pairs of draws and data, ``chunk_size`` pairs at once.
+
+    :param who: the function that asks, for messages.
+    :raises ValueError: for a program without one plate of data, or too few samples.
+    """
+    program = as_program(program)
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
+        raise ValueError(
+            f"num_samples must be an integer of at least 2 (a standard error needs two), got {num_samples}"
+        )
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
+    if guide_messenger(program.guide) is not None:
+        raise TypeError(f"{who} evaluates the guide at given values, which a GuideMessenger guide cannot do")
+    args, kwargs = split_batch(x)
+    with (
+        torch.no_grad(),
+        evaluation_mode(program.model, program.guide),
+        forked_rng(device_of(program.model, args, kwargs), seed, enabled=seed is not None),
+    ):
+        structure = probe(program.model, program.guide, args, kwargs)
+        if structure.model_enumerates:
+            raise ValueError(
+                f"{who} needs draws of every latent, but the model enumerates one: give the guide its site"
+            )
+        rows = []
+        for _ in range(num_samples):
+            drawn = run_pairs(program.model, program.guide, args, kwargs, 1, structure, False)
+            if len(drawn.shape) != 1:
+                raise ValueError(
+                    f"{who} compares the posteriors of data, so every latent must be in one plate over data, but the "
+                    f"plates that hold every site have sizes {tuple(drawn.shape)}: give a program with a datum's "
+                    "latents only"
+                )
+            rows.append(_terms(drawn, program.guide, args, kwargs, chunk_size))
+    return AggregateTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _terms(drawn: Particles, guide: Any, args: tuple[Any, ...], kwargs: Any, chunk_size: int) -> tuple[Tensor, ...]:
+    model_trace, guide_trace = drawn.pairs[0]
+
+    def total(observed: bool) -> Tensor:
+        out = drawn.log_q.new_zeros(drawn.log_q.shape)
+        for site in sample_sites(model_trace).values():
+            if site["is_observed"] == observed:
+                out = out + drawn.reduce(drawn.inner(drawn.log_prob(site), site), site)
+        return out[0].double()
+
+    table = _all_pairs(drawn, guide_trace, guide, args, kwargs, chunk_size)  # (draw of m, datum n)
+    n = table.shape[0]
+    everything = table.logsumexp(1) - math.log(n)
+    others = table.masked_fill(torch.eye(n, dtype=torch.bool, device=table.device), -math.inf)
+    return total(True), total(False), table.diagonal(), everything, others.logsumexp(1) - math.log(max(n - 1, 1))
+
+
+def _all_pairs(
+    drawn: Particles, trace: poutine.Trace, guide: Any, args: tuple[Any, ...], kwargs: Any, chunk_size: int
+) -> Tensor:
+    """``log q(z_m | x_n)``: the guide in a plate of draws, each of which is given to all data."""
+    (frame,) = drawn.plates
+    count, rows = frame.size, []
+    for start in range(0, count, max(chunk_size // count, 1)):
+        index = torch.arange(count)[start : start + max(chunk_size // count, 1)]
+        replayed = poutine.Trace()
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            value, event_dim = site["value"], site["fn"].event_dim
+            # Batch dimensions padded to the nesting, so that the plate of data is where its frame says.
+            batch = value.shape[: value.dim() - event_dim]
+            value = value.reshape((1,) * (drawn.nesting - len(batch)) + value.shape)
+            if sample_sites(trace).get(name) is None:  # the indices of a subsampled plate
+                replayed.add_node(name, **site)
+                continue
+            at = drawn.nesting + frame.dim
+            chosen = value.index_select(at, index.to(value.device)).movedim(at, 0).unsqueeze(at + 1)
+            shape = list(chosen.shape)
+            shape[at + 1] = count
+            replayed.add_node(name, **{**site, "value": chosen.expand(shape)})
+        plate = particle_plate(len(index), drawn.nesting, True)
+        again = run_guide(guide, args, kwargs, plate, replayed)
+        pairs = Particles([(again, again)], len(index), drawn.nesting, True)
+        rows.append(pairs.log_q.double())
+    return torch.cat(rows)
