@@ -109,7 +109,8 @@ def _all_pairs(
     for start in range(0, count, max(chunk_size // count, 1)):
         index = torch.arange(count)[start : start + max(chunk_size // count, 1)]
         replayed = poutine.Trace()
-        for name, site in trace.nodes.items():
+        nodes: dict[str, Any] = dict(trace.nodes)
+        for name, site in nodes.items():
             if site["type"] != "sample":
                 continue
             value, event_dim = site["value"], site["fn"].event_dim
