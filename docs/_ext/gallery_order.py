@@ -5,6 +5,7 @@ from __future__ import annotations
 ORDER = [
     "plot_quickstart.py",
     "plot_estimators.py",
+    "plot_discrete.py",
     "plot_posterior.py",
     "plot_own_model.py",
 ]

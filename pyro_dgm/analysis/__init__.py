@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
-    "ActiveUnits": "active_units",
+    "ActiveUnits": "units",
     "Comparison": "comparison",
-    "ELBOSurgery": "elbo_surgery",
+    "ELBOSurgery": "surgery",
     "LogLikelihood": "likelihood",
-    "MutualInformation": "mutual_information",
-    "active_units": "active_units",
+    "MutualInformation": "information",
+    "active_units": "units",
     "compare_elbos": "compare",
-    "elbo_surgery": "elbo_surgery",
+    "elbo_surgery": "surgery",
     "log_likelihood": "likelihood",
-    "mutual_information": "mutual_information",
+    "mutual_information": "information",
     "to_arviz": "convert",
 }
 
@@ -39,13 +39,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pyro_dgm.analysis import arviz_adapter
-    from pyro_dgm.analysis.active_units import ActiveUnits, active_units
     from pyro_dgm.analysis.compare import compare_elbos
     from pyro_dgm.analysis.comparison import Comparison
     from pyro_dgm.analysis.convert import to_arviz
-    from pyro_dgm.analysis.elbo_surgery import ELBOSurgery, elbo_surgery
+    from pyro_dgm.analysis.information import MutualInformation, mutual_information
     from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
-    from pyro_dgm.analysis.mutual_information import MutualInformation, mutual_information
+    from pyro_dgm.analysis.surgery import ELBOSurgery, elbo_surgery
+    from pyro_dgm.analysis.units import ActiveUnits, active_units
 
 
 def __getattr__(name: str) -> Any:

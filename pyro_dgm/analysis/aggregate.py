@@ -1,7 +1,7 @@
 """The aggregate posterior of a data set: every draw's density under every datum's posterior.
 
 What follows from it, the information in the code and the distance of the code from the prior, is in
-:mod:`~pyro_dgm.analysis.elbo_surgery` and :mod:`~pyro_dgm.analysis.mutual_information`.
+:mod:`~pyro_dgm.analysis.surgery` and :mod:`~pyro_dgm.analysis.information`.
 """
 
 from __future__ import annotations
