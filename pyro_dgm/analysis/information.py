@@ -48,8 +48,8 @@ def mutual_information(
     .. math:: E\left[\log \frac{q(z_n|x_n)}{\frac1N \sum_m q(z_n|x_m)}\right] \le I_q(x; z) \le
               E\left[\log \frac{q(z_n|x_n)}{\frac1{N-1} \sum_{m \ne n} q(z_n|x_m)}\right]
 
-    for :math:`x_1, \ldots, x_N` independent draws from the distribution of the data and :math:`z_n \sim q(z|x_n)`.  Near
-    zero the latents are not used (posterior collapse).  The bounds meet as N grows; where the information is well
+    for :math:`x_1, \ldots, x_N` independent draws from the distribution of the data and :math:`z_n \sim q(z|x_n)`.
+    Near zero the latents are not used (posterior collapse).  The bounds meet as N grows; where the information is well
     above :math:`\log N` the lower one stays at :math:`\log N` and the upper one is loose.  The lower bound is also,
     exactly, the information in the code about *which of these N data* it is: the term of
     :func:`~pyro_dgm.analysis.elbo_surgery`.
