@@ -1,15 +1,19 @@
 """Variational objectives: each a :class:`pyro.infer.ELBO` that is swapped for another by one argument."""
 
 from pyro_dgm.infer.elbo.base import Objective, ObjectiveModule
+from pyro_dgm.infer.elbo.betatc import BetaTC
+from pyro_dgm.infer.elbo.dip import DIP
 from pyro_dgm.infer.elbo.dreg import DReG
 from pyro_dgm.infer.elbo.elbo import ELBO
 from pyro_dgm.infer.elbo.iwae import IWAE
+from pyro_dgm.infer.elbo.mmd import MMDELBO
 from pyro_dgm.infer.elbo.nvil import NVIL
 from pyro_dgm.infer.elbo.rebar import REBAR
 from pyro_dgm.infer.elbo.relax import RELAX
 from pyro_dgm.infer.elbo.renyi import RenyiELBO
 from pyro_dgm.infer.elbo.rws import ReweightedWakeSleep
 from pyro_dgm.infer.elbo.score_function import ScoreFunction
+from pyro_dgm.infer.elbo.sliced import SlicedWasserstein
 from pyro_dgm.infer.elbo.stl import STL
 from pyro_dgm.infer.elbo.traceenum import TraceEnumELBO
 from pyro_dgm.infer.elbo.tracegraph import TraceGraphELBO
@@ -34,23 +38,31 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "REBAR": REBAR,
     "WakeSleep": WakeSleep,
     "ReweightedWakeSleep": ReweightedWakeSleep,
+    "MMDELBO": MMDELBO,
+    "SlicedWasserstein": SlicedWasserstein,
+    "BetaTC": BetaTC,
+    "DIP": DIP,
 }
 
 __all__ = [
+    "DIP",
     "ELBO",
     "IWAE",
+    "MMDELBO",
     "NVIL",
     "OBJECTIVES",
     "REBAR",
     "RELAX",
     "STL",
     "VIMCO",
+    "BetaTC",
     "DReG",
     "Objective",
     "ObjectiveModule",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "ScoreFunction",
+    "SlicedWasserstein",
     "TraceEnumELBO",
     "TraceGraphELBO",
     "VarGrad",

@@ -28,6 +28,10 @@ ELSEWHERE = {
     "REBAR": "test_sbn.py",
     "WakeSleep": "test_wake_sleep.py",
     "ReweightedWakeSleep": "test_wake_sleep.py",
+    "MMDELBO": "test_penalties.py",
+    "SlicedWasserstein": "test_penalties.py",
+    "BetaTC": "test_penalties.py",
+    "DIP": "test_penalties.py",
 }
 
 
