@@ -6,8 +6,8 @@ import copy
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class KernelState:
 
     :ivar position: unconstrained latents, each ``(chains, ...)``.
     :ivar potential: ``U`` at the position, ``(chains,)``, nats, at temperature 1.
-    :ivar gradient: of ``U``, as ``position``.
+    :ivar gradient: of ``U``, as ``position``; empty for a kernel that takes none.
     :ivar step_size: shared by all chains, scalar tensor.
     :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains.
     :ivar num_steps: gradients a transition.
     :ivar generator: what all randomness comes from.
     :ivar warmup: adaptation under way, or ``None``.
+    :ivar extra: what a kernel carries besides (momenta, ladders), each ``(chains, ...)`` or shared by all chains.
+    :ivar iteration: transitions taken since :meth:`Kernel.init`; what follows a schedule is a function of it.
     """
 
     position: Position
@@ -44,6 +46,8 @@ class KernelState:
     num_steps: int
     generator: torch.Generator
     warmup: Warmup | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    iteration: int = 0
 
     @property
     def num_chains(self) -> int:
@@ -72,8 +76,10 @@ class Info:
 class Kernel(MCMCKernel):
     r"""Base of the kernels: :math:`\pi(u) \propto e^{-U(u) / T}` left invariant, all chains at once.
 
-    A kernel gives :meth:`step`; it may override :meth:`start_warmup`, :meth:`adapt` and :meth:`finish_warmup`.  It runs
-    in :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain a process).
+    A kernel gives :meth:`noise` and :meth:`transition`: all random numbers of a transition, and the transition as a
+    function of the state and those numbers, which has no other randomness and can be recorded and compiled.  It may
+    override :meth:`init`, :meth:`start_warmup`, :meth:`adapt` and :meth:`finish_warmup`.  It runs in
+    :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain a process).
 
     :param model: a Pyro model, or ``None``.
     :param potential_fn: ``U`` over chains: a dict of ``(chains, ...)`` tensors to ``(chains,)``; or ``None``.
@@ -87,6 +93,8 @@ class Kernel(MCMCKernel):
 
     #: name in sample statistics and in :func:`pyro_dgm.sample_posterior`
     name = "kernel"
+    #: whether transitions use the gradient of the potential; without it ``potential_fn`` need not be differentiable
+    uses_gradient = True
 
     def __init__(
         self,
@@ -142,14 +150,31 @@ class Kernel(MCMCKernel):
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         """The state at unconstrained ``params``, each ``(chains, ...)``."""
         params = {k: v.detach().clone() for k, v in params.items()}
-        value, gradient = self.potential(params)
+        value, gradient = self.potential(params) if self.uses_gradient else (self.potential.value(params), {})
         step_size = value.new_tensor(self.initial_step_size)
         inverse_mass = {k: torch.ones_like(v[0]) for k, v in params.items()}
         return KernelState(params, value, gradient, step_size, inverse_mass, 1, generator)
 
     @abstractmethod
+    def noise(self, state: KernelState) -> dict[str, Tensor]:
+        """All random numbers of one transition, drawn from the state's generator, by names of the kernel's own.
+
+        Numbers that change from transition to transition without being random (a scheduled step size, say) belong here
+        too, as tensors: a recorded transition sees nothing else.
+        """
+
+    @abstractmethod
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        """One transition of every chain: tensor operations of the state's tensors and ``noise``, and nothing else.
+
+        No random draw, no look at a tensor's value, no host synchronisation; chains do not meet, except in a kernel
+        that says so.
+        """
+
     def step(self, state: KernelState) -> tuple[KernelState, Info]:
-        """One transition of every chain, without host synchronisation."""
+        """One transition of every chain, with fresh random numbers."""
+        new, info = self.transition(state, self.noise(state))
+        return replace(new, iteration=state.iteration + 1), info
 
     #: step size before any adaptation
     initial_step_size: float = 1.0

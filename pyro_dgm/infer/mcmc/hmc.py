@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -120,19 +120,21 @@ class HMC(Kernel):
         state = super().init(params, generator)
         return self._refresh(state)
 
-    def step(self, state: KernelState) -> tuple[KernelState, Info]:
-        step_size = state.step_size.expand(state.num_chains)
-        if self.jitter > 0.0:
-            noise = torch.rand(
-                step_size.shape, generator=state.generator, dtype=step_size.dtype, device=step_size.device
-            )
-            step_size = step_size * (1.0 + self.jitter * (2.0 * noise - 1.0))
-        momentum = self._draw_momentum(state)
+    def noise(self, state: KernelState) -> dict[str, Tensor]:
+        first = state.potential
+
+        def uniform() -> Tensor:
+            return torch.rand(first.shape, generator=state.generator, dtype=first.dtype, device=first.device)
+
+        return {**self._normals(state), "jitter": uniform(), "accept": uniform()}
+
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        step_size = state.step_size * (1.0 + self.jitter * (2.0 * noise["jitter"] - 1.0))
+        momentum = self._momentum(state, noise)
         end, end_momentum = self._leapfrog(state, momentum, step_size, state.num_steps)
         before, after = self._energy(state, momentum), self._energy(end, end_momentum)
         acceptance, diverging = self._acceptance_rate(before, after)
-        uniform = torch.rand(before.shape, generator=state.generator, dtype=before.dtype, device=before.device)
-        accepted = uniform < acceptance
+        accepted = noise["accept"] < acceptance
         new = replace(
             state,
             position=_select(accepted, end.position, state.position),
@@ -142,12 +144,14 @@ class HMC(Kernel):
         n_steps = torch.full_like(before, state.num_steps, dtype=torch.int64)
         return new, Info(acceptance, accepted, diverging, torch.where(accepted, after, before), n_steps)
 
-    def _draw_momentum(self, state: KernelState) -> Position:
+    def _normals(self, state: KernelState) -> dict[str, Tensor]:
         return {
-            k: torch.randn(v.shape, generator=state.generator, dtype=v.dtype, device=v.device)
-            / state.inverse_mass[k].sqrt()
+            f"momentum {k}": torch.randn(v.shape, generator=state.generator, dtype=v.dtype, device=v.device)
             for k, v in state.position.items()
         }
+
+    def _momentum(self, state: KernelState, noise: Mapping[str, Tensor]) -> Position:
+        return {k: noise[f"momentum {k}"] / state.inverse_mass[k].sqrt() for k in state.position}
 
     def _leapfrog(
         self, state: KernelState, momentum: Position, step_size: Tensor, num_steps: int
@@ -225,7 +229,7 @@ class HMC(Kernel):
 
     def _find_step_size(self, state: KernelState) -> KernelState:
         """Double or halve the step size until one leapfrog step's mean acceptance crosses 0.8."""
-        momentum = self._draw_momentum(state)
+        momentum = self._momentum(state, self._normals(state))
         before = self._energy(state, momentum)
         direction = 0
         size = float(state.step_size)

@@ -50,6 +50,10 @@ class Potential(ABC):
         except torch.linalg.LinAlgError:
             return self._chain_by_chain(position)
 
+    def value(self, position: Position) -> Tensor:
+        """``U`` of shape ``(chains,)`` alone, for kernels that take no gradient."""
+        return self(position)[0]
+
     def _chain_by_chain(self, position: Position) -> tuple[Tensor, Position]:
         # A batched factorisation raises for all chains when one of them is outside its domain.
         rows: list[tuple[Tensor, Position] | None] = []
@@ -82,25 +86,34 @@ class FunctionPotential(Potential):
         self.transforms = {}
 
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
-        num_chains = next(iter(position.values())).shape[0]
         with torch.enable_grad():
             leaves = {k: v.detach().requires_grad_() for k, v in position.items()}
-            values = self.fn(leaves)
-            if not isinstance(values, Tensor) or values.shape != (num_chains,):
-                got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                raise ValueError(
-                    f"potential_fn must give one value a chain, shape ({num_chains},), got {got}; it is called with "
-                    f"{ {k: tuple(v.shape) for k, v in position.items()} }, chains leading"
-                )
+            values = self._checked(self.fn(leaves), position)
             if not values.requires_grad:
                 raise ValueError("potential_fn gave a value that does not depend differentiably on its argument")
             grads = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
         filled = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, leaves.values(), strict=True))
         return values.detach(), dict(zip(position, filled, strict=True))
 
+    @staticmethod
+    def _checked(values: Any, position: Position) -> Tensor:
+        num_chains = next(iter(position.values())).shape[0]
+        if not isinstance(values, Tensor) or values.shape != (num_chains,):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"potential_fn must give one value a chain, shape ({num_chains},), got {got}; it is called with "
+                f"{ {k: tuple(v.shape) for k, v in position.items()} }, chains leading"
+            )
+        return values
+
+    def value(self, position: Position) -> Tensor:
+        with torch.no_grad():
+            return self._checked(self.fn(position), position)
+
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         first = next(iter(position.values()))
-        return position, first.new_zeros(first.shape[0])
+        kind = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+        return position, first.new_zeros(first.shape[0], dtype=kind)
 
 
 class ModelPotential(Potential):
