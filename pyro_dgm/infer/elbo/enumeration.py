@@ -6,6 +6,7 @@ kept per datum, and that the objectives with several particles can use the model
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.rings import SampleRing
+from pyro.ops.rings import LogRing, SampleRing
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -57,6 +58,41 @@ def marginal_model_terms(model_trace: poutine.Trace, guide_trace: poutine.Trace)
             yield packed.unpack(term, model_trace.symbol_to_dim)
 
 
+class _Expectation(Dice):
+    """Pyro's DiCE factors with a sum of one's own over them: the same operations whatever the values.
+
+    Pyro looks at the probabilities and leaves out those that are zero, where a cost may be infinite; here they are
+    masked, so that a graph of the sum can be recorded.
+    """
+
+    def compute_expectation(self, costs: dict[Any, list[Tensor]]) -> Any:
+        total: Any = 0.0
+        with shared_intermediates() as cache:
+            ring = LogRing(cache=cache)
+            for ordinal, terms in costs.items():
+                factors = self._get_log_factors(ordinal)
+                number = math.exp(sum(f for f in factors if not isinstance(f, Tensor)))
+                factors = [f for f in factors if isinstance(f, Tensor)]
+                for cost in terms:
+                    total = total + number * self._mean(ring, factors, cost, ordinal)
+        return total
+
+    @staticmethod
+    def _mean(ring: LogRing, factors: list[Tensor], cost: Tensor, ordinal: Any) -> Tensor:
+        dims = cost._pyro_dims  # type: ignore[attr-defined]
+        summed = set().union(*(f._pyro_dims for f in factors)) - set(ordinal) - set(dims) if factors else set()
+        if not factors:
+            return cost.sum()
+        probability = ring.sumproduct(factors, frozenset(summed))
+        names = probability._pyro_dims
+        probability = probability.exp()
+        probability._pyro_dims = names
+        value, probability = packed.broadcast_all(cost, probability)
+        possible = probability > 0
+        # Zero times an infinite cost is no part of the mean; the inner mask keeps its NaN out of the gradient too.
+        return torch.where(possible, probability * torch.where(possible, value, 0.0), 0.0).sum()
+
+
 def enumerated_elbo(
     objective: Any,
     structure: Any,
@@ -90,7 +126,7 @@ def enumerated_elbo(
             leaf_packed = packed.pack(leaf, {d: dims[d] for d in range(-leaf.dim(), 0) if leaf.shape[d] > 1})
             for terms in costs.values():
                 terms[:] = [_multiply(leaf_packed, t) for t in terms]
-        total = total + Dice(guide_trace, ordering).compute_expectation(costs)
+        total = total + _Expectation(guide_trace, ordering).compute_expectation(costs)
     return torch.as_tensor(total) / objective.num_particles
 
 

@@ -64,6 +64,25 @@ def test_half_marked_guide_has_the_exact_mean():
     assert error[1:].norm() < 0.15 * want[1:].norm()
 
 
+def test_an_event_of_mass_zero_and_infinite_cost_counts_nothing():
+    """The guide excludes what the model excludes: 0 times minus infinity is no part of the mean, or of its gradient."""
+    logit = torch.tensor(0.3, dtype=DTYPE, requires_grad=True)
+
+    def guide():
+        logits = torch.stack([logit, torch.zeros((), dtype=DTYPE), torch.tensor(-torch.inf, dtype=DTYPE)])
+        pyro.sample("k", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.25, 0.25, 0.5], dtype=DTYPE)))
+        pyro.factor("f", torch.tensor([1.0, 2.0, -torch.inf], dtype=DTYPE)[k])
+
+    q = torch.sigmoid(logit)
+    want = q * (1.0 - q.log()) + (1 - q) * (2.0 - (1 - q).log()) + torch.log(torch.tensor(0.25, dtype=DTYPE))
+    loss = TraceEnumELBO().differentiable_loss(model, guide)
+    torch.testing.assert_close(-loss, want)
+    torch.testing.assert_close(torch.autograd.grad(-loss, logit), torch.autograd.grad(want, logit))
+
+
 @pytest.mark.parametrize(("num_particles", "vectorize"), [(1, True), (4, True), (4, False)])
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
