@@ -2,6 +2,7 @@
 
     python benchmarks/bench_svi.py --write             # both tables, interleaved in this process
     python benchmarks/bench_svi.py --only small --rounds 5
+    python benchmarks/bench_svi.py --only vae --device cuda --compile reduce-overhead --write
 
 Every contender takes steps in turn, round after round, so that whatever else the machine does hits all alike; a ratio
 is the median over rounds of the two times of one round, with the quartiles over rounds beside it.  Steps are whole:
@@ -46,20 +47,29 @@ def race(contenders: dict[str, Step], rounds: int, seconds: float) -> dict[str, 
         with parameters_of(name):
             for _ in range(3):
                 step()
+            wait()
             start = time.perf_counter()
             step()
+            wait()
             steps[name] = max(1, min(2000, int(seconds / (time.perf_counter() - start))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     gc.disable()
     for _ in range(rounds):
         for name, step in contenders.items():
             with parameters_of(name):
+                wait()
                 start = time.perf_counter()
                 for _ in range(steps[name]):
                     step()
+                wait()
                 times[name].append((time.perf_counter() - start) / steps[name] * 1e3)
     gc.enable()
     return times
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def parameters_of(contender: str) -> Any:
@@ -94,7 +104,7 @@ def handwritten(x: Tensor, net: nn.ModuleDict, num_particles: int) -> Tensor:
         reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
         return reconstruction + kl
-    noise = torch.randn(num_particles, *loc.shape)
+    noise = torch.randn(num_particles, *loc.shape, device=loc.device)
     z = loc + log_scale.exp() * noise
     logits = net["out"](F.relu(net["decoder"](z)))
     log_x = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
@@ -107,13 +117,13 @@ def network() -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})
 
 
-def vae_contenders(batch: int, num_particles: int) -> dict[str, Step]:
+def vae_contenders(batch: int, num_particles: int, device: str, cuda_graphs: bool) -> dict[str, Step]:
     torch.manual_seed(0)
-    x = torch.bernoulli(torch.full((batch, 784), 0.3))
+    x = torch.bernoulli(torch.full((batch, 784), 0.3)).to(device)
     contenders: dict[str, Step] = {}
 
     def ours(objective: Any) -> Step:
-        vae = VAE((784,), 20, hidden=(400,))
+        vae = VAE((784,), 20, hidden=(400,)).to(device)
         module = objective(vae.model, vae.guide)
         optimizer = torch.optim.Adam(vae.parameters(), lr=1e-4, fused=True)
 
@@ -125,12 +135,13 @@ def vae_contenders(batch: int, num_particles: int) -> dict[str, Step]:
         return step
 
     plain = ELBO() if num_particles == 1 else IWAE(num_particles)
-    contenders["captured"] = ours(CapturedELBO(plain))
+    contenders["captured"] = ours(CapturedELBO(plain, cuda_graphs=cuda_graphs))
     contenders["ours eager"] = ours(plain)
 
     def by_hand(compiled: bool) -> Step:
-        net = network()
-        loss = torch.compile(handwritten, fullgraph=True) if compiled else handwritten
+        net = network().to(device)
+        mode = "reduce-overhead" if cuda_graphs else None
+        loss = torch.compile(handwritten, fullgraph=True, mode=mode) if compiled else handwritten
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=compiled or None)
 
         def step() -> None:
@@ -143,13 +154,13 @@ def vae_contenders(batch: int, num_particles: int) -> dict[str, Step]:
     contenders["hand-written eager"] = by_hand(False)
     contenders["hand-written compiled"] = by_hand(True)
     contenders["Pyro"] = pyros_vae(x, num_particles)
-    if HAVE_NUMPYRO:
+    if HAVE_NUMPYRO and device == "cpu":
         contenders["NumPyro"] = numpyros_vae(x, num_particles)
     return contenders
 
 
 def pyros_vae(x: Tensor, num_particles: int) -> Step:
-    net = network()
+    net = network().to(x.device)
 
     def model(x: Tensor) -> None:
         pyro.module("net", net)
@@ -351,11 +362,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each contender in each round")
     parser.add_argument("--block", type=int, default=10, help="steps in a captured block")
+    parser.add_argument("--device", default="cpu", help="of the VAE; the small programs are the CPU's")
+    parser.add_argument(
+        "--compile", choices=["default", "reduce-overhead"], default="default", help="CUDA graphs or not"
+    )
     parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/results.md")
     args = parser.parse_args()
     if args.only != "small":
         lines = [
-            "### A step of the 784-400-20 VAE\n",
+            "### A step of the 784-400-20 VAE" + ("" if args.device == "cpu" else f" on {args.device}") + "\n",
             "Milliseconds a step of the captured program (objective in the graph, fused Adam outside), and how many "
             "times as long the others take: median over rounds (quartiles). K = 1 is the ELBO, K > 1 the IWAE bound "
             "(Pyro: `RenyiELBO(alpha=0)`).\n",
@@ -366,12 +381,18 @@ def main() -> None:
         for batch in args.batches:
             for k in args.particles:
                 torch._dynamo.reset()
-                times = race(vae_contenders(batch, k), args.rounds, args.seconds)
+                times = race(
+                    vae_contenders(batch, k, args.device, args.compile != "default"), args.rounds, args.seconds
+                )
                 cells = [ratio(times, n) for n in ("Pyro", "hand-written eager", "hand-written compiled", "NumPyro")]
                 row = f"| {batch} | {k} | {milliseconds(times, 'captured')} | {' | '.join(cells)} "
                 lines.append(f"{row}| {ratio(times, 'ours eager')} |")
                 print(lines[-1], flush=True)
-        report("bench_svi-vae", "\n".join(lines), args.write)
+        report(
+            "bench_svi-vae" + ("" if args.device == "cpu" else f"-{args.device}-{args.compile}"),
+            "\n".join(lines),
+            args.write,
+        )
     if args.only != "vae":
         lines = [
             "### A step of small programs\n",
