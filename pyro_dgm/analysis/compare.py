@@ -46,7 +46,7 @@ def compare_elbos(
     number of data N (so that gradients are those of the mean bound):
 
     - ``bound``, nats per datum, with its Monte Carlo standard error (over replicates; the data are fixed);
-    - ``gap``: reference minus bound, nats per datum, with the standard error of both;
+    - ``gap``: reference minus bound, nats per datum, with the standard error of both; below zero for an upper bound;
     - ``snr_model``, ``snr_guide``: for each parameter
       :math:`|\bar g| / \mathrm{sd}(g)` over replicates, averaged over parameters (Rainforth et al. 2018); parameters
       whose gradient never changes are left out.  With R + M replicates it cannot fall below about
@@ -178,6 +178,8 @@ class _Replicates:
         self.args, self.kwargs, self.parameters, self.num_data = args, kwargs, parameters, num_data
         self.device = parameters.values[0].device
         self.num_particles = int(getattr(estimator, "num_particles", 1))
+        #: the loss of an upper bound is plus the bound
+        self.upper = getattr(estimator, "side", "lower") == "upper"
         self.sides = {side: parameters.indices(side) for side in ("model", "guide")}
         self.target, self.moments = Moments(), Moments()
         self.bounds: list[float] = []
@@ -209,7 +211,7 @@ class _Replicates:
             if not bool(torch.isfinite(g).all()):
                 raise ValueError(f"{self.label}: the gradient of parameter {name!r} is not finite")
         # Where the bound is concerned the replicates are alike.
-        self.bounds.append(-loss)
+        self.bounds.append(loss if self.upper else -loss)
         if reference:
             self.target.add(grads)
             return

@@ -64,8 +64,12 @@ def fit(
     ] = None,
     compile: Annotated[
         str,
-        typer.Option(help="auto, eager, graph, objective, step or block: how far the program is compiled."),
+        typer.Option(help="How far to compile: auto, eager, graph, objective, reduce-overhead, step or block."),
     ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="32, tf32 or bf16: precision of matrix products; by default as torch is set."),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     test_particles: Annotated[
         int, typer.Option(min=0, help="Particles of the bound on the test data at the end; 0 leaves it out.")
@@ -104,6 +108,7 @@ def fit(
     from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
     from pyro_dgm.infer.compilation import DEPTHS
     from pyro_dgm.infer.distributed import started_rank
+    from pyro_dgm.infer.precision import PRECISIONS
 
     _check_loggers(log or [])
     how: dict[str, Any] = {"quiet": quiet, "devices": devices, "log": log or []}
@@ -120,10 +125,13 @@ def fit(
         raise UsageError(f"--lr must be positive, got {lr}")
     if compile not in ("auto", *DEPTHS):
         raise UsageError(f"--compile must be auto or one of {', '.join(DEPTHS)}, got {compile}")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     asked = FitSettings(
         dataset=dataset, binarize=binarize, num_validation=num_validation, family=family, objective=objective,
         num_particles=num_particles, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed,
-        device=device, compile=compile, checkpoint_every=checkpoint_every, test_particles=test_particles,
+        device=device, compile=compile, precision=precision, checkpoint_every=checkpoint_every,
+        test_particles=test_particles,
     )  # fmt: skip
     asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
     folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
@@ -247,6 +255,7 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
         device=asked.device,
         devices=devices,
         compile=asked.compile,
+        precision=asked.precision,
         loggers=_loggers(log, folder),
         progress=not quiet,
         checkpoint_dir=folder / CHECKPOINTS,

@@ -44,6 +44,7 @@ class FitSettings:
     seed: int = 0
     device: str = "auto"
     compile: str = "auto"
+    precision: str | None = None
     checkpoint_every: int = 1
     test_particles: int = 100
 

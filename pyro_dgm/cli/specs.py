@@ -36,8 +36,8 @@ def split_call(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
 def parse_objective(spec: str, num_particles: int | None = None) -> Any:
     """An objective by its name and arguments.
 
-    A single integer in brackets is the number of particles, whatever the class takes first; for ``RenyiELBO`` a
-    fraction is the order.
+    A single integer in brackets is the number of particles, whatever the class takes first; a single fraction is what
+    the class takes first (the order of ``RenyiELBO`` or ``CUBO``, the share of ``CIWAE``).
     """
     from pyro_dgm.infer import OBJECTIVES
 

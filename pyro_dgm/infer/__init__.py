@@ -6,18 +6,25 @@ from pyro_dgm.infer.capture import CapturedELBO
 from pyro_dgm.infer.captured_potential import capture_potential
 from pyro_dgm.infer.checkpoint import load_weights
 from pyro_dgm.infer.elbo import (
+    CIWAE,
+    CUBO,
     DIP,
     ELBO,
     IWAE,
+    MIWAE,
     MMDELBO,
     NVIL,
     OBJECTIVES,
+    PIWAE,
     REBAR,
     RELAX,
     STL,
+    TVO,
     VIMCO,
+    AdversarialELBO,
     BetaTC,
     DReG,
+    FactorVAE,
     Objective,
     RenyiELBO,
     ReweightedWakeSleep,
@@ -30,28 +37,36 @@ from pyro_dgm.infer.elbo import (
 )
 from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.infer.precision import mixed_precision
 from pyro_dgm.infer.relaxation import relax
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = [
+    "CIWAE",
+    "CUBO",
     "DIP",
     "ELBO",
     "IWAE",
+    "MIWAE",
     "MMDELBO",
     "NVIL",
     "OBJECTIVES",
+    "PIWAE",
     "REBAR",
     "RELAX",
     "STL",
+    "TVO",
     "VIMCO",
+    "AdversarialELBO",
     "BetaTC",
     "Callback",
     "CannotCapture",
     "CapturedELBO",
     "DReG",
     "EarlyStopping",
+    "FactorVAE",
     "NonFiniteLossError",
     "Objective",
     "Posterior",
@@ -67,6 +82,7 @@ __all__ = [
     "capture_potential",
     "load_weights",
     "mcmc",
+    "mixed_precision",
     "relax",
     "sample_posterior",
 ]

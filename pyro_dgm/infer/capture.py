@@ -42,6 +42,8 @@ class CapturedELBO(Objective):
     :param objective: the objective, by default :class:`~pyro_dgm.infer.ELBO`.
     :param backend: ``"inductor"`` compiles the graph of the first batch shape at once and that of others when they have
         come ``compile_after`` times; ``"aten"`` runs graphs uncompiled: Pyro's overhead is gone, without a wait.
+    :param cuda_graphs: on a CUDA device, replay a compiled graph's kernels as one CUDA graph (torch.compile's
+        ``mode="reduce-overhead"``): for small kernels, whose launches take longer than they do.
     :param compile_after: calls after which further shapes are compiled too; ``None`` leaves them as recorded.
     :param say: called with the reason where a program runs eagerly; by default it is a warning.
     :param max_graphs: graphs kept for a program; more shapes than that run eagerly.
@@ -68,6 +70,7 @@ class CapturedELBO(Objective):
         objective: Objective | None = None,
         *,
         backend: str = "inductor",
+        cuda_graphs: bool = False,
         max_graphs: int = 6,
         compile_after: int | None = 50,
         say: Callable[[str], None] | None = None,
@@ -87,7 +90,7 @@ class CapturedELBO(Objective):
             retain_graph=inner.retain_graph,
         )
         self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
-        self.compile_after, self.say = compile_after, say
+        self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
         self._pairs: list[_Pair] = []
 
@@ -211,7 +214,7 @@ class CapturedELBO(Objective):
             try:
                 entry = capture_evaluation(self.inner, *kind, model, guide, flat, rebuild)
                 if self.backend == "inductor" and not any(k[0] == kind for k in pair.entries):
-                    entry.compile(flat)
+                    entry.compile(flat, self.cuda_graphs)
             except CannotCapture as reason:
                 self._give_up(pair, str(reason))
                 return None, []
@@ -221,7 +224,7 @@ class CapturedELBO(Objective):
             return self._entry(kind, model, guide, args, kwargs)
         if entry.calls == self.compile_after and self.backend == "inductor" and entry.graph.backend == "aten":
             try:
-                entry.compile(flat)
+                entry.compile(flat, self.cuda_graphs)
             except CannotCapture as reason:
                 logger.info("a graph stays uncompiled: %s", reason)
         return entry, flat

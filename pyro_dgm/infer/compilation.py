@@ -26,6 +26,7 @@ DEPTHS = {
     "eager": "not compiled",
     "graph": "recorded as a graph",
     "objective": "objective compiled",
+    "reduce-overhead": "objective compiled, launched as CUDA graphs",
     "step": "whole steps compiled",
     "block": "blocks of steps compiled",
 }
@@ -114,14 +115,15 @@ class Compilation:
         #: what evaluates validation batches: each shape is seen a few times an epoch, and recorded only
         self.validation: CapturedELBO | None = None
         if depth != "eager":
-            self.captured = self._capture(objective, "inductor" if depth == "objective" else "aten")
+            backend = "inductor" if depth in ("objective", "reduce-overhead") else "aten"
+            self.captured = self._capture(objective, backend, cuda_graphs=depth == "reduce-overhead")
             held = validation_objective or objective
             if isinstance(held, Objective) and not isinstance(held, CapturedELBO):
                 self.validation = self._capture(held, "aten")
 
-    def _capture(self, objective: Objective, backend: str) -> CapturedELBO:
+    def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
-        return CapturedELBO(objective, backend=backend, compile_after=None, say=self._say)
+        return CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
 
     @property
     def active(self) -> bool:

@@ -44,8 +44,8 @@ class EvaluationGraph:
     def __call__(self, flat: Sequence[Tensor]) -> list[Tensor]:
         return list(self.graph(*flat))
 
-    def compile(self, flat: Sequence[Tensor]) -> None:
-        self.graph.compile(flat)
+    def compile(self, flat: Sequence[Tensor], cuda_graphs: bool = False) -> None:
+        self.graph.compile(flat, cuda_graphs)
         if difference := self.differs(flat):
             raise CannotCapture(f"compiled, its graph gives something else: {difference}")
 

@@ -19,6 +19,7 @@ from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.loop import Trainer
 from pyro_dgm.infer.optimizers import make_optimizer, make_scheduler
 from pyro_dgm.infer.parameters import ProgramState, local_store, module_roots
+from pyro_dgm.infer.precision import check_precision, matmul_precision
 from pyro_dgm.infer.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.random_state import forked_rng, seed_everything
 from pyro_dgm.infer.run import Run
@@ -58,6 +59,7 @@ def fit(
     seed: int | None = None,
     device: str | torch.device = "auto",
     compile: bool | str = "auto",
+    precision: str | None = None,
     devices: int | None = None,
     progress: bool = True,
     checkpoint_dir: str | Path | None = None,
@@ -115,7 +117,11 @@ def fit(
         random numbers, same values up to rounding.  ``"auto"`` does so in runs that are long enough to win back the
         seconds of compiling, ``True`` at once, ``False`` never.  Programs of up to 50 000 parameters have the
         optimiser's update in the graph too.  Or name how far: ``"graph"`` (recorded, not compiled), ``"objective"``,
-        ``"step"``, ``"block"`` (ten steps at once).  A program that no graph can hold runs eagerly, and it is said why.
+        ``"reduce-overhead"`` (the same, its kernels replayed as CUDA graphs on such a device), ``"step"``, ``"block"``
+        (ten steps at once).  A program that no graph can hold runs eagerly, and it is said why.
+    :param precision: of float32 matrix products: ``"32"`` and ``"tf32"`` set torch's own switches for the run,
+        ``"bf16"`` computes them from bfloat16 and all else in float32 (:func:`~pyro_dgm.infer.mixed_precision`), in
+        validation too; ``None`` leaves torch as it is set.  TF32 and bfloat16 are for GPUs with tensor cores.
     :param progress: show a bar with the live bound.
     :param checkpoint_dir: folder for checkpoints (:mod:`pyro_dgm.infer.checkpoint`): the newest and the best are kept,
         and ``metrics.csv`` has a row for each epoch.
@@ -183,7 +189,8 @@ def fit(
     # Several processes draw noise of their own even where no seed was asked for.
     noise_seed = base_seed if seed is None and group.size > 1 else seed
     noise_seed = None if noise_seed is None else group.seed(noise_seed)
-    with forked_rng(place, noise_seed, enabled=noise_seed is not None or saved is not None), local_store(roots):
+    keep = forked_rng(place, noise_seed, enabled=noise_seed is not None or saved is not None)
+    with keep, local_store(roots), matmul_precision(precision):
         state = ProgramState(program, objective)
         with forked_rng(place):
             seed_everything(base_seed + 1, place)
@@ -197,8 +204,9 @@ def fit(
             state.load(saved[0], saved[1]["extras"])
         group.share([*state.named_tensors().values(), *state.buffers()])
         names = setup.initial_names(state, saved)
+        check_precision(precision, names)
         made = make_optimizer(optimizer, names, lambda: setup.find_roles(program, names, first, state, place))
-        config = setup.make_config(program, objective, made, batches, place, epochs, seed, accumulate)
+        config = setup.make_config(program, objective, made, batches, place, epochs, seed, accumulate, precision)
         if saved is not None:
             setup.check_same(config, saved[2])
         run = Run(program, objective, seed=seed, device=place, optimizer=made, config=config, state=state)
@@ -210,7 +218,7 @@ def fit(
         settings = Settings(
             epochs, base_seed, clip_norm, num_data, transform, validation_transform, validation_objective,
             lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
-            accumulate=accumulate, group=group,
+            accumulate=accumulate, group=group, precision=precision,
         )  # fmt: skip
         folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
         steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
@@ -229,7 +237,7 @@ def fit(
         try:
             with bar:
                 if group.rank == 0:
-                    header = setup.header(run, place, device, source, group.size, compilation)
+                    header = setup.header(run, place, device, source, group.size, compilation, precision)
                     logger.info(header)
                     bar.header(header)
                 trainer.train()

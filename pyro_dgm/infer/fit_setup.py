@@ -19,6 +19,7 @@ from pyro_dgm.infer.loggers import CSVLogger, Logger, as_loggers
 from pyro_dgm.infer.loop import Trainer
 from pyro_dgm.infer.optimizers import Optimizers, split_by_role
 from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
+from pyro_dgm.infer.precision import PRECISIONS
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings, gradients_by_objective
@@ -175,6 +176,7 @@ def make_config(
     epochs: int,
     seed: int | None,
     accumulate: int,
+    precision: str | None,
 ) -> dict[str, Any]:
     from pyro_dgm import __version__
 
@@ -184,6 +186,7 @@ def make_config(
         "objective": type(objective).__name__,
         "optimizer": optimizer_names(optimizer),
         "accumulate": accumulate,
+        "precision": precision,
         "epochs": epochs,
         "batch_size": getattr(batches, "batch_size", None),
         "data_length": batches.length,
@@ -194,8 +197,8 @@ def make_config(
 
 
 def check_same(config: dict[str, Any], saved: dict[str, Any]) -> None:
-    saved = {"accumulate": 1, **saved}  # what checkpoints of before had no choice of
-    for key in ("program", "objective", "optimizer", "accumulate", "batch_size", "data_length"):
+    saved = {"accumulate": 1, "precision": None, **saved}  # what checkpoints of before had no choice of
+    for key in ("program", "objective", "optimizer", "accumulate", "precision", "batch_size", "data_length"):
         if config[key] != saved[key]:
             raise ValueError(
                 f"resume: {key} is {config[key]!r}, the checkpoint has {saved[key]!r}; the run would not go on as it "
@@ -266,7 +269,7 @@ def make_compilation(
     alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
     if depth in ("step", "block") and not alone:
         depth = "objective"  # gradients are joined before the optimiser's step
-    scheduled = isinstance(run.objective, Objective) and type(run.objective).advance is not Objective.advance
+    scheduled = isinstance(run.objective, Objective) and run.objective.scheduled
     each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
     simple = isinstance(batches, TensorBatches) and settings.transform is None
     if depth == "block" and (scheduled or each_step or not simple):
@@ -278,7 +281,13 @@ def make_compilation(
 
 
 def header(
-    run: Run, device: torch.device, asked: Any, source: Path | None, ranks: int, compilation: Compilation
+    run: Run,
+    device: torch.device,
+    asked: Any,
+    source: Path | None,
+    ranks: int,
+    compilation: Compilation,
+    precision: str | None,
 ) -> str:
     count = sum(t.numel() for t in run.state.trainable().values())
     parts = [
@@ -289,6 +298,12 @@ def header(
     ]
     if compilation.active:
         parts.append(DEPTHS[compilation.depth])
+    if precision is not None:
+        parts.append(PRECISIONS[precision])
+    elif device.type == "cuda":
+        # Torch's switch decides, and makes a difference in the third digit that is worth seeing.
+        exact = torch.get_float32_matmul_precision() == "highest"
+        parts.append(PRECISIONS["32" if exact else "tf32"])
     if ranks > 1:
         parts.append(f"{ranks} processes")
     if source is not None:

@@ -201,7 +201,7 @@ class Trainer:
         loss, data = 0.0, 0
         order = self.validation.state_dict()
         seed = self.group.seed(validation_seed(settings.base_seed))
-        with forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()):
+        with forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()), settings.products():
             for batch in self.validation.epoch():
                 if batch_length(batch) == 0:
                     continue

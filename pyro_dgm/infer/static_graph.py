@@ -51,6 +51,8 @@ class StaticGraph:
     externals: list[Tensor]
     compiled: Callable[..., Sequence[Tensor]]
     backend: str = "aten"
+    #: results are in memory that the next call writes again (CUDA graphs), and are copied out
+    replayed: bool = False
     #: shapes of the externals: the compiled code trusts them
     shapes: list[torch.Size] = field(init=False)
 
@@ -61,19 +63,26 @@ class StaticGraph:
         if [*map(_shape, self.externals)] != self.shapes:
             raise CannotCapture("a tensor that the graph reads has another shape than it was recorded with")
         with torch.no_grad():
-            return self.compiled(*inputs, *self.externals)
+            results = self.compiled(*inputs, *self.externals)
+            return [t.clone() for t in results] if self.replayed else results
 
     @property
     def operations(self) -> int:
         """Number of tensor operations."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
-    def compile(self, inputs: Sequence[Tensor], **options: Any) -> None:
+    def compile(self, inputs: Sequence[Tensor], cuda_graphs: bool = False, **options: Any) -> None:
         """Compile with inductor; random draws stay torch's own, so that seeds mean what they mean uncompiled.
+
+        :param cuda_graphs: replay the kernels as one CUDA graph, where the inputs are on such a device.
 
         :raises CannotCapture: where inductor cannot, with its reason.
         """
         import torch._inductor
+
+        self.replayed = cuda_graphs and any(t.is_cuda for t in (*inputs, *self.externals))
+        if self.replayed:
+            options["triton.cudagraphs"] = True
 
         # Outside of autograd: gradients are operations of the graph already.
         with torch.no_grad(), warnings.catch_warnings():

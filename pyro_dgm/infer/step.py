@@ -7,7 +7,7 @@ A step may be over several batches (``fit(accumulate=...)``) and over the parts 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pyro_dgm.infer.elbo import Objective
 from pyro_dgm.infer.nonfinite import Culprit, NonFiniteLossError, find_culprit
 from pyro_dgm.infer.optimizers import Optimizers, clip_gradients
 from pyro_dgm.infer.parameters import ParameterRecorder
+from pyro_dgm.infer.precision import mixed_precision
 from pyro_dgm.infer.progress import SilentProgress
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
@@ -47,6 +48,11 @@ class Settings:
     watch_parameters: bool = False
     accumulate: int = 1
     group: Group = ALONE
+    precision: str | None = None
+
+    def products(self) -> AbstractContextManager[None]:
+        """The context that the program is evaluated in."""
+        return mixed_precision(self.precision == "bf16")
 
 
 @dataclass
@@ -130,7 +136,8 @@ class Stepper:
                     self.run.objective.advance()
                 continue
             share = 1.0 / (settings.num_data or length)
-            taken.losses.append(self._evaluate(batch, share * (length / total), taken.looks))
+            with settings.products():
+                taken.losses.append(self._evaluate(batch, share * (length / total), taken.looks))
             taken.weights.append(length * share)
         if settings.group.size > 1:
             self._reduce(taken, stop)
@@ -155,7 +162,8 @@ class Stepper:
         if self.compilation.depth not in ("step", "block"):
             return False
         look = self._look(batch)
-        found = self.compilation.step(batch, self.parameters, self.optimizer)
+        with self.settings.products():
+            found = self.compilation.step(batch, self.parameters, self.optimizer)
         if found is None:
             return False
         loss, norm = found
@@ -172,7 +180,10 @@ class Stepper:
         :raises NonFiniteLossError: as :meth:`step`; the steps after a bad one were not taken.
         """
         look = self._look(None)
-        rows = self.compilation.steps_of(batches, order, self.parameters, self.optimizer) if self.run.steps else None
+        rows = None
+        if self.run.steps:
+            with self.settings.products():
+                rows = self.compilation.steps_of(batches, order, self.parameters, self.optimizer)
         if rows is None:
             for index in order:
                 self.step([take_rows(batches.data, index)])
@@ -190,7 +201,7 @@ class Stepper:
 
     def _look_within(self, batches: TensorBatches, order: Tensor, step: int, start: _Look) -> _Look:
         """The look at a step inside a block: the random numbers of those before it are drawn again."""
-        with forked_rng(self.run.device), torch.no_grad():
+        with forked_rng(self.run.device), torch.no_grad(), self.settings.products():
             torch.set_rng_state(start.cpu)
             if start.cuda is not None:
                 torch.cuda.set_rng_state(start.cuda, self.run.device)
@@ -328,7 +339,7 @@ class Stepper:
                 return objective.loss_and_grads(model, guide, *args, **kwargs)
             return objective(model, guide)(*args, **kwargs)
 
-        with forked_rng(run.device):
+        with forked_rng(run.device), self.settings.products():
             torch.set_rng_state(look.cpu)
             if look.cuda is not None:
                 torch.cuda.set_rng_state(look.cuda, run.device)

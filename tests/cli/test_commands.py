@@ -111,7 +111,7 @@ def test_fit_other_family_and_dynamic_data(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--dataset", "mnits"], "there is no data set 'mnits'; there are binarized_mnist, digits, mnist"),
-        (["--objective", "IWEA(5)"], "there is no objective 'IWEA'; there are BetaTC, DIP, DReG, ELBO, IWAE"),
+        (["--objective", "IWEA(5)"], "there is no objective 'IWEA'; there are AdversarialELBO, BetaTC, CIWAE"),
         (["--objective", "IWAE(-1)"], "num_particles must be at least 1"),
         (["--family", "GAN"], "there is no family 'GAN'; there are"),
         (["--family", "LinearGaussian", "--hidden", "3"], "has no option 'hidden'"),

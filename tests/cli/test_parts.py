@@ -34,7 +34,7 @@ def test_objective_arguments() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("Elbo", "no objective 'Elbo'; there are BetaTC, DIP, DReG, ELBO"),
+        ("Elbo", "no objective 'Elbo'; there are AdversarialELBO, BetaTC, CIWAE"),
         ("IWAE(0)", "at least 1"),
         ("IWAE(particles=3)", "particles"),
         ("RenyiELBO(alpha=1)", "alpha must not be 1"),

@@ -31,13 +31,13 @@ def train(compile, epochs=3, make=None, **options):
 def uncompiled(monkeypatch):
     """Graphs run as recorded: what inductor makes of them is tested where it is called."""
 
-    def keep(self, inputs, **options):
+    def keep(self, inputs, cuda_graphs=False, **options):
         self.backend = "inductor"
 
     monkeypatch.setattr("pyro_dgm.infer.static_graph.StaticGraph.compile", keep)
 
 
-@pytest.mark.parametrize("depth", ["graph", "objective", "step", "block"])
+@pytest.mark.parametrize("depth", ["graph", "objective", "reduce-overhead", "step", "block"])
 @pytest.mark.parametrize("clip_norm", [None, 0.7])
 def test_every_depth_trains_as_the_eager_run(depth, clip_norm):
     eager, want = train(False, clip_norm=clip_norm)

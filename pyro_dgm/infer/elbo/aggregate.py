@@ -56,12 +56,6 @@ class AggregateObjective(Objective):
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         structure = self.structure(model, guide, args, kwargs)
-        name = type(self).__name__
-        if structure.model_enumerates:
-            raise ValueError(
-                f"{name} needs the model's density of the latents apart from that of the data, and enumerated sites "
-                f"of the model mix the two: give the guide a site for each, or {self.instead}"
-            )
         guides: list[poutine.Trace] = []
 
         def keep(trace: poutine.Trace, _: int) -> poutine.Trace:
@@ -72,11 +66,24 @@ class AggregateObjective(Objective):
         particles = run_pairs(*run, keep)
         # With the index draws of subsampled plates, which ``pairs`` lacks.  A GuideMessenger makes its own traces.
         particles._cache["guides"] = guides or [trace for _, trace in particles.pairs]
-        self._require_reparameterised(particles)
-        self._require_data(particles)
+        self.require(particles)
         if self.draws_prior:
             particles._cache["prior"] = self._draw_prior(particles, model, args, kwargs)
         return particles
+
+    def require(self, particles: Particles) -> None:
+        """Say what of this program the objective cannot do with.
+
+        :raises ValueError: naming the site, where it is one.
+        """
+        if particles.model_enumerates:
+            raise ValueError(
+                f"{type(self).__name__} needs the model's density of the latents apart from that of the data, and "
+                "enumerated sites of the model mix the two: give the guide a site for each, or "
+                f"{self.instead}"
+            )
+        self._require_reparameterised(particles)
+        self._require_data(particles)
 
     def _require_data(self, particles: Particles) -> None:
         name, shape = type(self).__name__, particles.shape

@@ -132,6 +132,11 @@ class Objective(PyroELBO):
         """
         self.step += 1
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether :meth:`advance` changes what is evaluated, so that one graph cannot hold several steps."""
+        return type(self).advance is not Objective.advance
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of :attr:`learned`, for an optimiser."""
         return [] if self.learned is None else list(self.learned.parameters())

@@ -83,7 +83,7 @@ def per_datum(particles: Particles, value: Tensor, event_dim: int, particle: boo
     if pool and rest:
         value = value.mean(rest, keepdim=True)
     events = range(lead + nesting, value.dim())
-    value = value.permute(*range(lead), *dims, *rest, *events)
+    value = value.permute([*range(lead), *dims, *rest, *events])
     return value.reshape(*value.shape[: lead + len(dims)], -1)
 
 

@@ -13,8 +13,9 @@ from torch.distributions import kl_divergence
 
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.enumeration import enumerated_bound, enumerated_elbo
+from pyro_dgm.infer.elbo.kl_weight import KLWeight, Schedule
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.elbo.structure import Structure, fork_rng, sample_sites
 
 __all__ = ["ELBO"]
 
@@ -28,15 +29,41 @@ class ELBO(Objective):
     whose costs are limited to the plates of the site (Rao-Blackwellised as in Pyro's ``Trace_ELBO``); sites marked
     ``infer={"enumerate": "parallel"}`` in guide or model are summed exactly, as Pyro's ``TraceEnum_ELBO`` does.
 
+    Three options change what is *trained*, from the divergences :math:`D_s` of the latent sites s of a datum (with
+    :math:`D = \sum_s D_s`, and :math:`R` the rest of the ELBO, the reconstruction):
+
+    .. math:: L = R - \beta D, \qquad L = R - \beta \sum_s \max(\lambda, D_s), \qquad L = R - \beta |D - C|
+
+    What is *reported* is the ELBO all the same: :meth:`bound` and the value of the loss are those without options, and
+    only the gradient is that of L.  So a warm-up does not look like progress or decline, validation, early stopping
+    and :func:`~pyro_dgm.compare_elbos` speak of a lower bound of :math:`\log p(x)`, and runs with different weights can
+    be compared.  :meth:`regularised` gives L itself.
+
+    A divergence is in closed form where ``analytic_kl`` finds one; elsewhere it is the Monte Carlo estimate
+    :math:`\log q - \log p` of the same samples, averaged over the particles before :math:`\max` and
+    :math:`|\cdot|` are taken.  These are then of a noisy number, and on average larger than of its mean: more particles
+    help.  Where the guide draws a site for several latents at once (most automatic guides), all latents count as one.
+
     :param num_particles: number of particles averaged over.
+    :param beta: weight of the KL, at least 0: a number, or a function of the training step (1 for the first), such as
+        :class:`~pyro_dgm.ops.LinearSchedule`.  A step is an evaluation with gradients: ``fit(accumulate=n)`` makes n of
+        each of the optimiser's.
+    :param free_bits: :math:`\lambda`, nats that each latent site of each datum may spend for nothing.
+    :param capacity: C, nats that the KL of each datum is drawn to: a number, or a function of the step as for ``beta``,
+        which is then the strength of the pull (the paper's :math:`\gamma`).
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
         see :class:`~pyro_dgm.infer.elbo.base.Objective`.
+    :raises ValueError: for an option below 0 or not finite, or ``free_bits`` beside ``capacity``; when trained with an
+        option, for a site that is marked for enumeration.
+    :raises TypeError: for an option that is neither a number nor callable.
 
     Source: D. Wingate and T. Weber (2013), arXiv:1301.1299; R. Ranganath, S. Gerrish and D. Blei (2014),
-    arXiv:1401.0118; D. P. Kingma and M. Welling (2014), arXiv:1312.6114.
+    arXiv:1401.0118; D. P. Kingma and M. Welling (2014), arXiv:1312.6114.  Options: beta, I. Higgins et al. (2017),
+    "beta-VAE", ICLR, and warmed up, S. R. Bowman et al. (2016), arXiv:1511.06349; free bits, D. P. Kingma et al.
+    (2016), arXiv:1606.04934 (there of batch means); capacity, C. P. Burgess et al. (2018), arXiv:1804.03599.
 
     Example::
 
@@ -44,13 +71,26 @@ class ELBO(Objective):
         >>> m = pyro_dgm.models.LinearGaussian(3, 2)
         >>> pyro_dgm.infer.ELBO().bound(m.model, m.guide, torch.zeros(7, 3)).shape
         torch.Size([7])
+        >>> pyro_dgm.infer.ELBO(beta=pyro_dgm.ops.LinearSchedule(1000))(m.model, m.guide)(torch.zeros(7, 3)).backward()
     """
 
     sums_guide = True
 
-    def __init__(self, num_particles: int = 1, *args: Any, analytic_kl: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *args: Any,
+        analytic_kl: bool = True,
+        beta: Schedule = 1.0,
+        free_bits: float = 0.0,
+        capacity: Schedule | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         self.analytic_kl = bool(analytic_kl)
+        self.kl_weight = KLWeight(beta, free_bits, capacity)
+        if not self.kl_weight.trivial and type(self).estimate is not ELBO.estimate:
+            raise ValueError(f"{type(self).__name__} has no {self.kl_weight}: use ELBO with unmarked sites")
 
     def bound_of(self, particles: Particles) -> Tensor:
         if particles.model_enumerates:
@@ -68,10 +108,92 @@ class ELBO(Objective):
         return particles.stack(total).mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        if not particles.score_sites:
+        if self.kl_weight.trivial and not particles.score_sites:
             return particles.outer_scale * bound.sum()  # every path is differentiable: the bound is its own surrogate
-        total = sum(self._surrogate(particles, *pair) for pair in particles.pairs)
-        return torch.as_tensor(total) / particles.num_particles
+        if self.kl_weight.linear and particles.score_sites:
+            total = sum(self._surrogate(particles, *pair) for pair in particles.pairs)
+            return torch.as_tensor(total) / particles.num_particles
+        rest, penalty = self._regularised(particles)
+        total = (rest.mean(0) - penalty).sum()
+        scores = particles.scores()
+        if scores is not None:
+            # A draw moves its own part of the rest, and all of what is no longer a sum over particles and sites.
+            total = total + ((rest / particles.num_particles - penalty).detach() * scores).sum()
+        return particles.outer_scale * total
+
+    # Options
+
+    @property
+    def scheduled(self) -> bool:
+        return self.kl_weight.scheduled
+
+    def advance(self) -> None:
+        super().advance()
+        self.kl_weight.fill(self.step)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.kl_weight.fill(max(self.step, 1))
+
+    @torch.no_grad()
+    def regularised(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """What is trained, of each datum: the bound with the options of the present step, in nats."""
+        structure = self.structure(model, guide, args, kwargs)
+        self._refuse_enumeration(structure, guide, model, args, kwargs)
+        rest, penalty = self._regularised(self.particles(model, guide, args, kwargs, grad=False))
+        return rest.mean(0) - penalty
+
+    def _regularised(self, particles: Particles) -> tuple[Tensor, Tensor]:
+        """The rest of the ELBO, ``(K, *shape)``, and what stands in place of the KL, ``(*shape)``."""
+        rests, found = [], []
+        for pair in particles.pairs:
+            rest, divergences = self._parts(particles, *pair)
+            rests.append(rest)
+            found.append(divergences)
+        means = [torch.stack([divergences[n].mean(0) for divergences in found]).mean(0) for n in found[0]]
+        rest = torch.cat(rests)
+        return rest, self.kl_weight.penalty(means) if means else torch.zeros_like(rest[0])
+
+    def _parts(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> tuple[Tensor, dict]:
+        """Of one pair of traces, the rest of the ELBO and the divergence of each latent."""
+
+        def term(value: Tensor, site: Any) -> Tensor:
+            return particles.reduce(particles.inner(value, site), site)
+
+        kl = self._analytic(model, guide)
+        model_sites, guide_sites = sample_sites(model), sample_sites(guide)
+        shape = (particles.num_particles if particles.vectorized else 1, *particles.shape)
+        rest = [
+            term(particles.log_prob(site), site).expand(shape)
+            for name, site in model_sites.items()
+            if site["is_observed"] or name not in guide_sites
+        ]
+        divergences = {}
+        for name, site in guide_sites.items():
+            if name in kl:
+                divergences[name] = term(kl[name], site)
+                continue
+            divergences[name] = term(particles.log_prob(site), site)
+            if name in model_sites and not model_sites[name]["is_observed"]:
+                divergences[name] = divergences[name] - term(particles.log_prob(model_sites[name]), model_sites[name])
+        if len(divergences) > 1 and any(n not in model_sites for n in divergences):
+            terms = list(divergences.values())
+            divergences = {"all": sum(terms[1:], terms[0])}
+        first = next(iter(divergences.values())) if divergences else particles.log_p
+        return sum(rest[1:], rest[0]) if rest else torch.zeros_like(first.expand(shape)), divergences
+
+    def _refuse_enumeration(self, structure: Structure, guide: Any, model: Any, args: tuple, kwargs: dict) -> None:
+        if self.kl_weight.trivial or not (structure.guide_enumerates or structure.model_enumerates):
+            return
+        with poutine.block(), fork_rng(), torch.no_grad():
+            sites = [
+                site for fn in (guide, model) for site in poutine.trace(fn).get_trace(*args, **kwargs).nodes.values()
+            ]
+        marked = sorted({s["name"] for s in sites if s["type"] == "sample" and s["infer"].get("enumerate")})
+        raise ValueError(
+            f"ELBO({self.kl_weight}) needs the KL of each latent apart, but {marked} are marked for enumeration: "
+            "unmark them (they get score-function gradients), or leave the option out"
+        )
 
     def _analytic(self, model: poutine.Trace, guide: poutine.Trace) -> dict[str, Tensor]:
         """Unscaled, unmasked divergences in batch shape, for each site that has one."""
@@ -93,6 +215,11 @@ class ELBO(Objective):
 
     def _surrogate(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> Any:
         kl = self._analytic(model, guide)
+        beta = None if self.kl_weight.trivial else self.kl_weight.beta.on(particles.log_q.device)
+
+        def weighed(part: Tensor) -> Tensor:
+            return part if beta is None else beta * part
+
         model_sites, guide_sites = sample_sites(model), sample_sites(guide)
         costs: dict[str, tuple[list[Any], Tensor]] = {}
         total: Any = 0.0
@@ -102,6 +229,8 @@ class ELBO(Objective):
                 cost = -scale_and_mask(kl[name], q["scale"], q["mask"])
             else:
                 cost = particles.scaled_log_prob(site)
+            if name in guide_sites and not site["is_observed"]:
+                cost = weighed(cost)
             total = total + cost.sum()
             costs[name] = ([f for f in site["cond_indep_stack"] if f.vectorized], cost.detach())
         scored = []
@@ -109,9 +238,10 @@ class ELBO(Objective):
             parts = particles.score_parts(site)
             if name not in kl:
                 if not is_identically_zero(parts.entropy_term):
-                    total = total - scale_and_mask(parts.entropy_term, site["scale"], site["mask"]).sum()
+                    entropy = scale_and_mask(parts.entropy_term, site["scale"], site["mask"])
+                    total = total - weighed(entropy).sum()
                 frames = [f for f in site["cond_indep_stack"] if f.vectorized]
-                costs[f"{name}$guide"] = (frames, -particles.scaled_log_prob(site).detach())
+                costs[f"{name}$guide"] = (frames, -weighed(particles.scaled_log_prob(site)).detach())
             if not is_identically_zero(parts.score_function):
                 scored.append((name, site, parts.score_function))
         for name, site, score in scored:
@@ -126,6 +256,8 @@ class ELBO(Objective):
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         structure = self.structure(model, guide, args, kwargs)
         if structure.guide_enumerates or structure.model_enumerates:
+            if grad:
+                self._refuse_enumeration(structure, guide, model, args, kwargs)
             loss = -enumerated_elbo(self, structure, model, guide, args, kwargs)
             return loss, loss if grad else None
         return super().estimate(model, guide, args, kwargs, grad)
@@ -135,6 +267,10 @@ class ELBO(Objective):
         if not structure.guide_enumerates:
             return super().bound(model, guide, *args, **kwargs)
         return enumerated_bound(self, structure, model, guide, args, kwargs)
+
+    def __repr__(self) -> str:
+        options = "" if self.kl_weight.trivial else f", {self.kl_weight}"
+        return f"{type(self).__name__}(num_particles={self.num_particles}{options})"
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -78,12 +78,11 @@ class _Expectation(Dice):
         return total
 
     @staticmethod
-    def _mean(ring: LogRing, factors: list[Tensor], cost: Tensor, ordinal: Any) -> Tensor:
-        dims = cost._pyro_dims  # type: ignore[attr-defined]
-        summed = set().union(*(f._pyro_dims for f in factors)) - set(ordinal) - set(dims) if factors else set()
+    def _mean(ring: LogRing, factors: list[Any], cost: Any, ordinal: Any) -> Tensor:
         if not factors:
             return cost.sum()
-        probability = ring.sumproduct(factors, frozenset(summed))
+        summed = set().union(*(f._pyro_dims for f in factors)) - set(ordinal) - set(cost._pyro_dims)
+        probability: Any = ring.sumproduct(factors, frozenset(summed))
         names = probability._pyro_dims
         probability = probability.exp()
         probability._pyro_dims = names

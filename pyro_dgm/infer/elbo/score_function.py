@@ -14,7 +14,7 @@ from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import sample_sites
 
-__all__ = ["ScoreFunction", "direct_terms", "leave_one_out"]
+__all__ = ["CutSamples", "ScoreFunction", "cut_terms", "direct_terms", "leave_one_out"]
 
 
 class ScoreFunction(Objective):
@@ -60,7 +60,7 @@ class ScoreFunction(Objective):
         self.baseline = baseline
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        with _CutSamples():
+        with CutSamples():
             return super().particles(model, guide, args, kwargs, grad)
 
     def bound_of(self, particles: Particles) -> Tensor:
@@ -70,14 +70,14 @@ class ScoreFunction(Objective):
         signal = particles.log_weights.detach()
         if self.baseline is not None:
             signal = signal - leave_one_out(signal)
-        direct, scores = _cut_terms(particles)
+        direct, scores = cut_terms(particles)
         return particles.outer_scale * (direct + signal * scores).sum() / self.num_particles
 
     def __repr__(self) -> str:
         return f"ScoreFunction(num_particles={self.num_particles}, baseline={self.baseline!r})"
 
 
-class _CutSamples(poutine.messenger.Messenger):
+class CutSamples(poutine.messenger.Messenger):
     """Samples without a pathwise gradient.  Outermost, so that plates have expanded the site when it comes here."""
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -94,7 +94,7 @@ def _is_point(fn: Any) -> bool:
     return isinstance(fn, dist.Delta)
 
 
-def _cut_terms(particles: Particles) -> tuple[Tensor, Tensor]:
+def cut_terms(particles: Particles) -> tuple[Tensor, Tensor]:
     """What is differentiated directly, and the log-densities of all sites that are no points, ``(K, *shape)``."""
 
     def total(points: bool) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.score_function import ScoreFunction, _cut_terms
+from pyro_dgm.infer.elbo.score_function import ScoreFunction, cut_terms
 
 __all__ = ["VarGrad"]
 
@@ -42,7 +42,7 @@ class VarGrad(ScoreFunction):
         super().__init__(num_particles, *args, **kwargs)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        direct, scores = _cut_terms(particles)
+        direct, scores = cut_terms(particles)
         log_w = particles.log_weights.detach() - (scores - scores.detach())
         return particles.outer_scale * (direct.mean(0) - 0.5 * log_w.var(0)).sum()
 

@@ -52,8 +52,8 @@ class SigmoidBeliefNetwork(torch.nn.Module):
         with pyro.plate("data", DATA):
             pyro.sample("z", self.latent(self.x @ self.guide_weight + self.guide_bias))
 
-    def bound(self, num_particles=1, alpha=0.0):
-        """Exact expected bound, summed over the data."""
+    def terms(self):
+        """log p and log q of every state, ``(states, data)``."""
         if self.kind == "bernoulli":
             bits = torch.arange(2**LATENTS)
             states = ((bits[:, None] >> torch.arange(LATENTS)) & 1).to(DTYPE)[:, None]
@@ -62,11 +62,26 @@ class SigmoidBeliefNetwork(torch.nn.Module):
         values = states.argmax(-1) if self.kind == "categorical" else states
         log_q = self.latent(self.x @ self.guide_weight + self.guide_bias).log_prob(values)
         log_p = self.latent(self.prior).log_prob(values) + self.observation(states).log_prob(self.x)
+        return log_p, log_q
+
+    def bound(self, num_particles=1, alpha=0.0):
+        """Exact expected bound, summed over the data."""
+        log_p, log_q = self.terms()
         log_w, total = (1 - alpha) * (log_p - log_q), log_q
         if num_particles == 2:
             log_w = torch.logaddexp(log_w[:, None], log_w[None]) - math.log(2)
             total = log_q[:, None] + log_q[None]
         return (total.exp() * log_w / (1 - alpha)).sum()
+
+    def pairs(self):
+        """Probability, log-weights ``(states, states, 2, data)`` and log-densities of all pairs of states."""
+        log_p, log_q = self.terms()
+
+        def pair(values):
+            return torch.stack(torch.broadcast_tensors(values[:, None], values[None]), 2)
+
+        log_q, log_w = pair(log_q), pair(log_p - log_q)
+        return log_q.sum(2).exp(), log_w, log_q
 
 
 def replicated(net, replicates):
