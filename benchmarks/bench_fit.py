@@ -15,11 +15,15 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 import statistics
 import tempfile
 import threading
 import time
 from typing import Any
+
+# Each contender's thread has a pool of its own, which must not spin on the cores while it is another's turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import results_file
 import torch

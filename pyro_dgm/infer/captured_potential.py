@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.structure import fork_rng
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
-from pyro_dgm.infer.mcmc.potential import ModelPotential
+from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 
 __all__ = ["CapturedPotential", "capture_potential"]
 

@@ -44,14 +44,15 @@ def sample_posterior(
     what reads chains reads them too.  Its statistics are the joint log-densities ``log_p`` :math:`= \log p(x, z)` and
     ``log_q`` :math:`= \log q(z|x)` of each draw over the whole batch, in nats: their difference is the log importance
     weight.  ``"hmc"``, ``"mala"`` and kernels draw from :math:`p(z|x)` itself; see
-    :class:`~pyro_dgm.infer.mcmc.MCMC` for their statistics.  Modules are in evaluation mode while drawing, and their
-    parameters are constants.
+    :class:`~pyro_dgm.infer.mcmc.MCMC` for their statistics.  ``"nuts-numpyro"`` does so by NumPyro's NUTS (the extra
+    ``numpyro``), the model having become a JAX function; :func:`pyro_dgm.interop.numpyro.run_nuts` has its settings.
+    Modules are in evaluation mode while drawing, and their parameters are constants.
 
     :param program_or_model: a program (a family of ``pyro_dgm.models``, ``pyro_dgm.program(model, guide)``), or for
         MCMC also a bare Pyro model.
     :param data: the batch: positional arguments, or one tuple, list or mapping of them.
-    :param method: ``"guide"``, a name in :data:`pyro_dgm.infer.mcmc.KERNELS`, or a kernel with settings of your own
-        (``HMC(target_accept_prob=0.9)``; leave its model out).
+    :param method: ``"guide"``, a name in :data:`pyro_dgm.infer.mcmc.KERNELS`, ``"nuts-numpyro"``, or a kernel
+        with settings of your own (``HMC(target_accept_prob=0.9)``; leave its model out).
     :param num_samples: draws a chain.
     :param num_chains: number of chains.
     :param warmup_steps: transitions of adaptation a chain; ``num_samples`` by default; a guide has none.
@@ -71,7 +72,7 @@ def sample_posterior(
         >>> pyro_dgm.sample_posterior(m, x, method="mala", num_samples=10, seed=0, progress=False)
         Posterior(method='mala', {z: (4, 10, 3, 2)})
     """
-    model, guide = _model_and_guide(program_or_model)
+    model, guide = model_and_guide(program_or_model)
     args, kwargs = split_batch(data[0]) if len(data) == 1 else (data, {})
     check = getattr(program_or_model, "check_batch", None)
     if callable(check):
@@ -82,10 +83,16 @@ def sample_posterior(
             mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains, seed=seed, progress=progress)
             mcmc.run(*args, **kwargs)
             return mcmc.posterior
+        if method == "nuts-numpyro":
+            from pyro_dgm.interop.numpyro import run_nuts, to_jax
+
+            density = to_jax(model, *args, **kwargs)
+            return run_nuts(density, num_samples, warmup_steps, num_chains, seed=seed, progress=progress)
+        wanted = f"method must be 'guide', one of {sorted(KERNELS)}, 'nuts-numpyro', or a kernel instance"
         if not isinstance(method, str):
-            raise TypeError(f"method must be 'guide', one of {sorted(KERNELS)}, or a kernel instance, got {method!r}")
+            raise TypeError(f"{wanted}, got {method!r}")
         if method != "guide":
-            raise ValueError(f"method must be 'guide', one of {sorted(KERNELS)}, or a kernel instance, got {method!r}")
+            raise ValueError(f"{wanted}, got {method!r}")
         if guide is None:
             raise ValueError(
                 "method='guide' needs a program with a guide, got a model alone; "
@@ -97,7 +104,11 @@ def sample_posterior(
         return _from_guide(model, guide, args, kwargs, num_samples, num_chains, seed)
 
 
-def _model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """The model, and the guide where there is one, of a program, a pair of callables or a bare model.
+
+    :raises TypeError: if there is no model to be found.
+    """
     if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
         return obj
     model, guide = getattr(obj, "model", None), getattr(obj, "guide", None)

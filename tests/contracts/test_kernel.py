@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import pyro
@@ -13,6 +14,17 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Info, KernelState
 
 pytestmark = pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
+
+#: a step size at which a chain of seven dimensions moves sometimes and not always, where it is not HMC's 1.5
+STEP_SIZES = {"random-walk": 0.7, "mclmc-adjusted": 6.0}
+
+
+def fixed(make, step_size):
+    """A kernel on the potential whose step size stays what it is."""
+    learns = {"adapt_step_size": False} if "adapt_step_size" in inspect.signature(make).parameters else {}
+    kernel = make(potential_fn=potential, step_size=step_size, **learns)
+    kernel.condition()
+    return kernel
 
 
 def model(x):
@@ -58,7 +70,8 @@ def test_init_and_step_keep_shapes_and_dtypes(make, chains, dtype):
     for k, v in params.items():
         assert new.position[k].shape == v.shape
         assert new.position[k].dtype == dtype
-        assert new.gradient[k].shape == v.shape
+        if make.uses_gradient:
+            assert new.gradient[k].shape == v.shape
     for field in ("acceptance_rate", "accepted", "diverging", "energy", "n_steps"):
         assert getattr(info, field).shape == (chains,)
     assert bool(((info.acceptance_rate >= 0) & (info.acceptance_rate <= 1)).all())
@@ -67,8 +80,7 @@ def test_init_and_step_keep_shapes_and_dtypes(make, chains, dtype):
 
 def test_step_is_functional(make):
     """The same state and generator state give the same step; the argument is not changed; a rejected chain stays."""
-    kernel = make(potential_fn=potential, step_size=1.5, adapt_step_size=False)
-    kernel.condition()
+    kernel = fixed(make, STEP_SIZES.get(make.name, 1.5))
     state = kernel.init(start(50), torch.Generator().manual_seed(0))
     position = {k: v.clone() for k, v in state.position.items()}
     saved = state.generator.get_state()
@@ -79,15 +91,14 @@ def test_step_is_functional(make):
     moved = one.position["b"] != position["b"]
     assert torch.equal(moved, info.accepted)
     assert bool(moved.any())
-    assert bool((~moved).any())
+    assert bool((~moved).any()) == make.adjusted
     for k in position:
         assert torch.equal(one.position[k], two.position[k])
 
 
 def test_chains_are_independent(make):
     """Moving one chain's start changes no other chain."""
-    kernel = make(potential_fn=potential, step_size=0.5, adapt_step_size=False)
-    kernel.condition()
+    kernel = fixed(make, 0.5)
     ends = []
     for shift in (0.0, 5.0):
         params = start(6)

@@ -1,11 +1,62 @@
 """Markov chain Monte Carlo over a leading chain dimension: a driver, and kernels that run in Pyro's driver too."""
 
+from pyro_dgm.infer.mcmc.adjusted_mclmc import AdjustedMCLMC
+from pyro_dgm.infer.mcmc.annealed_langevin import AnnealedLangevin
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.chees import ChEES
 from pyro_dgm.infer.mcmc.driver import MCMC
+from pyro_dgm.infer.mcmc.gibbs import Gibbs
+from pyro_dgm.infer.mcmc.gibbs_with_gradients import GibbsWithGradients
 from pyro_dgm.infer.mcmc.hmc import HMC
+from pyro_dgm.infer.mcmc.langevin import Langevin
 from pyro_dgm.infer.mcmc.mala import MALA
+from pyro_dgm.infer.mcmc.mclmc import MCLMC
+from pyro_dgm.infer.mcmc.parallel_tempering import ParallelTempering
+from pyro_dgm.infer.mcmc.random_walk import RandomWalk
+from pyro_dgm.infer.mcmc.sgld import SGLD
+from pyro_dgm.infer.mcmc.step_schedule import PolynomialDecay
 
 #: every kernel by the name that ``sample_posterior(method=...)`` takes; the contract tests run over it
-KERNELS: dict[str, type[Kernel]] = {"hmc": HMC, "mala": MALA}
+KERNELS: dict[str, type[Kernel]] = {
+    kernel.name: kernel
+    for kernel in (
+        HMC,
+        ChEES,
+        MALA,
+        MCLMC,
+        AdjustedMCLMC,
+        ParallelTempering,
+        RandomWalk,
+        Langevin,
+        AnnealedLangevin,
+        SGLD,
+    )
+}
 
-__all__ = ["HMC", "KERNELS", "MALA", "MCMC", "Info", "Kernel", "KernelState"]
+#: kernels of discrete states, by name; these want more than a model with continuous latents (see each)
+DISCRETE_KERNELS: dict[str, type[Gibbs] | type[GibbsWithGradients]] = {
+    "gibbs": Gibbs,
+    "gibbs-with-gradients": GibbsWithGradients,
+}
+
+__all__ = [
+    "DISCRETE_KERNELS",
+    "HMC",
+    "KERNELS",
+    "MALA",
+    "MCLMC",
+    "MCMC",
+    "SGLD",
+    "AdjustedMCLMC",
+    "AnnealedLangevin",
+    "ChEES",
+    "Gibbs",
+    "GibbsWithGradients",
+    "Info",
+    "Kernel",
+    "KernelState",
+    "Langevin",
+    "ParallelTempering",
+    "PolynomialDecay",
+    "RandomWalk",
+]

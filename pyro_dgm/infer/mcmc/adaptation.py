@@ -1,4 +1,4 @@
-"""Warm-up, pooled over chains: step size by dual averaging, diagonal mass by Welford's recursion, Stan's windows."""
+"""Warm-up, pooled over chains: step size by dual averaging, mass by Welford's recursion, Stan's windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "Warmup", "Welford", "warmup_windows"]
+__all__ = [
+    "COVARIANCE",
+    "WHITENING",
+    "DualAveraging",
+    "Warmup",
+    "Welford",
+    "WelfordDense",
+    "dense_inverse_mass",
+    "flatten",
+    "unflatten",
+    "warmup_windows",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,66 @@ class Welford:
         shrink = n / (n + 5.0)
         return {k: shrink * s / max(n - 1, 1) + 1e-3 * (1.0 - shrink) for k, s in self.squares.items()}
 
+    def inverse_mass(self) -> dict[str, Tensor]:
+        """What kernels take for the inverse mass: the variances, by site."""
+        return self.variance()
+
+
+@dataclass(frozen=True)
+class WelfordDense:
+    """As :class:`Welford`, of the covariance matrix of all sites' elements, one after another."""
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def start(cls, position: dict[str, Tensor]) -> WelfordDense:
+        """Begin with nothing seen; ``position`` gives shapes, ``(chains, ...)``."""
+        flat = flatten(position)[0]
+        return cls(0, torch.zeros_like(flat), flat.new_zeros(len(flat), len(flat)))
+
+    def update(self, position: dict[str, Tensor]) -> WelfordDense:
+        """Take in one ``(chains, ...)`` position."""
+        flat = flatten(position)
+        total = self.count + len(flat)
+        centre = flat.mean(0)
+        delta = centre - self.mean
+        centred = flat - centre
+        squares = centred.T @ centred + delta.outer(delta) * (self.count * len(flat) / total)
+        return WelfordDense(total, self.mean + delta * (len(flat) / total), self.squares + squares)
+
+    def inverse_mass(self) -> dict[str, Tensor]:
+        """The sample covariance, drawn a little towards 1e-3 times the identity, and its Cholesky factor's inverse."""
+        n = self.count
+        shrink = n / (n + 5.0)
+        eye = torch.eye(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+        covariance = shrink * self.squares / max(n - 1, 1) + 1e-3 * (1.0 - shrink) * eye
+        return dense_inverse_mass(covariance)
+
+
+#: names under which a dense inverse mass matrix, and the inverse of its Cholesky factor, stand in a state's
+COVARIANCE, WHITENING = " covariance", " whitening"
+
+
+def dense_inverse_mass(covariance: Tensor) -> dict[str, Tensor]:
+    """An inverse mass matrix over all sites' elements, with what draws its momenta."""
+    factor = torch.linalg.cholesky(covariance)
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return {COVARIANCE: covariance, WHITENING: torch.linalg.solve_triangular(factor, eye, upper=False)}
+
+
+def flatten(position: dict[str, Tensor]) -> Tensor:
+    """All sites' elements one after another, ``(chains, D)``."""
+    parts = [v.reshape(len(v), -1) for v in position.values()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def unflatten(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`flatten`."""
+    sizes = [v[0].numel() for v in like.values()]
+    return {k: part.reshape(v.shape) for (k, v), part in zip(like.items(), flat.split(sizes, 1), strict=True)}
+
 
 def warmup_windows(num_steps: int, start: int = 75, first: int = 25, end: int = 50) -> list[tuple[int, int]]:
     """Windows over which the mass matrix is estimated, each twice as long as the one before.
@@ -134,7 +205,7 @@ class Warmup:
     count: int
     windows: tuple[tuple[int, int], ...]
     dual: DualAveraging
-    moments: Welford
+    moments: Welford | WelfordDense
     moving: Tensor | None = None
 
     def see(self, acceptance: Tensor) -> tuple[Warmup, Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.adaptation import Warmup
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, ModelPotential, Position, Potential
+from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
 from pyro_dgm.infer.random_state import forked_rng
 
 __all__ = ["Info", "Kernel", "KernelState"]
@@ -30,7 +31,8 @@ class KernelState:
     :ivar potential: ``U`` at the position, ``(chains,)``, nats, at temperature 1.
     :ivar gradient: of ``U``, as ``position``; empty for a kernel that takes none.
     :ivar step_size: shared by all chains, scalar tensor.
-    :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains.
+    :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains;
+        or the whole matrix, by the names of :func:`~pyro_dgm.infer.mcmc.adaptation.dense_inverse_mass`.
     :ivar num_steps: gradients a transition.
     :ivar generator: what all randomness comes from.
     :ivar warmup: adaptation under way, or ``None``.
@@ -86,8 +88,9 @@ class Kernel(MCMCKernel):
     :param temperature: ``T``; 1 samples the posterior, and draws at another are no posterior draws.
     :param init_strategy: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``, or a Pyro
         per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
-    :param compile: have a model's potential compiled (:func:`~pyro_dgm.infer.capture_potential`): seconds once, for
-        gradients that cost a fraction; uncompiled, its graph runs as recorded.
+    :param compile: have inductor compile the gradient and the transition: ``True``, ``False`` (they run as recorded),
+        or ``"auto"``, in :class:`~pyro_dgm.infer.mcmc.MCMC`, the transition where a run is long enough to win the
+        seconds back.  It goes by counts, never by a clock: the same run is compiled the same way each time.
     :raises ValueError: if both ``model`` and ``potential_fn`` are given, or a setting is out of range.
     """
 
@@ -95,6 +98,14 @@ class Kernel(MCMCKernel):
     name = "kernel"
     #: whether transitions use the gradient of the potential; without it ``potential_fn`` need not be differentiable
     uses_gradient = True
+    #: whether a transition of some chains is that of all, cut: noise and ``extra`` are each ``(chains, ...)`` or scalar
+    independent_chains = False
+    #: whether transitions leave the target invariant; where not, nothing is rejected, and draws have a bias
+    adjusted = True
+    #: whether :meth:`steps_at` changes from one transition to the next
+    varying_steps = False
+    #: fewest chains that the kernel adapts with
+    min_chains = 1
 
     def __init__(
         self,
@@ -103,8 +114,10 @@ class Kernel(MCMCKernel):
         *,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool = False,
+        compile: bool | str = "auto",
     ) -> None:
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
         if model is not None and potential_fn is not None:
             raise ValueError("give model or potential_fn, not both")
         for argument, fn in (("model", model), ("potential_fn", potential_fn)):
@@ -115,7 +128,7 @@ class Kernel(MCMCKernel):
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
             raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function of a site, got {init_strategy!r}")
         self.model, self.potential_fn = model, potential_fn
-        self.temperature, self.init_strategy, self.compile = float(temperature), init_strategy, bool(compile)
+        self.temperature, self.init_strategy, self.compile = float(temperature), init_strategy, compile
         self._given_params: Position | None = None
         self._reset()
 
@@ -142,9 +155,10 @@ class Kernel(MCMCKernel):
                 raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
             self.potential: Potential = FunctionPotential(self.potential_fn)
         elif self.model is not None:
-            self.potential = ModelPotential(self.model, args, kwargs, self.compile)
+            self.potential = ModelPotential(self.model, args, kwargs)
         else:
             raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
+        self.potential.compile = self.compile is True
         return self.potential
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
@@ -171,8 +185,13 @@ class Kernel(MCMCKernel):
         that says so.
         """
 
+    def steps_at(self, state: KernelState) -> int:
+        """Gradients that the next transition takes: :attr:`KernelState.num_steps`, where they do not vary."""
+        return state.num_steps
+
     def step(self, state: KernelState) -> tuple[KernelState, Info]:
         """One transition of every chain, with fresh random numbers."""
+        state = replace(state, num_steps=self.steps_at(state))
         new, info = self.transition(state, self.noise(state))
         return replace(new, iteration=state.iteration + 1), info
 
@@ -198,12 +217,19 @@ class Kernel(MCMCKernel):
         seed: int,
         num_chains: int,
         params: Position | None,
+        chunk_size: int | None = None,
+        bound: bool = False,
     ) -> KernelState:
-        """Bind to data, find initial values, and give the first state; all randomness follows ``seed``."""
+        """Bind to data, find initial values, and give the first state; all randomness follows ``seed``.
+
+        :param chunk_size: most chains whose potential is evaluated at once.
+        :param bound: whether the kernel is bound to these data already.
+        """
         device = device_of(self.model, args, kwargs, params)
         generator = new_generator(seed, device)
         with forked_rng(device, seed):
-            self.condition(*args, **kwargs)
+            if not bound:
+                self.condition(*args, **kwargs).chunk_size = chunk_size
             params = initial_position(self.potential, self.init_strategy, num_chains, generator, params)
         return self.init(params, generator)
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.posterior import Posterior
 
-__all__ = ["Summary", "convergence", "summarize"]
+__all__ = ["Summary", "convergence", "convergence_of", "nested_r_hat", "summarize", "summarize_moments"]
 
 
 def _over_elements(draws: np.ndarray, fn: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -82,3 +83,65 @@ def summarize(posterior: Posterior) -> Summary:
             row.update({k: v[index] for k, v in measures.items()})
             table[label] = {k: float(v) for k, v in row.items()}
     return table
+
+
+def summarize_moments(moments: Moments) -> Summary:
+    """Mean, standard deviation, ESS and split R-hat of every element, of a run without draws."""
+    table = Summary()
+    columns = {"mean": moments.mean, "sd": moments.sd, "ess_mean": moments.ess, "r_hat": moments.r_hat}
+    for name, mean in moments.mean.items():
+        for index in itertools.product(*(range(n) for n in mean.shape)):
+            label = name + (f"[{', '.join(map(str, index))}]" if index else "")
+            table[label] = {column: float(values[name][index]) for column, values in columns.items()}
+    return table
+
+
+def convergence_of(moments: Moments, totals: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """As :func:`convergence`, of a run without draws: ``"divergences"`` are numbers of draws, not which."""
+    r_hat, ess = moments.r_hat, moments.ess
+    out: dict[str, Any] = {
+        name: {"r_hat": r_hat[name].double().cpu().numpy(), "ess_mean": ess[name].double().cpu().numpy()}
+        for name in r_hat
+    }
+    for label, key in (("divergences", "diverging"), ("acceptance rate", "acceptance_rate")):
+        out[label] = {f"chain {c}": value for c, value in enumerate(totals[key].tolist())}
+    return out
+
+
+def nested_r_hat(draws: torch.Tensor, num_superchains: int) -> torch.Tensor:
+    r"""R-hat for many short chains, by groups of chains that began at one point.
+
+    A chain of few draws has a mean too noisy for R-hat, which compares chains.  The mean of a *superchain*, the chains
+    that began at one point, has not:
+
+    .. math:: n\hat R = \sqrt{1 + \frac{\hat B}{\hat W}}, \qquad
+              \hat B = \operatorname{var}_k \bar x_{k}, \qquad
+              \hat W = \frac1K \sum_k \bigl(\operatorname{var}_m \bar x_{km}
+                       + \frac1M \sum_m \operatorname{var}_n x_{kmn}\bigr)
+
+    with superchain ``k``, chain ``m`` and draw ``n``; a variance over one element is 0.  Near
+    :math:`\sqrt{1 + 1/M}` for ``M`` chains that have converged, of one draw each.
+
+    :param draws: ``(chains, draws, ...)``, the chains of a superchain one after another.
+    :param num_superchains: ``K``, at least 2; it must divide the number of chains.
+    :returns: of the shape of one draw.
+    :raises ValueError: if it does not.
+
+    Source: C. C. Margossian et al. (2024), "Nested R-hat: assessing the convergence of Markov chain Monte Carlo when
+    running many short chains", arXiv:2110.13017.
+
+    Example::
+
+        >>> draws = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+        >>> bool(nested_r_hat(draws, num_superchains=8) < 1.1)
+        True
+    """
+    chains = draws.shape[0]
+    if num_superchains < 2 or chains % num_superchains:
+        raise ValueError(f"num_superchains must be at least 2 and divide the {chains} chains, got {num_superchains}")
+    grouped = draws.to(torch.float64).reshape(num_superchains, chains // num_superchains, *draws.shape[1:])
+    means = grouped.mean(2)
+    between = means.mean(1).var(0)
+    over_chains = means.var(1) if means.shape[1] > 1 else torch.zeros_like(means[:, 0])
+    over_draws = grouped.var(2).mean(1) if grouped.shape[2] > 1 else torch.zeros_like(means[:, 0])
+    return (1.0 + between / (over_chains + over_draws).mean(0)).sqrt()

@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, summarize
+from pyro_dgm.infer.mcmc.bar import Bar
+from pyro_dgm.infer.mcmc.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, convergence_of, summarize, summarize_moments
+from pyro_dgm.infer.mcmc.keeping import Draws, Sums
+from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.recorded import Transitions
 from pyro_dgm.infer.posterior import Posterior
 
 __all__ = ["MCMC"]
 
-#: elements of unconstrained latents that are brought to constrained space at once
-CHUNK = 2**22
+#: transitions of the warm-up between two looks for chains that stand still
+RESTART_EVERY = 20
 
 
 class MCMC:
@@ -40,12 +44,20 @@ class MCMC:
     ``step_size``; ``n_steps``; ``energy``, the Hamiltonian in unconstrained space, which :func:`arviz.bfmi` takes.
 
     :param kernel: a :class:`~pyro_dgm.infer.mcmc.Kernel`, with its model or potential.
-    :param num_samples: draws a chain after the warm-up.
+    :param num_samples: transitions a chain after the warm-up.
     :param warmup_steps: transitions of adaptation, not kept; ``num_samples`` by default.
     :param num_chains: number of chains.
     :param chain_method: ``"vectorized"`` or ``"sequential"``.
     :param seed: seed of all randomness.
     :param progress: show a progress bar on a terminal, once a run has lasted two seconds.
+    :param thinning: keep every ``thinning``-th draw, ``num_samples // thinning`` a chain (NumPyro's convention).
+    :param keep_draws: whether to keep draws.  Without, memory does not grow with ``num_samples``, and means, variances,
+        split R-hat and effective sample size of the constrained latents are in :attr:`moments`; what there is to say of
+        transitions are sums over them, in :meth:`diagnostics`.
+    :param chunk_size: most chains whose potential is evaluated at once, to bound memory; all of them by default, or as
+        many as a processor's cache holds.
+    :param restart_diverged: whether a chain that stands still in the warm-up is put where another chain is, with a
+        warning.  Chains then begin less dispersed, and R-hat sees less of what keeps them apart.
     :raises TypeError: if ``kernel`` is no :class:`~pyro_dgm.infer.mcmc.Kernel`.
     :raises ValueError: for numbers below 1 or an unknown ``chain_method``.
 
@@ -72,6 +84,11 @@ class MCMC:
         chain_method: str = "vectorized",
         seed: int | None = None,
         progress: bool = True,
+        *,
+        thinning: int = 1,
+        keep_draws: bool = True,
+        chunk_size: int | None = None,
+        restart_diverged: bool = False,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -83,11 +100,27 @@ class MCMC:
             ("num_samples", num_samples, 1),
             ("warmup_steps", warmup_steps, 0),
             ("num_chains", num_chains, 1),
+            ("thinning", thinning, 1),
+            ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
         if chain_method not in ("vectorized", "sequential"):
             raise ValueError(f"chain_method must be 'vectorized' or 'sequential', got {chain_method!r}")
+        if thinning > num_samples:
+            raise ValueError(f"thinning must be at most num_samples = {num_samples}, got {thinning}")
+        together = num_chains if chain_method == "vectorized" else 1
+        if together < kernel.min_chains:
+            raise ValueError(
+                f"{type(kernel).__name__} learns from {kernel.min_chains} chains or more advanced together, got "
+                f"num_chains={num_chains}, chain_method={chain_method!r}"
+            )
+        if chain_method == "sequential" and not keep_draws:
+            raise ValueError("keep_draws=False needs chain_method='vectorized'")
+        self.thinning, self.keep_draws, self.chunk_size = thinning, bool(keep_draws), chunk_size
+        self.restart_diverged = bool(restart_diverged)
+        self._moments: Moments | None = None
+        self._totals: dict[str, Tensor] = {}
         self.kernel, self.num_samples, self.warmup_steps = kernel, num_samples, warmup_steps
         self.num_chains, self.chain_method, self.seed, self.progress = num_chains, chain_method, seed, progress
         self._posterior: Posterior | None = None
@@ -103,12 +136,13 @@ class MCMC:
         """
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else int(self.seed)
         began = time.perf_counter()
-        with poutine.block(), _Bar(self.progress) as bar:
+        self._restarted: list[int] = []
+        with poutine.block(), Bar(self.progress) as bar:
             if self.chain_method == "vectorized":
                 samples, stats, done = self._run_chains(args, kwargs, seed, self.num_chains, initial_params, bar)
             else:
                 samples, stats, done = self._run_in_turn(args, kwargs, seed, initial_params, bar)
-        _warn_of_trouble(stats)
+        warn_of_trouble(stats if self.keep_draws else self._totals)
         attrs = {
             "num_warmup": self.warmup_steps,
             "seconds": time.perf_counter() - began,
@@ -116,19 +150,22 @@ class MCMC:
             "chain_method": self.chain_method,
             "temperature": self.kernel.temperature,
             "interrupted": not done,
+            "thinning": self.thinning,
+            **({"restarted": self._restarted} if self.restart_diverged else {}),
         }
         self._posterior = Posterior(samples, stats, self.kernel.name, self.kernel.model, args, kwargs, attrs)
 
     def _run_in_turn(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int, params: Position | None, bar: _Bar
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int, params: Position | None, bar: Bar
     ) -> tuple[Position, Position, bool]:
         seeds = torch.randint(2**62, (self.num_chains,), generator=torch.Generator().manual_seed(seed)).tolist()
         runs: list[tuple[Position, Position]] = []
         done = True
+        kernel = copy.copy(self.kernel)
         for c, chain_seed in enumerate(seeds):
             start = None if params is None else {k: v[c : c + 1] for k, v in params.items()}
             try:
-                samples, stats, done = self._run_chains(args, kwargs, chain_seed, 1, start, bar, c)
+                samples, stats, done = self._run_chains(args, kwargs, chain_seed, 1, start, bar, c, kernel)
             except KeyboardInterrupt:
                 if not runs:
                     raise
@@ -152,40 +189,88 @@ class MCMC:
         seed: int,
         num_chains: int,
         params: Position | None,
-        bar: _Bar,
+        bar: Bar,
         which: int | None = None,
+        kernel: Kernel | None = None,
     ) -> tuple[Position, Position, bool]:
-        kernel = copy.copy(self.kernel)
+        kernel = copy.copy(self.kernel) if kernel is None else kernel
         label = "" if which is None else f" chain {which + 1} of {self.num_chains}"
         if params is not None and which is not None and next(iter(params.values())).shape[0] != 1:
             raise ValueError(f"initial_params must have num_chains = {self.num_chains} as leading size")
-        state = kernel.start(args, kwargs, seed, num_chains, params)
+        state = kernel.start(args, kwargs, seed, num_chains, params, self.chunk_size, bound=bool(which))
         if self.warmup_steps > 0:
-            state = kernel.start_warmup(state, self.warmup_steps)
-            for _ in bar.track(self.warmup_steps, f"warm-up{label}"):
-                state, info = kernel.step(state)
-                state = kernel.adapt(state, info)
-            state = kernel.finish_warmup(state)
-        draws = {k: v.new_empty((v.shape[0], self.num_samples, *v.shape[1:])) for k, v in state.position.items()}
-        stats: Position = {}
+            state = self._warm_up(kernel, state, bar, label)
+        transitions = Transitions(kernel, kernel.compile)
+        keep: Draws | Sums = Draws(state, self.num_samples, self.thinning)
+        if not self.keep_draws:
+            keep = Sums(kernel, self.num_samples, self.thinning)
+            self._moments = keep.moments
         made = 0
         try:
-            for i in bar.track(self.num_samples, f"drawing{label}"):
-                state, info = kernel.step(state)
-                _record(draws, stats, i, self.num_samples, state, info)
-                made = i + 1
+            with bar.track(self.num_samples, f"drawing{label}") as advance:
+                while made < self.num_samples:
+                    left = self.num_samples - made
+                    state, rows = transitions.run(state, left)
+                    keep.add(rows, made)
+                    made += rows.count
+                    advance(made)
         except KeyboardInterrupt:
-            if made == 0:
+            if made // self.thinning == 0:
                 raise
             if which is None:
                 warnings.warn(
-                    f"interrupted: {made} of {self.num_samples} draws a chain are kept", RuntimeWarning, stacklevel=3
+                    f"interrupted: {made // self.thinning} of {self.num_samples // self.thinning} draws a chain are "
+                    "kept",
+                    RuntimeWarning,
+                    stacklevel=3,
                 )
-        draws = {k: v[:, :made] for k, v in draws.items()}
-        stats = {k: v[:, :made] for k, v in stats.items()}
-        samples, log_det = _constrain(kernel, draws)
-        stats["lp"] = stats["lp"] - log_det
+        if isinstance(keep, Sums):
+            self._totals = keep.totals_of(made)
+            return {}, {}, made == self.num_samples
+        samples, stats = keep.results(kernel, made)
         return samples, stats, made == self.num_samples
+
+    def _warm_up(self, kernel: Kernel, state: KernelState, bar: Bar, label: str) -> KernelState:
+        state = kernel.start_warmup(state, self.warmup_steps)
+        moved = torch.zeros_like(state.potential)
+        with bar.track(self.warmup_steps, f"warm-up{label}") as advance:
+            for i in range(self.warmup_steps):
+                state, info = kernel.step(state)
+                state = kernel.adapt(state, info)
+                if self.restart_diverged:
+                    moved = moved + info.acceptance_rate
+                    if (i + 1) % RESTART_EVERY == 0:
+                        state = self._restart(state, moved < 0.01 * RESTART_EVERY)
+                        moved = torch.zeros_like(moved)
+                advance(i + 1)
+        state = kernel.finish_warmup(state)
+        if self._restarted:
+            chains = sorted(set(self._restarted))
+            warnings.warn(
+                f"chains {chains[:20]}{'...' * (len(chains) > 20)} stood still in the warm-up and were put where "
+                "others were: they do not begin independently",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return state
+
+    def _restart(self, state: KernelState, stuck: Tensor) -> KernelState:
+        stuck = stuck | ~torch.isfinite(state.potential)
+        chains, others = stuck.nonzero().flatten(), (~stuck).nonzero().flatten()
+        if len(chains) == 0 or len(others) == 0:
+            return state
+        pick = torch.randint(len(others), chains.shape, generator=state.generator, device=chains.device)
+        source = torch.arange(len(stuck), device=chains.device)
+        source[chains] = others[pick]
+        self._restarted += chains.tolist()
+        count = state.num_chains
+        return replace(
+            state,
+            position={k: v[source] for k, v in state.position.items()},
+            potential=state.potential[source],
+            gradient={k: v[source] for k, v in state.gradient.items()},
+            extra={k: v[source] if v.dim() and v.shape[0] == count else v for k, v in state.extra.items()},
+        )
 
     @property
     def posterior(self) -> Posterior:
@@ -195,24 +280,49 @@ class MCMC:
         """
         if self._posterior is None:
             raise RuntimeError("nothing has been drawn yet: call run() first")
+        if not self.keep_draws:
+            raise RuntimeError("draws were not kept (keep_draws=False): see moments, summary() and diagnostics()")
         return self._posterior
+
+    @property
+    def moments(self) -> Moments:
+        """Means, variances, split R-hat and ESS of the constrained latents, of a run without draws.
+
+        :raises RuntimeError: before :meth:`run`, or where draws were kept.
+        """
+        if self._moments is None:
+            raise RuntimeError(
+                "draws were kept: see posterior" if self._posterior else "nothing has been drawn yet: call run() first"
+            )
+        return self._moments
 
     def get_samples(self, group_by_chain: bool = False) -> Position:
         """Constrained draws: ``(chains, draws, ...)`` by chain, else ``(chains * draws, ...)``, as Pyro's."""
         return dict(self.posterior.samples) if group_by_chain else self.posterior.flat()
 
     def diagnostics(self) -> dict[str, Any]:
-        """Split R-hat, bulk and tail ESS of every latent (ArviZ's), divergent draws and acceptance of every chain."""
-        return convergence(self.posterior)
+        """Split R-hat, bulk and tail ESS of every latent (ArviZ's), divergent draws and acceptance of every chain.
+
+        Without draws: split R-hat and ESS (of the mean), the *number* of divergent draws, and acceptance.
+        """
+        return convergence(self.posterior) if self.keep_draws else convergence_of(self.moments, self._totals)
 
     def summary(self) -> Summary:
-        """Mean, standard deviation, 5 and 95 per cent quantiles, ESS and split R-hat of each latent's elements."""
-        return summarize(self.posterior)
+        """Mean, standard deviation, 5 and 95 per cent quantiles, ESS and split R-hat of each latent's elements.
+
+        Without draws there are no quantiles.
+        """
+        return summarize(self.posterior) if self.keep_draws else summarize_moments(self.moments)
 
 
-def _warn_of_trouble(stats: Position) -> None:
+def warn_of_trouble(stats: Position) -> None:
     """Say which chains diverged or stood still: their draws are kept, and would pass unnoticed."""
-    stuck = (stats["acceptance_rate"].mean(1) < 0.01).nonzero().flatten().tolist()
+    # Sums over draws, from a run that kept none; or the draws' own.
+    summed = "draws" in stats
+    acceptance = stats["acceptance_rate"] if summed else stats["acceptance_rate"].mean(1)
+    diverging = stats["diverging"] if summed else stats["diverging"].sum(1)
+    total = int(stats["draws"].sum()) if summed else stats["diverging"].numel()
+    stuck = (acceptance < 0.01).nonzero().flatten().tolist()
     if stuck:
         warnings.warn(
             f"chains {stuck} hardly moved (mean acceptance below 1 %): warm up longer, begin elsewhere "
@@ -220,84 +330,11 @@ def _warn_of_trouble(stats: Position) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-    diverging = stats["diverging"].sum(1)
     if bool((diverging > 0).any()):
         chains = diverging.nonzero().flatten().tolist()
         warnings.warn(
-            f"{int(diverging.sum())} of {stats['diverging'].numel()} draws diverged, on {len(chains)} of "
+            f"{int(diverging.sum())} of {total} draws diverged, on {len(chains)} of "
             f"{len(diverging)} chains: raise target_accept_prob, or reparameterise the model",
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _record(draws: Position, stats: Position, i: int, num_samples: int, state: KernelState, info: Info) -> None:
-    for k, v in state.position.items():
-        draws[k][:, i] = v
-    row = {
-        "lp": -state.potential,
-        "acceptance_rate": info.acceptance_rate,
-        "diverging": info.diverging,
-        "step_size": state.step_size.expand(state.num_chains),
-        "n_steps": info.n_steps,
-        "energy": info.energy,
-    }
-    for k, v in row.items():
-        if k not in stats:
-            stats[k] = v.new_empty((v.shape[0], num_samples))
-        stats[k][:, i] = v
-
-
-def _constrain(kernel: Kernel, draws: Position) -> tuple[Position, Tensor]:
-    first = next(iter(draws.values()))
-    shape = first.shape[:2]
-    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in draws.items()}
-    width = sum(v[0].numel() for v in flat.values())
-    size = max(1, CHUNK // max(1, width))
-    parts = [
-        kernel.potential.constrain({k: v[a : a + size] for k, v in flat.items()}) for a in range(0, shape.numel(), size)
-    ]
-    samples = {k: torch.cat([p[0][k] for p in parts]) for k in draws}
-    log_det = torch.cat([p[1] for p in parts])
-    return {k: v.reshape(*shape, *v.shape[1:]) for k, v in samples.items()}, log_det.reshape(shape)
-
-
-class _Bar:
-    """A progress bar that comes up once a loop has lasted two seconds, on a terminal or in a notebook."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted, self.began = wanted, time.perf_counter()
-        self.progress: Any = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def track(self, total: int, label: str) -> Iterator[int]:
-        """Count to ``total``."""
-        task = None
-        for i in range(total):
-            yield i
-            if not self.wanted:
-                continue
-            if self.progress is None and time.perf_counter() - self.began > 2.0:
-                self._show()
-            if self.progress is not None:
-                if task is None:
-                    task = self.progress.add_task(label, total=total)
-                self.progress.update(task, completed=i + 1)
-
-    def _show(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        if not (console.is_terminal or console.is_jupyter):
-            self.wanted = False
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console)
-        self.progress.start()

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import DualAveraging, Warmup, Welford, warmup_windows
+from pyro_dgm.infer.mcmc.adaptation import (
+    COVARIANCE,
+    WHITENING,
+    DualAveraging,
+    Warmup,
+    Welford,
+    WelfordDense,
+    dense_inverse_mass,
+    flatten,
+    unflatten,
+    warmup_windows,
+)
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, select, uniform_per_chain
 from pyro_dgm.infer.mcmc.potential import Position
 
 __all__ = ["HMC"]
@@ -31,7 +43,7 @@ class HMC(Kernel):
     orbit whose period divides the trajectory never mixes.  The proposal is kept with probability
     :math:`\min(1, e^{H - H'})`; one of non-finite energy is rejected and marked diverging, on its chain alone.
 
-    Step size and diagonal mass are learnt in the warm-up from all chains together, so 64 chains need a far shorter one
+    Step size and mass are learnt in the warm-up from all chains together, so 64 chains need a far shorter one
     than a single chain would.  Chains are otherwise independent.  A model of ``N`` independent data is *one* joint
     target here: the acceptance is of the ``N`` moves together, and the step size shrinks as :math:`N^{-1/4}`.
 
@@ -46,6 +58,9 @@ class HMC(Kernel):
     :param jitter: :math:`j` in [0, 1).
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
     :param adapt_mass_matrix: whether to learn :math:`M`.
+    :param dense_mass: whether :math:`M` is a full matrix over the elements of all latents, shared by all chains: the
+        posterior's correlations are then gone from the trajectory, for one product of matrices a step.  Worth it up to
+        a few hundred elements, with chains enough to estimate it.
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most leapfrog steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
@@ -69,6 +84,9 @@ class HMC(Kernel):
     """
 
     name = "hmc"
+    independent_chains = True
+    #: gradients that a step of the integrator takes
+    gradients_a_step = 1
     #: how gently the step size follows the acceptance; Hoffman and Gelman's value
     adaptation_gamma = 0.05
 
@@ -83,12 +101,13 @@ class HMC(Kernel):
         jitter: float = 0.25,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        dense_mass: bool = False,
         target_accept_prob: float = 0.8,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool = False,
+        compile: bool | str = "auto",
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
         if num_steps is not None and trajectory_length is not None:
@@ -112,65 +131,87 @@ class HMC(Kernel):
         self.num_steps = num_steps
         self.jitter, self.max_num_steps, self.max_energy_error = float(jitter), max_num_steps, float(max_energy_error)
         self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
+        self.dense_mass = bool(dense_mass)
         self.target_accept_prob = float(target_accept_prob)
 
     # Transition
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         state = super().init(params, generator)
+        if self.dense_mass:
+            size = flatten(state.position).shape[1]
+            eye = torch.eye(size, dtype=state.potential.dtype, device=state.potential.device)
+            state = replace(state, inverse_mass=dense_inverse_mass(eye))
         return self._refresh(state)
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
-        first = state.potential
-
-        def uniform() -> Tensor:
-            return torch.rand(first.shape, generator=state.generator, dtype=first.dtype, device=first.device)
-
-        return {**self._normals(state), "jitter": uniform(), "accept": uniform()}
+        normals = normals_like(state.position, state.generator, "momentum")
+        jitter, accept = (uniform_per_chain(state.potential, state.generator) for _ in range(2))
+        return {**normals, "jitter": jitter, "accept": accept}
 
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        return self._metropolis(state, noise, self._trajectory(state, noise))
+
+    def _trajectory(self, state: KernelState, noise: Mapping[str, Tensor]) -> Trajectory:
+        """The proposal of a transition."""
         step_size = state.step_size * (1.0 + self.jitter * (2.0 * noise["jitter"] - 1.0))
+        return self._integrate(state, noise, step_size, state.num_steps)
+
+    def _integrate(
+        self, state: KernelState, noise: Mapping[str, Tensor], step_size: Tensor, num_steps: int
+    ) -> Trajectory:
+        """Follow the dynamics from a fresh momentum, ``num_steps`` steps of each chain's size."""
         momentum = self._momentum(state, noise)
-        end, end_momentum = self._leapfrog(state, momentum, step_size, state.num_steps)
-        before, after = self._energy(state, momentum), self._energy(end, end_momentum)
+        end, end_momentum = self._leapfrog(state, momentum, step_size, num_steps)
+        return Trajectory(end, self._energy(state, momentum), self._energy(end, end_momentum), end_momentum)
+
+    def _metropolis(
+        self, state: KernelState, noise: Mapping[str, Tensor], trajectory: Trajectory
+    ) -> tuple[KernelState, Info]:
+        end, before, after = trajectory.end, trajectory.before, trajectory.after
         acceptance, diverging = self._acceptance_rate(before, after)
         accepted = noise["accept"] < acceptance
         new = replace(
             state,
-            position=_select(accepted, end.position, state.position),
+            position=select(accepted, end.position, state.position),
             potential=torch.where(accepted, end.potential, state.potential),
-            gradient=_select(accepted, end.gradient, state.gradient),
+            gradient=select(accepted, end.gradient, state.gradient),
         )
-        n_steps = torch.full_like(before, state.num_steps, dtype=torch.int64)
+        n_steps = torch.full_like(before, state.num_steps * self.gradients_a_step, dtype=torch.int64)
         return new, Info(acceptance, accepted, diverging, torch.where(accepted, after, before), n_steps)
 
-    def _normals(self, state: KernelState) -> dict[str, Tensor]:
-        return {
-            f"momentum {k}": torch.randn(v.shape, generator=state.generator, dtype=v.dtype, device=v.device)
-            for k, v in state.position.items()
-        }
-
     def _momentum(self, state: KernelState, noise: Mapping[str, Tensor]) -> Position:
-        return {k: noise[f"momentum {k}"] / state.inverse_mass[k].sqrt() for k in state.position}
+        normals = {k: noise[f"momentum {k}"] for k in state.position}
+        if self.dense_mass:
+            # With Sigma = L L' the inverse mass, momenta L'^-1 xi have covariance Sigma^-1.
+            return unflatten(flatten(normals) @ state.inverse_mass[WHITENING], normals)
+        return {k: v / state.inverse_mass[k].sqrt() for k, v in normals.items()}
+
+    def _velocity(self, state: KernelState, momentum: Position) -> Position:
+        if self.dense_mass:
+            return unflatten(flatten(momentum) @ state.inverse_mass[COVARIANCE], momentum)
+        return {k: v * state.inverse_mass[k] for k, v in momentum.items()}
 
     def _leapfrog(
         self, state: KernelState, momentum: Position, step_size: Tensor, num_steps: int
     ) -> tuple[KernelState, Position]:
         """``num_steps`` leapfrog steps; the half steps in momentum between two of them are taken as one."""
-        size = {k: _like(step_size, v) for k, v in state.position.items()}
-        drift = {k: size[k] * state.inverse_mass[k] for k in size}
-        kick = {k: size[k] / self.temperature for k in size}
+        drift = {k: per_chain(step_size, v) for k, v in state.position.items()}
+        kick = {k: v / self.temperature for k, v in drift.items()}
+        half = {k: 0.5 * v for k, v in kick.items()}
         q, value, gradient = state.position, state.potential, state.gradient
-        p = {k: momentum[k] - 0.5 * kick[k] * gradient[k] for k in q}
+        p = {k: momentum[k] - half[k] * gradient[k] for k in q}
         for i in range(num_steps):
-            q = {k: v + drift[k] * p[k] for k, v in q.items()}
+            velocity = self._velocity(state, p)
+            q = {k: v + drift[k] * velocity[k] for k, v in q.items()}
             value, gradient = self.potential(q)
-            weight = 0.5 if i == num_steps - 1 else 1.0
-            p = {k: v - weight * kick[k] * gradient[k] for k, v in p.items()}
+            by = half if i == num_steps - 1 else kick
+            p = {k: v - by[k] * gradient[k] for k, v in p.items()}
         return replace(state, position=q, potential=value, gradient=gradient), p
 
     def _energy(self, state: KernelState, momentum: Position) -> Tensor:
-        kinetic = sum((v.square() * state.inverse_mass[k]).reshape(len(v), -1).sum(-1) for k, v in momentum.items())
+        velocity = self._velocity(state, momentum)
+        kinetic = sum((v * velocity[k]).reshape(len(v), -1).sum(-1) for k, v in momentum.items())
         return state.potential / self.temperature + 0.5 * kinetic
 
     def _acceptance_rate(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,8 +228,7 @@ class HMC(Kernel):
         if self.adapt_step_size:
             state = self._find_step_size(state)
         windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
-        moments = Welford.start(state.position)
-        warmup = Warmup(num_steps, 0, windows, DualAveraging.start(state.step_size), moments)
+        warmup = Warmup(num_steps, 0, windows, DualAveraging.start(state.step_size), self._moments(state))
         return self._refresh(replace(state, warmup=replace(warmup, dual=self._dual(state, warmup))))
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
@@ -202,10 +242,10 @@ class HMC(Kernel):
         if warmup.in_window:
             warmup = replace(warmup, moments=warmup.moments.update(state.position))
             if warmup.closes_window:
-                state = replace(state, inverse_mass=warmup.moments.variance())
+                state = replace(state, inverse_mass=warmup.moments.inverse_mass())
                 if self.adapt_step_size:
                     state = self._find_step_size(state)
-                warmup = replace(warmup, dual=self._dual(state, warmup), moments=Welford.start(state.position))
+                warmup = replace(warmup, dual=self._dual(state, warmup), moments=self._moments(state))
                 state = self._refresh(state)
         if warmup.count % REFRESH == 0:
             state = self._refresh(state)
@@ -215,6 +255,9 @@ class HMC(Kernel):
         if state.warmup is not None and self.adapt_step_size and state.warmup.dual.count > 0:
             state = replace(state, step_size=state.warmup.dual.log_step_average.exp())
         return self._refresh(replace(state, warmup=None))
+
+    def _moments(self, state: KernelState) -> Welford | WelfordDense:
+        return (WelfordDense if self.dense_mass else Welford).start(state.position)
 
     def _dual(self, state: KernelState, warmup: Warmup) -> DualAveraging:
         return DualAveraging.start(state.step_size, self.adaptation_gamma, warmup.steps_left)
@@ -229,13 +272,12 @@ class HMC(Kernel):
 
     def _find_step_size(self, state: KernelState) -> KernelState:
         """Double or halve the step size until one leapfrog step's mean acceptance crosses 0.8."""
-        momentum = self._momentum(state, self._normals(state))
-        before = self._energy(state, momentum)
+        noise = normals_like(state.position, state.generator, "momentum")
         direction = 0
         size = float(state.step_size)
         for _ in range(60):
-            end, end_momentum = self._leapfrog(state, momentum, state.step_size.new_full((state.num_chains,), size), 1)
-            acceptance, _ = self._acceptance_rate(before, self._energy(end, end_momentum))
+            found = self._integrate(state, noise, state.step_size.new_full((state.num_chains,), size), 1)
+            acceptance, _ = self._acceptance_rate(found.before, found.after)
             this = 1 if float(acceptance.mean()) > 0.8 else -1
             if direction not in (0, this):
                 break
@@ -244,9 +286,17 @@ class HMC(Kernel):
         return replace(state, step_size=state.step_size.new_tensor(size))
 
 
-def _like(per_chain: Tensor, value: Tensor) -> Tensor:
-    return per_chain.to(value.dtype).reshape(-1, *(1 for _ in value.shape[1:]))
+@dataclass(frozen=True)
+class Trajectory:
+    """Where a trajectory ended.
 
+    :ivar end: state there.
+    :ivar before: energy at its beginning, ``(chains,)``; only the difference from ``after`` matters.
+    :ivar after: energy at its end.
+    :ivar momentum: at its end.
+    """
 
-def _select(mask: Tensor, yes: Position, no: Position) -> Position:
-    return {k: torch.where(mask.reshape(-1, *(1 for _ in v.shape[1:])), yes[k], v) for k, v in no.items()}
+    end: KernelState
+    before: Tensor
+    after: Tensor
+    momentum: Position

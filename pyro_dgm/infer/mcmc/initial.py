@@ -12,7 +12,8 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_dgm.infer.mcmc.potential import ModelPotential, Position, Potential
+from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import latent_sites
 from pyro_dgm.programs import owner_modules
 
@@ -48,32 +49,46 @@ def initial_position(
 ) -> Position:
     """Unconstrained initial values at which every chain's potential and gradient are finite.
 
+    A potential without gradient (:class:`~pyro_dgm.infer.mcmc.wrapped.ValuePotential`) is asked for none; of
+    one that is not known at all nothing is asked.
+
     :param params: values to begin at, each ``(chains, ...)`` and unconstrained, or ``None`` to draw them; chains at
         which the potential is not finite are drawn anew up to 100 times, given ones are not.
     :raises ValueError: if shapes are wrong, or a chain has no finite start; the message names the sites.
     """
     if params is not None:
         position = _checked(potential, params, num_chains)
+        if not getattr(potential, "known", True):
+            return position
         bad = _bad_chains(*potential(position))
         if bool(bad.any()):
             chains = bad.nonzero().flatten()
             why = potential.explain({k: v[chains] for k, v in position.items()})
             raise ValueError(f"initial_params of chains {chains.tolist()[:10]} have no finite potential: {why}")
         return position
-    if not isinstance(potential, ModelPotential):
+    model = _of_model(potential)
+    if model is None:
         raise ValueError("a kernel with potential_fn needs initial_params: a dict of (num_chains, ...) tensors")
-    position = _draw(potential, strategy, num_chains, generator)
+    position = _draw(model, strategy, num_chains, generator)
     for _ in range(MAX_TRIES):
         bad = _bad_chains(*potential(position))
         chains = bad.nonzero().flatten()
         if len(chains) == 0:
             return position
-        fresh = _draw(potential, strategy, len(chains), generator)
+        fresh = _draw(model, strategy, len(chains), generator)
         position = {k: v.index_copy(0, chains, fresh[k]) for k, v in position.items()}
     why = potential.explain({k: v[chains] for k, v in position.items()})
     raise ValueError(
         f"{len(chains)} of {num_chains} chains found no finite potential in {MAX_TRIES} initial draws: {why}"
     )
+
+
+def _of_model(potential: Potential) -> ModelPotential | None:
+    """The model's potential within what a kernel made of it (without gradient, on mini-batches, relaxed)."""
+    inner: Any = potential
+    while inner is not None and not isinstance(inner, ModelPotential):
+        inner = getattr(inner, "base", None)
+    return inner
 
 
 def _draw(
@@ -107,10 +122,11 @@ def _bad_chains(values: Tensor, gradients: Position) -> Tensor:
 def _checked(potential: Potential, params: Position, num_chains: int) -> Position:
     if not isinstance(params, Mapping) or not params:
         raise ValueError(f"initial_params must be a non-empty dict of tensors, got {type(params).__name__}")
+    discrete = getattr(potential, "discrete", False)
     for name, value in params.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or value.is_complex() or not (value.is_floating_point() or discrete):
             raise TypeError(
-                f"initial_params[{name!r}] must be a floating-point tensor, "
+                f"initial_params[{name!r}] must be a {'real' if discrete else 'floating-point'} tensor, "
                 f"got {getattr(value, 'dtype', type(value).__name__)}"
             )
         if value.dim() == 0 or value.shape[0] != num_chains:
@@ -118,16 +134,17 @@ def _checked(potential: Potential, params: Position, num_chains: int) -> Positio
                 f"initial_params[{name!r}] must have num_chains = {num_chains} as leading size, "
                 f"got shape {tuple(value.shape)}"
             )
-    if isinstance(potential, ModelPotential):
-        if set(params) != set(potential.latents):
-            raise ValueError(
-                f"initial_params must be for the latents {sorted(potential.latents)}, got {sorted(params)}"
-            )
-        for name, latent in potential.latents.items():
+    if hasattr(potential, "check"):
+        potential.check(params)
+    model = _of_model(potential)
+    if model is not None:
+        if set(params) != set(model.latents):
+            raise ValueError(f"initial_params must be for the latents {sorted(model.latents)}, got {sorted(params)}")
+        for name, latent in model.latents.items():
             if params[name].shape[1:] != latent.shape:
                 raise ValueError(
                     f"initial_params[{name!r}] must have shape ({num_chains}, *{tuple(latent.shape)}) "
                     f"in unconstrained space, got {tuple(params[name].shape)}"
                 )
-        return {k: params[k].detach().to(latent.device, latent.dtype) for k, latent in potential.latents.items()}
+        return {k: params[k].detach().to(latent.device, latent.dtype) for k, latent in model.latents.items()}
     return {k: v.detach() for k, v in params.items()}

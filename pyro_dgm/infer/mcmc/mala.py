@@ -14,7 +14,7 @@ __all__ = ["MALA"]
 
 
 class MALA(HMC):
-    r"""Metropolis-adjusted Langevin algorithm: one gradient a transition, preconditioned by the diagonal mass.
+    r"""Metropolis-adjusted Langevin algorithm: one gradient a transition, preconditioned by the mass.
 
     .. math:: u' = u - \frac{\epsilon^2}{2 T} M^{-1} \nabla U(u) + \epsilon M^{-1/2} \xi, \qquad \xi \sim N(0, I)
 
@@ -29,7 +29,8 @@ class MALA(HMC):
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
     :param step_size: :math:`\epsilon` to start from; :math:`\epsilon^2 / 2` is the Langevin time step.
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
-    :param adapt_mass_matrix: whether to learn the diagonal :math:`M`.
+    :param adapt_mass_matrix: whether to learn :math:`M`.
+    :param dense_mass: whether :math:`M` is a full matrix, as in :class:`HMC`.
     :param target_accept_prob: 0.574, optimal as dimensions grow.
     :param max_energy_error: as in :class:`HMC`.
     :param temperature: :math:`T`; see :class:`Kernel`.
@@ -64,11 +65,12 @@ class MALA(HMC):
         *,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
+        dense_mass: bool = False,
         target_accept_prob: float = 0.574,
         max_energy_error: float = 1000.0,
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool = False,
+        compile: bool | str = "auto",
     ) -> None:
         super().__init__(
             model,
@@ -78,6 +80,7 @@ class MALA(HMC):
             jitter=0.0,
             adapt_step_size=adapt_step_size,
             adapt_mass_matrix=adapt_mass_matrix,
+            dense_mass=dense_mass,
             target_accept_prob=target_accept_prob,
             max_energy_error=max_energy_error,
             temperature=temperature,

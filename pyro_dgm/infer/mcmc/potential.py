@@ -1,34 +1,48 @@
-"""From a Pyro model and its data to a potential over chains, ``U`` and its gradient, in unconstrained space."""
+"""Potentials over chains, ``U`` and its gradient: the contract, and one that the user wrote."""
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Transform, identity_transform
+from torch.distributions import Transform
 
-from pyro_dgm.infer.mcmc.graph import operations_of, potential_graph
-from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
+from pyro_dgm.infer.mcmc.graph import GraphFunction, graph_of, graph_or_function
 from pyro_dgm.infer.static_graph import CannotCapture
 
-__all__ = ["FunctionPotential", "ModelPotential", "Potential"]
+__all__ = ["FunctionPotential", "MissingGraph", "Position", "Potential", "divisor"]
 
 Position = dict[str, Tensor]
 
 #: evaluations at one number of chains after which the model's graph takes the model's place
 GRAPH_AFTER = 20
+#: elements of an evaluation's largest tensor above which chains are evaluated in groups: what a processor's cache holds
+CACHED_ELEMENTS = 2**17
 
 
 class Potential(ABC):
-    """A potential energy :math:`U` over a leading chain dimension; the target density is :math:`e^{-U}`."""
+    """A potential energy :math:`U` over a leading chain dimension; the target density is :math:`e^{-U}`.
+
+    From the twentieth evaluation at one number of chains on, the graph of its tensor operations takes its place.
+    """
 
     #: constrained to unconstrained space, one for each latent whose support is fixed (Pyro's convention)
     transforms: dict[str, Transform]
+    #: whether graphs are compiled as soon as they are recorded
+    compile = False
+    #: most chains evaluated together; by default what the processor's cache holds, once a graph shows how much that is
+    chunk_size: int | None = None
+
+    def __init__(self) -> None:
+        # A run has one number of chains; single chains come besides, where a factorisation failed.
+        self._graphs: dict[Any, Callable[[Position], Sequence[Tensor]]] = {}
+        self._calls: dict[Any, int] = {}
+        self._groups: dict[int, int] = {}
+        self._tracing = False
 
     @abstractmethod
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
@@ -38,6 +52,11 @@ class Potential(ABC):
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         """Constrained values of ``(batch, ...)`` positions, and the log-Jacobians, ``(batch,)``."""
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether all chains are evaluated together."""
+        return True
+
     def explain(self, position: Position) -> str:
         """What makes the potential of these chains non-finite, for an error message."""
         values, _ = self(position)
@@ -45,14 +64,116 @@ class Potential(ABC):
 
     def __call__(self, position: Position) -> tuple[Tensor, Position]:
         """Value and gradient; a chain at which a matrix factorisation fails has value NaN, and harms no other chain."""
+        if self._tracing:
+            return self._unflat(position, self.graph(position).trace(position))
+        size, chains = self.group(position), next(iter(position.values())).shape[0]
+        if size < chains:
+            parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
+            return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
+        return self._together(position)
+
+    def _together(self, position: Position) -> tuple[Tensor, Position]:
         try:
+            if (graph := self._graph_in_place("gradient", position)) is not None:
+                return self._unflat(position, graph(position))
             return self._evaluate(position)
         except torch.linalg.LinAlgError:
             return self._chain_by_chain(position)
 
     def value(self, position: Position) -> Tensor:
         """``U`` of shape ``(chains,)`` alone, for kernels that take no gradient."""
-        return self(position)[0]
+        if self._tracing:
+            return self.graph(position, "value").trace(position)[0]
+        if (graph := self._graph_in_place("value", position)) is not None:
+            return graph(position)[0]
+        return self._value(position)
+
+    def _value(self, position: Position) -> Tensor:
+        return self._evaluate(position)[0]
+
+    @staticmethod
+    def _unflat(position: Position, results: Sequence[Tensor]) -> tuple[Tensor, Position]:
+        value, *gradients = results
+        return value, dict(zip(position, gradients, strict=True))
+
+    def _flat(self, kind: str) -> Callable[[Position], Sequence[Tensor]]:
+        def value_and_gradient(position: Position) -> Sequence[Tensor]:
+            value, gradient = self._evaluate(position)
+            return [value, *(gradient[k] for k in position)]
+
+        return value_and_gradient if kind == "gradient" else lambda position: [self._value(position)]
+
+    def _graph_in_place(self, kind: str, position: Position) -> Callable[[Position], Sequence[Tensor]] | None:
+        if not self.can_be_recorded:
+            return None
+        key = kind, next(iter(position.values())).shape[0]
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._calls[key] = self._calls.get(key, 0) + 1
+            if self._calls[key] < GRAPH_AFTER:
+                return None
+            graph = self._graphs[key] = graph_or_function(self._flat(kind), position, self.compile)
+        return graph
+
+    def graph(self, position: Position, kind: str = "gradient") -> GraphFunction:
+        """Value and gradients (or the value alone) at positions of these shapes as one graph, made now if need be.
+
+        :param kind: ``"gradient"`` or ``"value"``.
+        :raises CannotCapture: (:class:`pyro_dgm.infer.static_graph.CannotCapture`) with the reason.
+        """
+        key = kind, next(iter(position.values())).shape[0]
+        graph = self._graphs.get(key)
+        if not isinstance(graph, GraphFunction):
+            if self._tracing:
+                raise MissingGraph(self, position, kind)
+            self(position) if kind == "gradient" else self.value(position)  # in its own words, where it has a fault
+            if not self.can_be_recorded:
+                raise CannotCapture("the model cannot be vectorised over chains")
+            graph = self._graphs[key] = graph_of(self._flat(kind), position)
+            if self.compile:
+                graph.compile(self._flat(kind), position)
+        return graph
+
+    def compile_graph(self, position: Position, kind: str = "gradient") -> None:
+        """Have inductor compile the graph of :meth:`graph`.
+
+        :raises CannotCapture: with the reason.
+        """
+        self.graph(position, kind).compile(self._flat(kind), position)
+
+    @property
+    def graphs(self) -> list[GraphFunction]:
+        """The graphs that there are, those of potentials inside among them."""
+        own = [g for g in self._graphs.values() if isinstance(g, GraphFunction)]
+        inside = [v for v in vars(self).values() if isinstance(v, Potential)]
+        return own + [g for potential in inside for g in potential.graphs]
+
+    def group(self, position: Position) -> int:
+        """How many chains are evaluated together: ``chunk_size``, or what the processor's cache holds."""
+        first = next(iter(position.values()))
+        chains = first.shape[0]
+        if self.chunk_size is not None:
+            return min(self.chunk_size, chains)
+        if chains not in self._groups:
+            graph = self._graphs.get(("gradient", chains))
+            if graph is None or first.device.type != "cpu":
+                return chains
+            self._groups[chains] = chains
+            if isinstance(graph, GraphFunction):
+                most = CACHED_ELEMENTS * chains // max(graph.largest, 1)
+                size = divisor(chains, most)
+                if 4 * size > most:
+                    self._groups[chains] = size
+        return self._groups[chains]
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """While a transition is being recorded: evaluations are plain operations, for a larger graph to take in."""
+        self._tracing = True
+        try:
+            yield
+        finally:
+            self._tracing = False
 
     def _chain_by_chain(self, position: Position) -> tuple[Tensor, Position]:
         # A batched factorisation raises for all chains when one of them is outside its domain.
@@ -74,6 +195,18 @@ class Potential(ABC):
         return values, grads
 
 
+class MissingGraph(Exception):
+    """A recording that wants a potential's graph, which must be made outside of it."""
+
+    def __init__(self, potential: Potential, position: Position, kind: str) -> None:
+        super().__init__("a potential has no graph for these shapes yet")
+        self.potential, self.position, self.kind = potential, position, kind
+
+    def make(self) -> None:
+        """Make it, the recording being over."""
+        self.potential.graph({k: v.detach().clone() for k, v in self.position.items()}, self.kind)
+
+
 class FunctionPotential(Potential):
     """A potential that the user wrote, batched over chains.
 
@@ -82,6 +215,7 @@ class FunctionPotential(Potential):
     """
 
     def __init__(self, fn: Callable[[Position], Tensor]) -> None:
+        super().__init__()
         self.fn = fn
         self.transforms = {}
 
@@ -106,7 +240,7 @@ class FunctionPotential(Potential):
             )
         return values
 
-    def value(self, position: Position) -> Tensor:
+    def _value(self, position: Position) -> Tensor:
         with torch.no_grad():
             return self._checked(self.fn(position), position)
 
@@ -116,160 +250,6 @@ class FunctionPotential(Potential):
         return position, first.new_zeros(first.shape[0], dtype=kind)
 
 
-class ModelPotential(Potential):
-    r"""The potential of a Pyro model given its data.
-
-    .. math:: U(u) = -\log p(x, z(u)) - \log \left| \frac{\partial z}{\partial u} \right|
-
-    with :math:`z(u)` the ``biject_to`` of each latent's support.  All chains are evaluated by one ``torch.func.vmap``
-    of the model, and from the twentieth evaluation on by the graph of tensor operations that this does: the same
-    numbers without Pyro's and vmap's Python.  A model that cannot be vectorised (Python control flow on values) runs
-    chain after chain, and a warning says so.
-
-    :param model: a Pyro model.  Its parameters are constants here.
-    :param args: its positional arguments.
-    :param kwargs: its keyword arguments.
-    :param compile: have inductor compile the graph, which takes seconds and pays in long runs.
-    :raises ValueError: for a discrete latent, a subsampled plate, no latent at all, or sites that change between runs;
-        the message names the site.
-    """
-
-    def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], compile: bool = False
-    ) -> None:
-        self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
-        self.latents: dict[str, Latent] = describe_latents(model, args, self.kwargs)
-        self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
-        self._vectorize = True
-        self._checked = False
-        self._batched = torch.func.vmap(torch.func.grad_and_value(self._single))
-        # A run has one number of chains; single chains come besides, where a factorisation failed.
-        self._graphs: dict[int, Callable[[Position], tuple[Position, Tensor]]] = {}
-        self._calls: dict[int, int] = {}
-        self._batched_constrain = torch.func.vmap(self._constrain_by_model)
-
-    @property
-    def transforms(self) -> dict[str, Transform]:  # type: ignore[override]
-        if self.moving:
-            raise ValueError(
-                f"the support of {self.moving} depends on other latents, so no fixed transform exists; "
-                "pyro.infer.MCMC cannot run this model, pyro_dgm.infer.mcmc.MCMC can"
-            )
-        return {name: latent.transform.inv for name, latent in self.latents.items()}
-
-    def _single(self, position: Position) -> Tensor:
-        with LogJoint(self.latents, position) as joint:
-            self.model(*self.args, **self.kwargs)
-        joint.check_complete()
-        return -(joint.log_prob + joint.log_det)
-
-    def _constrain_by_model(self, position: Position) -> tuple[Position, Tensor]:
-        with LogJoint(self.latents, position) as joint:
-            self.model(*self.args, **self.kwargs)
-        zero = next(iter(position.values())).new_zeros(())
-        return joint.values, joint.log_det + zero
-
-    def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
-        # Outer no_grad: parameters of the model are constants; torch.func.grad is not affected by it.
-        with torch.no_grad(), pyro.validation_enabled(False):
-            if self._vectorize:
-                if self._checked:
-                    grads, values = self._graph_or_model(position)
-                    return values, grads
-                try:
-                    grads, values = self._batched(position)
-                except torch.linalg.LinAlgError:
-                    raise
-                except Exception as error:
-                    return self._fall_back(position, error)
-                self._checked = True
-                return values, grads
-            return self._loop(position)
-
-    def _graph_or_model(self, position: Position) -> tuple[Position, Tensor]:
-        num_chains = next(iter(position.values())).shape[0]
-        graph = self._graphs.get(num_chains)
-        if graph is not None:
-            return graph(position)
-        self._calls[num_chains] = self._calls.get(num_chains, 0) + 1
-        if self._calls[num_chains] < GRAPH_AFTER:
-            return self._batched(position)
-        self._graphs[num_chains] = operations_of(self._batched, position, self.compile)
-        return self._graphs[num_chains](position)
-
-    def capture(self, position: Position) -> None:
-        """Put the graph for this number of chains in the model's place now.
-
-        :raises CannotCapture: (:class:`pyro_dgm.infer.static_graph.CannotCapture`) with the reason.
-        """
-        self(position)  # in its own words, where the model itself has a fault
-        if not self._vectorize:
-            raise CannotCapture("the model cannot be vectorised over chains")
-        num_chains = next(iter(position.values())).shape[0]
-        with torch.no_grad(), pyro.validation_enabled(False):
-            self._graphs[num_chains] = potential_graph(self._batched, position, self.compile)
-
-    def _fall_back(self, position: Position, error: Exception) -> tuple[Tensor, Position]:
-        if "random" in str(error) and "vmap" in str(error):
-            raise ValueError(
-                "the model draws random numbers outside its latent sites (dropout in training mode, torch.randn, or "
-                "sites hidden by poutine.block), so it has no fixed density; call .eval(), or make the draw a site"
-            ) from error
-        result = self._loop(position)  # an error of the model itself is raised here, without vmap in the way
-        self._vectorize = False
-        reason = str(error).strip().split("\n")[0][:200]
-        warnings.warn(
-            f"the model cannot be vectorised over chains and runs chain by chain, which is slower: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return result
-
-    def _loop(self, position: Position) -> tuple[Tensor, Position]:
-        single = torch.func.grad_and_value(self._single)
-        num_chains = next(iter(position.values())).shape[0]
-        rows = [single({k: v[c] for k, v in position.items()}) for c in range(num_chains)]
-        return torch.stack([u for _, u in rows]), {k: torch.stack([g[k] for g, _ in rows]) for k in position}
-
-    def constrain(self, position: Position) -> tuple[Position, Tensor]:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            if self.moving:
-                return self._constrain_moving(position)
-            first = next(iter(position.values()))
-            values: Position = {}
-            log_det = first.new_zeros(first.shape[0])
-            for name, u in position.items():
-                transform = self.latents[name].transform
-                values[name] = transform(u)
-                if transform is not identity_transform:
-                    ladj = transform.log_abs_det_jacobian(u, values[name])
-                    log_det = log_det + ladj.reshape(len(u), -1).sum(-1)
-            return values, log_det
-
-    def _constrain_moving(self, position: Position) -> tuple[Position, Tensor]:
-        if self._vectorize:
-            return self._batched_constrain(position)
-        rows = [
-            self._constrain_by_model({k: v[c] for k, v in position.items()})
-            for c in range(len(next(iter(position.values()))))
-        ]
-        return {k: torch.stack([r[0][k] for r in rows]) for k in position}, torch.stack([r[1] for r in rows])
-
-    def explain(self, position: Position) -> str:
-        """Sites whose log-probability, or log-Jacobian, is not finite for the first of these chains."""
-        one = {k: v[0] for k, v in position.items()}
-        with torch.no_grad(), pyro.validation_enabled(False), LogJoint(self.latents, one, by_site=True) as joint:
-            try:
-                self.model(*self.args, **self.kwargs)
-            except torch.linalg.LinAlgError as error:
-                return f"a matrix factorisation fails in the model: {error}"
-        bad = [f"{name!r} ({value:g})" for name, value in joint.by_site.items() if not _finite(value)]
-        if bad:
-            return "non-finite log-probability at " + ", ".join(bad)
-        _, grads = self({k: v[:1] for k, v in position.items()})
-        bad = [repr(k) for k, g in grads.items() if not bool(torch.isfinite(g).all())]
-        return "the log-probability is finite but its gradient is not, with respect to " + ", ".join(bad)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of ``number`` that is at most ``most``, and at least 1."""
+    return next(d for d in range(max(1, min(number, most)), 0, -1) if number % d == 0)

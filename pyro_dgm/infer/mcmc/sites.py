@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 __all__ = ["Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
 
@@ -60,7 +61,7 @@ class LogJoint(Messenger):
                 )
             return
         latent, u = self.latents[name], self.position[name]
-        transform = biject_to(msg["fn"].support) if latent.moving_support else latent.transform
+        transform = _bijection(msg["fn"].support) if latent.moving_support else latent.transform
         value = transform(u)
         if transform is not identity_transform:
             self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
@@ -135,7 +136,13 @@ def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: M
                 f"({tuple(value.shape)}, then {tuple(others[name]['value'].shape)}); "
                 "MCMC needs fixed shapes"
             )
-        transform = _bijection(support)
+        try:
+            transform = _bijection(support)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"latent site {name!r} has support {support} ({type(site['fn']).__name__}), to which torch knows no "
+                "bijection from unconstrained space: write it in terms of latents that have one"
+            ) from error
         u = transform.inv(value)
         probe = torch.linspace(-1.0, 1.0, max(u.numel(), 1), dtype=u.dtype, device=u.device)[: u.numel()].reshape(
             u.shape
@@ -146,6 +153,9 @@ def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: M
 
 
 def _bijection(support: Any) -> Transform:
+    # A mixture's support is that of its components; torch has no bijection for its constraint.
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
     transform = biject_to(support)
     # `to_event` wraps the identity; taking it off spares two calls a gradient and one Jacobian of zeros.
     inner = transform

@@ -22,10 +22,18 @@ MEAN = 9.0 / 14.0
 SD = math.sqrt(9 * 5 / (14**2 * 15))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+#: kernels whose step is the user's, with one that suits the unconstrained latent
+BY_HAND = {"langevin": 0.5, "sgld": 0.5, "annealed-langevin": 0.5}
+#: those that want more than one dimension
+TURNING = {"mclmc", "mclmc-adjusted"}
+
+
+@pytest.mark.parametrize("name", sorted(set(KERNELS) - TURNING))
 def test_one_chain(name):
     pyro.set_rng_seed(0)
-    mcmc = pyro.infer.MCMC(KERNELS[name](beta_binomial), 600, warmup_steps=300, disable_progbar=True)
+    settings = {"step_size": BY_HAND[name]} if name in BY_HAND else {}
+    kernel = KERNELS[name](beta_binomial, **settings)
+    mcmc = pyro.infer.MCMC(kernel, 600, warmup_steps=300, disable_progbar=True)
     mcmc.run(SUCCESSES)
     p = mcmc.get_samples()["p"]
     assert p.shape == (600,)
@@ -34,7 +42,14 @@ def test_one_chain(name):
     assert ess > 60
     assert abs(float(p.mean()) - MEAN) < 4 * SD / math.sqrt(ess)
     assert set(diagnostics) == {"p", "divergences", "acceptance rate", "step size"}
-    assert 0.4 < diagnostics["acceptance rate"]["chain 0"] <= 1.0
+    assert 0.15 < diagnostics["acceptance rate"]["chain 0"] <= 1.0
+
+
+@pytest.mark.parametrize("name", sorted(TURNING))
+def test_a_direction_needs_two_dimensions(name):
+    mcmc = pyro.infer.MCMC(KERNELS[name](beta_binomial), 5, warmup_steps=5, disable_progbar=True)
+    with pytest.raises(ValueError, match="needs a target of two dimensions or more"):
+        mcmc.run(SUCCESSES)
 
 
 def test_chains_in_turn_start_anew():

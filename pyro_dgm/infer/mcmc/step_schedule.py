@@ -1,0 +1,46 @@
+"""Step sizes that fall as a run goes on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["PolynomialDecay"]
+
+
+@dataclass(frozen=True)
+class PolynomialDecay:
+    r"""A factor :math:`(1 + t / b)^{-\gamma}` for the Langevin time step :math:`\epsilon^2 / 2`, ``t`` transitions into
+    a run; so :math:`\epsilon` itself is multiplied by its square root.
+
+    With :math:`\gamma` in (0.5, 1] the steps sum to infinity and their squares do not, under which the bias of
+    :class:`~pyro_dgm.infer.mcmc.Langevin` and :class:`~pyro_dgm.infer.mcmc.SGLD` vanishes in the end, while they move
+    ever more slowly.  It starts at 1, so the kernel's ``step_size`` is the first one.
+
+    :param offset: :math:`b`, transitions; positive.
+    :param exponent: :math:`\gamma`, in (0, 1]; 0.55 as published.
+    :raises ValueError: for a parameter out of range.
+
+    Source: M. Welling and Y. W. Teh (2011), "Bayesian learning via stochastic gradient Langevin dynamics", whose
+    :math:`\epsilon_t = a (b + t)^{-\gamma}` is :math:`\epsilon^2` here.
+
+    Example::
+
+        >>> from pyro_dgm.infer.mcmc import PolynomialDecay
+        >>> decay = PolynomialDecay(offset=100.0, exponent=1.0)
+        >>> decay(0), decay(300)
+        (1.0, 0.5)
+    """
+
+    offset: float = 1000.0
+    exponent: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not (self.offset > 0 and math.isfinite(self.offset)):
+            raise ValueError(f"offset must be positive and finite, got {self.offset}")
+        if not 0.0 < self.exponent <= 1.0:
+            raise ValueError(f"exponent must be in (0, 1], got {self.exponent}")
+
+    def __call__(self, iteration: int) -> float:
+        """What to multiply :math:`\\epsilon` by at a transition, counted from 0."""
+        return float((1.0 + iteration / self.offset) ** (-0.5 * self.exponent))

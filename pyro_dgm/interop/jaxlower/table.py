@@ -1,0 +1,59 @@
+"""The table of rules, from an ATen overload to a function of JAX arrays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["Rule", "Rules", "jax_dtype", "lowerings", "overloads"]
+
+#: takes an operation's arguments, tensors being JAX arrays, and gives its result; a tuple where torch gives several
+Rule = Callable[..., Any]
+Rules = dict[Any, Rule]
+
+aten = torch.ops.aten
+
+
+@functools.cache
+def lowerings() -> Rules:
+    """All rules.  The dictionary is the table itself: a rule put in it is used from then on.
+
+    A result's dtype is set to what torch recorded afterwards, so that a rule need not know torch's promotion.
+    """
+    from pyro_dgm.interop.jaxlower import (
+        creation,
+        indexing,
+        linear_algebra,
+        networks,
+        pointwise,
+        reductions,
+        special,
+        views,
+    )
+
+    table: Rules = {}
+    for part in (pointwise, special, reductions, creation, views, indexing, linear_algebra, networks):
+        table.update(part.rules())
+    return table
+
+
+def overloads(names: str, rule: Rule) -> Rules:
+    """One rule for several overloads: ``"add.Tensor add.Scalar"``; a bare name means all that torch has."""
+    table: Rules = {}
+    for name in names.split():
+        packet, _, overload = name.partition(".")
+        found = getattr(aten, packet)
+        chosen = [overload] if overload else [o for o in found.overloads() if not o.endswith("out")]
+        table.update({getattr(found, o): rule for o in chosen})
+    return table
+
+
+def jax_dtype(dtype: torch.dtype) -> Any:
+    """The NumPy dtype of a torch dtype, of half the width where JAX is in 32 bits."""
+    import jax
+    import numpy as np
+
+    return jax.dtypes.canonicalize_dtype(np.dtype(str(dtype).removeprefix("torch.")))

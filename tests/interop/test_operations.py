@@ -1,0 +1,60 @@
+"""Rules of the table beyond what distributions come to: value and gradient against torch's."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_dgm.interop.numpyro import CannotConvert, to_jax
+from tests.interop.op_cases import CASES
+
+PAIRS = [(room, name) for room, cases in CASES.items() for name in cases]
+
+
+def model_of(case):
+    def model():
+        u = pyro.sample("u", dist.Normal(torch.zeros(4, 6, dtype=torch.float64), 1.0).to_event(2))
+        out = case(u)
+        weight = torch.linspace(0.5, 1.5, max(out.numel(), 1), dtype=torch.float64).reshape(out.shape)
+        pyro.factor("f", (out * weight).sum())
+
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "name"), PAIRS, ids=[f"{r}-{n}" for r, n in PAIRS])
+def test_rule(room, name):
+    density = to_jax(model_of(CASES[room][name]))
+    assert density.check(rtol=1e-7) <= 1e-7  # some of torch's constants are of single precision
+
+
+@pytest.mark.parametrize("name", ["writes", "scatter"])
+def test_writes_are_not_lost(name):
+    density = to_jax(model_of(CASES["indexing"][name]))
+    assert density.check(rtol=1e-10) <= 1e-10
+
+
+def test_an_operation_without_a_rule_is_named_and_called_back_on_demand(monkeypatch):
+    from pyro_dgm.interop.jaxlower import lowerings
+
+    table = lowerings()
+    monkeypatch.delitem(table, torch.ops.aten.erf.default)
+    model = model_of(lambda u: u.erf())
+    with pytest.raises(CannotConvert, match=r"aten\.erf\.default.*on_missing='callback'|erf"):
+        to_jax(model)
+    density = to_jax(model, on_missing="callback")
+    assert any("erf" in name for name in density.callbacks)
+    assert density.error < 1e-10  # its gradient is torch's too
+
+
+def test_a_wrong_rule_is_refused_and_named(monkeypatch):
+    """One rule broken: the check before use finds it, and says which."""
+    import jax.numpy as jnp
+
+    from pyro_dgm.interop.jaxlower import lowerings
+
+    monkeypatch.setitem(lowerings(), torch.ops.aten.sinh.default, lambda x: jnp.sinh(x) * 1.001)
+    with pytest.raises(CannotConvert, match=r"aten\.sinh\.default"):
+        to_jax(model_of(lambda u: u.sinh()))
