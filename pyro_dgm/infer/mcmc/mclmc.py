@@ -61,7 +61,8 @@ class MCLMC(Kernel):
     A transition takes as many steps (two gradients each) as make the length L over which the direction is forgotten.
     Step size and length are in :class:`HMC`'s units, that is over :math:`\sqrt d`.  A step to where the potential or
     its gradient is not finite, or whose energy error is above ``max_energy_error``, is marked diverging: the chain
-    stays where it was before the transition, and turns.  Elsewhere ``acceptance_rate`` is 1.  ``energy`` is :math:`U / T`.
+    stays where it was before the transition, and turns.  Elsewhere ``acceptance_rate`` is 1.  ``energy`` is
+    :math:`U / T`.
 
     :param model: a Pyro model, of two or more unconstrained dimensions; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
