@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,12 +13,18 @@ from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import select
 from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.potential import Position, Potential
-from pyro_dgm.infer.mcmc.tempered import TemperedPotential, equal_rejection, swap_acceptance, swap_order
+from pyro_dgm.infer.mcmc.tempered import (
+    TemperedPotential,
+    closes_round,
+    equal_rejection,
+    follow,
+    ladder_of,
+    swap_acceptance,
+    swap_order,
+    take,
+)
 
 __all__ = ["ParallelTempering"]
-
-#: transitions of the warm-up after which the ladder is tuned for the first time; then after twice as many, and so on
-FIRST_ROUND = 16
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class ParallelTempering(Kernel):
             init_strategy=kernel.init_strategy,
             compile=kernel.compile,
         )
-        self.ladder = _ladder(num_temperatures, max_temperature, inverse_temperatures)
+        self.ladder = ladder_of(num_temperatures, max_temperature, inverse_temperatures)
         self.kernel, self.adapt_ladder = kernel, bool(adapt_ladder)
         self.uses_gradient = kernel.uses_gradient
         self.discrete = getattr(kernel, "discrete", False)
@@ -250,8 +255,8 @@ class ParallelTempering(Kernel):
         energies = replicas[" U"]
         acceptance = swap_acceptance(betas[0] / self.temperature, energies)
         order = swap_order(noise["swap"] < acceptance, noise["parity"])
-        replicas = {k: _take(v, order) for k, v in replicas.items()}
-        trip, done = _follow(extra["trip"].gather(1, order))
+        replicas = {k: take(v, order) for k, v in replicas.items()}
+        trip, done = follow(extra["trip"].gather(1, order))
 
         infos = {f.name: getattr(info, f.name).reshape(shape) for f in fields(Info)}
         new = self._learnt(state, inner)
@@ -308,7 +313,7 @@ class ParallelTempering(Kernel):
             return state
         rejection = state.extra["rejection"] + (1.0 - state.extra["swap acceptance"]).mean(0, keepdim=True)
         betas = state.extra["inverse temperatures"]
-        if _closes_round(state.iteration):
+        if closes_round(state.iteration):
             betas = equal_rejection(betas[0], rejection[0])[None]
             rejection = torch.zeros_like(rejection)
         return replace(state, extra={**state.extra, "inverse temperatures": betas, "rejection": rejection})
@@ -323,34 +328,3 @@ def _copy(kernel: Kernel) -> Kernel:
     twin = object.__new__(type(kernel))
     twin.__dict__.update(kernel.__dict__)
     return twin
-
-
-def _take(values: Tensor, order: Tensor) -> Tensor:
-    index = order.reshape(*order.shape, *(1 for _ in values.shape[2:])).expand(values.shape)
-    return values.gather(1, index)
-
-
-def _follow(trip: Tensor) -> tuple[Tensor, Tensor]:
-    """Where replicas are on a round trip: 0 nowhere, 1 cold last, 2 hot after that; and trips that ended now."""
-    done = (trip[:, 0] == 2).to(torch.int64)
-    hottest = torch.where(trip[:, -1:] == 1, 2, trip[:, -1:])
-    return torch.cat([torch.ones_like(trip[:, :1]), trip[:, 1:-1], hottest], 1), done
-
-
-def _closes_round(iteration: int) -> bool:
-    rounds = iteration // FIRST_ROUND
-    return iteration % FIRST_ROUND == 0 and rounds & (rounds - 1) == 0 and rounds > 0
-
-
-def _ladder(num_temperatures: int, max_temperature: float, given: Sequence[float] | None) -> list[float]:
-    if given is not None:
-        ladder = [float(b) for b in given]
-        falls = all(a > b > 0 for a, b in zip(ladder, ladder[1:], strict=False))
-        if len(ladder) < 2 or ladder[0] != 1.0 or not falls:
-            raise ValueError(f"inverse_temperatures must fall from 1 and stay positive, at least two, got {ladder}")
-        return ladder
-    if not isinstance(num_temperatures, int) or isinstance(num_temperatures, bool) or num_temperatures < 2:
-        raise ValueError(f"num_temperatures must be an integer of at least 2, got {num_temperatures!r}")
-    if not (max_temperature > 1 and math.isfinite(max_temperature)):
-        raise ValueError(f"max_temperature must be above 1 and finite, got {max_temperature}")
-    return [max_temperature ** (-r / (num_temperatures - 1)) for r in range(num_temperatures)]

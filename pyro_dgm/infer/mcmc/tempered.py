@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,19 @@ from pyro_dgm.infer.mcmc.chains import per_chain
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
 
-__all__ = ["TemperedPotential", "equal_rejection", "swap_acceptance", "swap_order"]
+__all__ = [
+    "TemperedPotential",
+    "closes_round",
+    "equal_rejection",
+    "follow",
+    "ladder_of",
+    "swap_acceptance",
+    "swap_order",
+    "take",
+]
+
+#: transitions of the warm-up after which the ladder is tuned for the first time; then after twice as many, and so on
+FIRST_ROUND = 16
 
 
 class TemperedPotential(WrappedPotential):
@@ -121,3 +136,40 @@ def equal_rejection(betas: Tensor, rejection: Tensor) -> Tensor:
     logs = betas.log()
     inside = torch.lerp(logs[left], logs[left + 1], weight).exp()
     return torch.cat([betas[:1], inside, betas[-1:]])
+
+
+def take(values: Tensor, order: Tensor) -> Tensor:
+    """``(chains, R, ...)`` in another order of each chain's replicas, ``(chains, R)``."""
+    index = order.reshape(*order.shape, *(1 for _ in values.shape[2:])).expand(values.shape)
+    return values.gather(1, index)
+
+
+def follow(trip: Tensor) -> tuple[Tensor, Tensor]:
+    """Where replicas are on a round trip: 0 nowhere, 1 cold last, 2 hot after that; and trips that ended now."""
+    done = (trip[:, 0] == 2).to(torch.int64)
+    hottest = torch.where(trip[:, -1:] == 1, 2, trip[:, -1:])
+    return torch.cat([torch.ones_like(trip[:, :1]), trip[:, 1:-1], hottest], 1), done
+
+
+def closes_round(iteration: int) -> bool:
+    """Whether the ladder is to be tuned after so many transitions of the warm-up."""
+    rounds = iteration // FIRST_ROUND
+    return iteration % FIRST_ROUND == 0 and rounds & (rounds - 1) == 0 and rounds > 0
+
+
+def ladder_of(num_temperatures: int, max_temperature: float, given: Sequence[float] | None) -> list[float]:
+    """Inverse temperatures: those given, or in one ratio to the next.
+
+    :raises ValueError: for a ladder that is none; the message names the setting.
+    """
+    if given is not None:
+        ladder = [float(b) for b in given]
+        falls = all(a > b > 0 for a, b in zip(ladder, ladder[1:], strict=False))
+        if len(ladder) < 2 or ladder[0] != 1.0 or not falls:
+            raise ValueError(f"inverse_temperatures must fall from 1 and stay positive, at least two, got {ladder}")
+        return ladder
+    if not isinstance(num_temperatures, int) or isinstance(num_temperatures, bool) or num_temperatures < 2:
+        raise ValueError(f"num_temperatures must be an integer of at least 2, got {num_temperatures!r}")
+    if not (max_temperature > 1 and math.isfinite(max_temperature)):
+        raise ValueError(f"max_temperature must be above 1 and finite, got {max_temperature}")
+    return [max_temperature ** (-r / (num_temperatures - 1)) for r in range(num_temperatures)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -184,7 +185,7 @@ def test_noise_levels_give_each_rung_its_own_potential():
         noise = kernel.noise(state)
         before = state.position["x"]
         state, _ = kernel.transition(state, noise)
-        state = pyro_dgm.infer.mcmc.base.replace(state, iteration=t + 1)
+        state = replace(state, iteration=t + 1)
         step = 0.2 * sigma / 0.5
         by_hand = before - step**2 / 2 * before / (1 + sigma**2) + step * noise["noise x"]
         torch.testing.assert_close(state.position["x"], by_hand)

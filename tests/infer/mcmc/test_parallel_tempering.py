@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -131,7 +132,7 @@ def test_swaps_alone_are_exact(monkeypatch):
         x = torch.randn(50000, 3, generator=g, dtype=torch.float64) / betas.sqrt()
         state = kernel.init({"x": x[:, 0]}, torch.Generator().manual_seed(4))
         hot = {"hot x": x[:, 1:], "hot  U": 0.5 * x[:, 1:].square()}
-        state = pyro_dgm.infer.mcmc.base.replace(state, extra={**state.extra, **hot})
+        state = replace(state, extra={**state.extra, **hot})
         for _ in range(5):
             state, _ = kernel.step(state)
         squares = kernel._all(state)["x"].square()
@@ -158,9 +159,7 @@ def test_even_and_odd_pairs_take_turns():
     kernel.condition()
     state = kernel.init(start, torch.Generator().manual_seed(0))
     marked = torch.arange(5, dtype=torch.float64).expand(3, 5) * 1000.0
-    state = pyro_dgm.infer.mcmc.base.replace(
-        state, position={"x": marked[:, 0]}, extra={**state.extra, "hot x": marked[:, 1:]}
-    )
+    state = replace(state, position={"x": marked[:, 0]}, extra={**state.extra, "hot x": marked[:, 1:]})
     where, trips = [], []
     for _ in range(20):
         state, _ = kernel.step(state)

@@ -99,6 +99,7 @@ def test_scales_are_learnt():
     x = mcmc.get_samples(group_by_chain=True)["x"] / scale
     assert in_standard_errors(x.square(), torch.ones(2)).max() < SIGMAS
     assert float(mcmc.posterior.sample_stats["acceptance_rate"].mean()) > 0.12
+    assert mcmc.diagnostics()["x"]["ess_bulk"].min() > 64 * 800 / 40
 
 
 @pytest.mark.parametrize(
