@@ -1,7 +1,7 @@
 """Any Pyro model on NumPyro's engine, and as a JAX function for any other.
 
 The model's log-joint density of unconstrained latents is recorded as torch's own operations, made functional, and each
-operation is replaced by one of :mod:`jax.numpy` from a table (:func:`pyro_dgm.interop.jaxlower.lowerings`).  Nothing of
+operation is replaced by one of :mod:`jax.numpy` from a table (``jaxlower.lowerings()``).  Nothing of
 the model is written twice, and nothing is trusted: value and gradient are held against torch's before the function is
 given out.  Needs the extra ``numpyro``.
 """

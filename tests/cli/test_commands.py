@@ -203,7 +203,7 @@ def test_sample_latents_given_data(method: str, fitted: Path, tmp_path: Path) ->
 
 def test_bad_samples(fitted: Path, tmp_path: Path) -> None:
     for options, message in (
-        (["--rows", "0", "--method", "gibs"], "no 'gibs'; there are guide, hmc, mala"),
+        (["--rows", "0", "--method", "gibs"], "no 'gibs'; there are guide, hmc, chees, mala"),
         (["--rows", "400"], "not among the rows 0 to 359"),
         (["--rows", "0", "--split", "tset"], "no 'tset'; there are train, validation, test"),
         (["--output", str(tmp_path / "a.nc")], "must end in .png"),

@@ -50,7 +50,11 @@ def test_exact_guide(exact_guide):
     assert abs(float(lag)) < 4 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("method", ["guide", *KERNELS])
+#: whose draws are the posterior's with the settings they come with: of the others the step size is the user's
+EXACT = ["guide", *(name for name, kernel in KERNELS.items() if kernel.adjusted or name == "mclmc")]
+
+
+@pytest.mark.parametrize("method", EXACT)
 def test_one_argument_swaps_the_inference(exact_guide, method):
     model, x = exact_guide
     post = sample_posterior(
@@ -199,7 +203,11 @@ X = torch.zeros(3)
     "call, error, message",
     [
         (lambda: sample_posterior(scale_model, X), ValueError, "needs a program with a guide"),
-        (lambda: sample_posterior(scale_model, X, method="nuts"), ValueError, r"\['hmc', 'mala'\].*got 'nuts'"),
+        (
+            lambda: sample_posterior(scale_model, X, method="nuts"),
+            ValueError,
+            r"one of \['annealed-langevin', 'chees', .*'nuts-numpyro', .*got 'nuts'",
+        ),
         (lambda: sample_posterior(scale_model, X, method=HMC), TypeError, "kernel instance"),
         (lambda: sample_posterior(3, X), TypeError, "program_or_model must have .model"),
         (

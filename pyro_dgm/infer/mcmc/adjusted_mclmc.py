@@ -23,7 +23,7 @@ class AdjustedMCLMC(HMC):
     r"""Microcanonical Hamiltonian Monte Carlo with a Metropolis step: :class:`HMC` at constant speed.
 
     A fresh direction, uniform on the sphere, then a trajectory of the isokinetic dynamics
-    (:mod:`~pyro_dgm.infer.mcmc.isokinetic`), kept with probability
+    (``infer/mcmc/isokinetic.py``), kept with probability
     :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`.  The speed does not depend on how far down the potential a chain
     is, which makes the step size that integrates one place well do for others; in many dimensions it takes fewer
     gradients than :class:`HMC` does, of which each step has two.  :class:`MCLMC` is the same without the Metropolis

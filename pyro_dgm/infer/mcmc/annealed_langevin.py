@@ -20,9 +20,9 @@ __all__ = ["AnnealedLangevin"]
 class AnnealedLangevin(Langevin):
     r"""Langevin dynamics that goes down a ladder in the warm-up, and draws on its last rung: to find far modes first.
 
-    A ladder is either of *temperatures* :math:`T_1 > \dots > T_L`, all for one potential, or of *noise levels*
-    :math:`\sigma_1 > \dots > \sigma_L`, for a potential :math:`U(u, \sigma)` of the density blurred with Gaussian noise
-    of that standard deviation.  On rung :math:`i`
+    A ladder is either of *temperatures* :math:`T_1 > \ldots > T_L`, all for one potential, or of *noise levels*
+    :math:`\sigma_1 > \ldots > \sigma_L`, for a potential :math:`U(u, \sigma)` of the density blurred with Gaussian
+    noise of that standard deviation.  On rung :math:`i`
 
     .. math:: u' = u - \frac{\epsilon_i^2}{2 T_i} \nabla U_i(u) + \epsilon_i \xi, \qquad
               \epsilon_i = \epsilon \frac{\sigma_i}{\sigma_L}
@@ -31,10 +31,8 @@ class AnnealedLangevin(Langevin):
     so the step is always as large in the units of the rung's own spread, as published (whose
     :math:`\alpha_i = \epsilon_i^2`, and whose score is :math:`-\nabla U`).  The warm-up's transitions are shared out
     evenly over the rungs (where they are fewer than rungs, some are passed over); without a warm-up it is
-    :class:`Langevin` on the last rung.
-     Draws share that kernel's bias, and how many chains end in each mode is what the descent made of it, not the modes'
-     weights: chains that must
-    exchange modes need :class:`ParallelTempering`.
+    :class:`Langevin` on the last rung.  Draws share that kernel's bias, and how many chains end in each mode is what
+    the descent made of it, not the modes' weights: chains that must exchange modes need :class:`ParallelTempering`.
 
     :param model: a Pyro model, with ``temperatures``; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``; with

@@ -32,7 +32,7 @@ class KernelState:
     :ivar gradient: of ``U``, as ``position``; empty for a kernel that takes none.
     :ivar step_size: shared by all chains, scalar tensor.
     :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains;
-        or the whole matrix, by the names of :func:`~pyro_dgm.infer.mcmc.adaptation.dense_inverse_mass`.
+        or the whole matrix, by the names of ``adaptation.dense_inverse_mass``.
     :ivar num_steps: gradients a transition.
     :ivar generator: what all randomness comes from.
     :ivar warmup: adaptation under way, or ``None``.

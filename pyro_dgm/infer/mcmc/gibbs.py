@@ -22,7 +22,7 @@ Source = str | Callable[[Tensor, torch.Generator], Tensor]
 class Gibbs(Kernel):
     r"""Block Gibbs: every block in turn drawn from its law given the others.  The sampler of Boltzmann machines.
 
-    .. math:: u_b' \sim \pi(u_b \mid u_1', \dots, u_{b-1}', u_{b+1}, \dots, u_B), \qquad b = 1, \dots, B
+    .. math:: u_b' \sim \pi(u_b \mid u_1', \ldots, u_{b-1}', u_{b+1}, \ldots, u_B), \qquad b = 1, \ldots, B
 
     A conditional is a *function of the state and of random numbers*: it gets the dict of all blocks, those before it
     new already, and a tensor of noise, and gives the block's new value.  It draws nothing itself, so that a sweep is a

@@ -47,7 +47,7 @@ class MCLMC(Kernel):
     r"""Microcanonical Langevin Monte Carlo, unadjusted: for posteriors of many dimensions, where a bias of the size of
     the Monte Carlo error is a fair price for speed.
 
-    Chains move at constant speed along a direction that the force turns (:mod:`~pyro_dgm.infer.mcmc.isokinetic`), and
+    Chains move at constant speed along a direction that the force turns (``infer/mcmc/isokinetic.py``), and
     that is partly drawn anew after every step,
 
     .. math:: u \leftarrow \frac{u + \nu z}{\|u + \nu z\|}, \quad z \sim N(0, I_d), \qquad

@@ -41,7 +41,7 @@ class ParallelTempering(Kernel):
     r"""Parallel tempering: every chain has hotter replicas, and swaps with them; for separated modes.
 
     Replica :math:`r` of a chain is moved by the inner kernel at :math:`e^{-\beta_r U / T}`,
-    :math:`1 = \beta_0 > \dots > \beta_{R-1}`; then neighbours are swapped with probability
+    :math:`1 = \beta_0 > \ldots > \beta_{R-1}`; then neighbours are swapped with probability
 
     .. math:: \min\Bigl(1, e^{(\beta_r - \beta_{r+1}) (U_r - U_{r+1}) / T}\Bigr)
 

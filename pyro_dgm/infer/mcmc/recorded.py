@@ -130,7 +130,7 @@ class Transitions:
             self._graphs[key] = self._made(state, to_come)
         except CannotCapture as reason:
             self._give_up(str(reason))
-        return self._graphs[key]
+        return self._graphs.get(key)
 
     def _compile_gradient(self, state: KernelState, to_come: int) -> None:
         """Where transitions are of many lengths, what they have in common is compiled: one evaluation."""
@@ -181,10 +181,14 @@ class Transitions:
         return block
 
     def _group(self, state: KernelState) -> int:
-        if not self.kernel.independent_chains:
-            return state.num_chains
         potential = self.kernel.potential
-        potential.graph(state.position, "gradient" if self.kernel.uses_gradient else "value")
+        bounded = potential.chunk_size is not None and potential.chunk_size < state.num_chains
+        if not self.kernel.independent_chains:
+            if bounded:
+                raise CannotCapture("its chains meet, and are evaluated in groups")
+            return state.num_chains
+        if not bounded:
+            potential.graph(state.position, "gradient" if self.kernel.uses_gradient else "value")
         most = potential.group(state.position)
         size = divisor(state.num_chains, most)
         if 4 * size <= most:
