@@ -19,6 +19,8 @@ ROOMS = [
     "models",
     "infer",
     "infer.mcmc",
+    "infer.smc",
+    "infer.energy",
     "infer.elbo",
     "analysis",
     "analysis.arviz_adapter",

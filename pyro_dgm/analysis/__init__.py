@@ -13,6 +13,7 @@ _NAMES = {
     "Comparison": "comparison",
     "ELBOSurgery": "surgery",
     "LogLikelihood": "likelihood",
+    "LogLikelihoodBracket": "annealed",
     "MutualInformation": "information",
     "active_units": "units",
     "compare_elbos": "compare",
@@ -27,6 +28,7 @@ __all__ = [
     "Comparison",
     "ELBOSurgery",
     "LogLikelihood",
+    "LogLikelihoodBracket",
     "MutualInformation",
     "active_units",
     "arviz_adapter",
@@ -39,6 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pyro_dgm.analysis import arviz_adapter
+    from pyro_dgm.analysis.annealed import LogLikelihoodBracket
     from pyro_dgm.analysis.compare import compare_elbos
     from pyro_dgm.analysis.comparison import Comparison
     from pyro_dgm.analysis.convert import to_arviz

@@ -1,5 +1,7 @@
 """What can stand at a ``pyro.sample`` site: priors, likelihoods, and trained models as distributions."""
 
+from pyro_dgm.distributions.dbm import DBMDistribution
+from pyro_dgm.distributions.fully_visible import FullyVisibleDistribution
 from pyro_dgm.distributions.likelihoods import (
     BernoulliLikelihood,
     CallableLikelihood,
@@ -7,5 +9,22 @@ from pyro_dgm.distributions.likelihoods import (
     Likelihood,
     likelihood,
 )
+from pyro_dgm.distributions.rbm import RBMDistribution
+from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
+from pyro_dgm.distributions.visible_units import BernoulliUnits, CategoricalUnits, GaussianUnits, VisibleUnits
 
-__all__ = ["BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "BernoulliUnits",
+    "CallableLikelihood",
+    "CategoricalUnits",
+    "DBMDistribution",
+    "FullyVisibleDistribution",
+    "GaussianLikelihood",
+    "GaussianUnits",
+    "Likelihood",
+    "RBMDistribution",
+    "UnnormalizedDistribution",
+    "VisibleUnits",
+    "likelihood",
+]

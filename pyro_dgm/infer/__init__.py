@@ -35,6 +35,7 @@ from pyro_dgm.infer.elbo import (
     VarGrad,
     WakeSleep,
 )
+from pyro_dgm.infer.energy import ContrastiveDivergence, EnergyObjective, PersistentCD
 from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.precision import mixed_precision
@@ -64,11 +65,14 @@ __all__ = [
     "Callback",
     "CannotCapture",
     "CapturedELBO",
+    "ContrastiveDivergence",
     "DReG",
     "EarlyStopping",
+    "EnergyObjective",
     "FactorVAE",
     "NonFiniteLossError",
     "Objective",
+    "PersistentCD",
     "Posterior",
     "RenyiELBO",
     "ReweightedWakeSleep",

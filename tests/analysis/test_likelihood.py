@@ -140,7 +140,7 @@ def test_bad_input(problem):
     with pytest.raises(ValueError, match="needs a program with log_marginal.*VAE"):
         log_likelihood(vae, x, method="exact")
     with pytest.raises(ValueError, match="method must be"):
-        log_likelihood(m, x, method="ais")
+        log_likelihood(m, x, method="bridge")
     with pytest.raises(ValueError, match="num_particles must be at least 2"):
         log_likelihood(m, x, num_particles=1)
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):

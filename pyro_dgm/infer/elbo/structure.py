@@ -70,6 +70,7 @@ def probe(
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+    _refuse_unnormalized(model_sites)
     marks = {
         side: {n for n, s in sites.items() if not s["is_observed"] and s["infer"].get("enumerate")}
         for side, sites in (("model", model_sites), ("guide", guide_sites))
@@ -102,6 +103,16 @@ def probe(
         if frame.vectorized
     ]
     return Structure(-min(dims) if dims else 0, bool(marks["model"]), bool(marks["guide"]))
+
+
+def _refuse_unnormalized(sites: dict[str, Any]) -> None:
+    """Data under an unnormalised density: a bound would take it for a density, and push it up without limit."""
+    for name, site in sites.items():
+        if site["is_observed"] and getattr(site["fn"], "normalized", True) is False:
+            raise ValueError(
+                f"the observed site {name!r} has a density known up to a constant ({type(site['fn']).__name__}), so "
+                "that no bound on log p(x) can be formed: train it with an objective for energies, PersistentCD() say"
+            )
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""Transitions of a kernel along a path of densities, with settings of their own at each temperature."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.smc.potential import PathPotential
+from pyro_dgm.ops.annealing import anneal
+
+__all__ = ["KernelPath"]
+
+#: temperatures at which the pilot run stops, and transitions there; more at the first, where nothing is known
+PILOT_TEMPERATURES, PILOT_TRANSITIONS, FIRST_TRANSITIONS = 30, 8, 25
+
+
+class KernelPath:
+    r"""A kernel, and what it needs to know at each temperature of a path.
+
+    Step sizes and masses come from a pilot run and are then functions of the temperature alone: adapted to the chains
+    that they move they would spoil the identity that weights have a mean of :math:`Z_1 / Z_0`.
+
+    :param both: :math:`U_0` and :math:`U_1` over chains.
+    :param kernel: one of :mod:`pyro_dgm.infer.mcmc`, without a model or potential of its own.
+    :param num_transitions: transitions at each temperature.
+    :param plates: shape of the data that have chains of their own; a position holds ``chains * data`` rows.
+    """
+
+    def __init__(
+        self,
+        both: Callable[[Position], tuple[Tensor, Tensor]],
+        kernel: Kernel,
+        num_transitions: int = 1,
+        plates: Sequence[int] = (),
+    ) -> None:
+        check_kernel(kernel)
+        if isinstance(num_transitions, bool) or not isinstance(num_transitions, int) or num_transitions < 1:
+            raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
+        self.kernel = copy.copy(kernel)
+        self.kernel.potential = self.potential = PathPotential(both)
+        self.num_transitions, self.data = num_transitions, torch.Size(plates).numel()
+        #: settings by inverse temperature, rising; ``None`` before the pilot run
+        self.betas: Tensor | None = None
+        self.log_steps: Tensor | None = None
+        self.scales: list[Position] = []
+
+    # Settings
+
+    def settle(self, state: KernelState, beta: float) -> KernelState:
+        """The state with the settings of a temperature, between those of the pilot run."""
+        if self.betas is None or self.log_steps is None:
+            return state
+        right = int(
+            torch.searchsorted(self.betas, torch.tensor(beta, dtype=torch.float64)).clamp(1, len(self.betas) - 1)
+        )
+        left = right - 1
+        gap = float(self.betas[right] - self.betas[left])
+        weight = min(1.0, max(0.0, (beta - float(self.betas[left])) / gap)) if gap > 0 else 0.0
+        log_step = torch.lerp(self.log_steps[left], self.log_steps[right], weight)
+        state = replace(state, step_size=log_step.exp().to(state.step_size))
+        if self.scales:
+            low, high = self.scales[left], self.scales[right]
+            mass = {k: torch.lerp(low[k], high[k], weight).exp() for k in low}
+            state = replace(state, inverse_mass=mass)
+        return self.kernel.finish_warmup(state)
+
+    def pilot(self, position: Position, betas: Tensor, generator: torch.Generator) -> None:
+        """Move chains along some of the temperatures, and note the step size and the scales that suit each.
+
+        :param position: rows at inverse temperature 0; they are not changed.
+        """
+        if not getattr(self.kernel, "adapt_step_size", True):
+            return
+        stops = torch.linspace(1, len(betas) - 1, min(PILOT_TEMPERATURES, len(betas) - 1)).round().long().unique()
+        state = self._start(position, float(betas[stops[0]]), generator)
+        masses = getattr(self.kernel, "adapt_mass_matrix", False) and set(state.inverse_mass) == set(position)
+        steps, scales = [], []
+        for i, beta in enumerate(betas[stops].tolist()):
+            self.potential.beta = beta
+            value, gradient, _ = self.potential.with_slope(state.position)
+            state = replace(state, potential=value, gradient=gradient)
+            if masses and i > 0:
+                state = replace(state, inverse_mass=self.variances(state.position, state.inverse_mass))
+            state = self.tune(state, FIRST_TRANSITIONS if i == 0 else PILOT_TRANSITIONS)
+            steps.append(state.step_size.double().log())
+            if masses:
+                scales.append({k: v.log() for k, v in self.variances(state.position, state.inverse_mass).items()})
+        if len(steps) == 1:
+            steps, scales = steps * 2, scales * 2
+            self.betas = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        else:
+            self.betas = betas[stops].double()
+        self.log_steps, self.scales = torch.stack(steps).cpu(), scales
+
+    def tune(self, state: KernelState, num_transitions: int) -> KernelState:
+        """Move, and let the step size follow the acceptance (Robbins and Monro's recursion)."""
+        target = getattr(self.kernel, "target_accept_prob", 0.8)
+        log_step = state.step_size.log()
+        average, weight = torch.zeros_like(log_step), 0.0
+        for t in range(num_transitions):
+            state = self.kernel.finish_warmup(replace(state, step_size=log_step.exp()))
+            state, info = self.kernel.step(state)
+            log_step = log_step + 1.5 / (1.0 + 0.3 * t) * (info.acceptance_rate.mean() - target)
+            if 2 * t >= num_transitions - 1:
+                average, weight = average + log_step, weight + 1.0
+        return self.kernel.finish_warmup(replace(state, step_size=(average / weight).exp()))
+
+    def variances(self, position: Position, present: Position) -> Position:
+        """Variances over the chains of a datum, averaged over data; those known where there are too few chains."""
+        found = {}
+        for k, v in position.items():
+            chains = v.reshape(-1, self.data, *v.shape[1:])
+            if chains.shape[0] < 8:
+                return present
+            found[k] = chains.var(0).mean(0).clamp_min(1e-10)
+        return found
+
+    # Chains
+
+    def _start(self, position: Position, beta: float, generator: torch.Generator) -> KernelState:
+        self.potential.beta = beta
+        return self.kernel.init(position, generator)
+
+    def reweight(self, state: KernelState, previous: float, beta: float) -> tuple[KernelState, Tensor]:
+        """Take the chains to another temperature: the log weights, and the state with its energies there."""
+        self.potential.beta = beta
+        value, gradient, slope = self.potential.with_slope(state.position)
+        state = replace(state, potential=value, gradient=gradient if self.kernel.uses_gradient else {})
+        return state, (previous - beta) * slope.double()
+
+    def move(self, state: KernelState, beta: float) -> KernelState:
+        """Transitions at the temperature that the chains were taken to."""
+        state = self.settle(state, beta)
+        for _ in range(self.num_transitions):
+            state, _ = self.kernel.step(state)
+        return state
+
+    def anneal(self, position: Position, betas: Tensor, generator: torch.Generator) -> tuple[Position, Tensor]:
+        """Chains along the temperatures in their order: where they end, and their log weights."""
+        # At the second temperature: at the first the other density may be zero, and need not be looked at.
+        state = self._start(position, float(betas[1]), generator)
+        state, log_weights = anneal(state, betas, self.reweight, self.move)
+        return state.position, log_weights
+
+
+def check_kernel(kernel: Kernel) -> None:
+    """Refuse a kernel that a path cannot be walked with.
+
+    :raises TypeError: for what is no kernel.
+    :raises ValueError: for one with a target of its own, at another temperature, or that leaves no density invariant.
+    """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be one of pyro_dgm.infer.mcmc, HMC() say, got {type(kernel).__name__}")
+    name = type(kernel).__name__
+    if kernel.model is not None or kernel.potential_fn is not None:
+        raise ValueError(f"kernel must have no model or potential of its own: {name}(), the path gives it its target")
+    if kernel.temperature != 1.0:
+        raise ValueError(
+            f"kernel must have temperature 1, got {kernel.temperature}: the path has temperatures of its own"
+        )
+    if not getattr(kernel, "adjusted", True):
+        raise ValueError(f"kernel must leave its target invariant, which {name} does not: take HMC() or MALA()")

@@ -1,0 +1,212 @@
+"""What the Boltzmann machines have in common: a program with one site of unnormalised density, and its log Z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_dgm.distributions.visible_units import VisibleUnits
+from pyro_dgm.models.base import Family, program_method
+from pyro_dgm.ops.annealing import annealing_schedule
+from pyro_dgm.ops.log_normalizer import LogNormalizer
+
+__all__ = ["BoltzmannFamily"]
+
+#: Gibbs sweeps from which base rates are read where no data are given
+BASE_RATE_STEPS = 200
+
+
+class BoltzmannFamily(Family):
+    """Base of the Boltzmann machines: one observed site, no latent site, no guide.
+
+    A subclass gives :meth:`distribution` and :meth:`base_bias`.  The distribution is an
+    :class:`~pyro_dgm.distributions.UnnormalizedDistribution` with ``can_enumerate``, ``exact_log_normalizer()``,
+    ``exact_sample(num_samples)`` and ``anneal(base_bias, betas, num_chains, target_samples)``.
+
+    :param event_shape: shape of one datum.
+    """
+
+    #: whether densities are normalised: objectives that need log Z of the parameters refuse this program
+    normalized = False
+    #: kind of the visible units
+    units: VisibleUnits
+    #: the law of the visible units at the present parameters
+    distribution: Callable[[], Any]
+    #: from the mean of each visible unit, ``event_shape``, to the bias of independent units with these means
+    base_bias: Callable[[Tensor], Tensor]
+
+    @program_method
+    def model(self, x: Tensor) -> Tensor:
+        """Observe ``x``, ``(N, *event_shape)``, at a site whose density is known up to a constant."""
+        with pyro.plate(self.plate_name, x.shape[0], dim=-1):
+            return pyro.sample(self.obs_name, self.distribution(), obs=self.as_observed(x))
+
+    def as_observed(self, x: Tensor) -> Tensor:
+        """The batch as the site takes it."""
+        return x
+
+    @program_method
+    def guide(self, x: Tensor) -> None:
+        """There is no latent site: hidden units are summed out."""
+
+    def check_units(self, x: Tensor) -> None:
+        """Refuse values that the visible units cannot take."""
+        if not torch.is_floating_point(x):
+            raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
+        self.units.check(x, "x")
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        r""":math:`F(x)`, with :math:`p(x) = e^{-F(x)} / Z`, nats, ``(N,)``."""
+        self.check_batch(x)
+        return -self.distribution().log_prob(self.as_observed(x))
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, num_steps: int = 1000, initial: Tensor | None = None, seed: int | None = None
+    ) -> Tensor:
+        """Draws by Gibbs sampling, each from a chain of its own.
+
+        :param num_samples: how many.
+        :param num_steps: Gibbs sweeps; the draws are as good as the chain has mixed.
+        :param initial: data to start at, ``(num_samples, *event_shape)``; by default units drawn from their biases.
+        :param seed: of the draws; without it they take (and advance) torch's global generator.
+        :returns: ``(num_samples, *event_shape)``.
+        """
+        _check_count("num_samples", num_samples)
+        _check_count("num_steps", num_steps)
+        if initial is not None:
+            self.check_batch(initial)
+            if len(initial) != num_samples:
+                raise ValueError(f"initial must hold num_samples = {num_samples} data, got {len(initial)}")
+        with _seeded(seed, self._device()):
+            law = self.distribution()
+            state = law.initial_state(num_samples) if initial is None else law.state_of(initial)
+            return law.value_of(law.mcmc_step(state, num_steps))
+
+    @torch.no_grad()
+    def log_normalizer(
+        self,
+        method: str = "ais",
+        num_temperatures: int = 10_000,
+        num_chains: int = 100,
+        *,
+        schedule: str | Callable[[Tensor], Tensor] | Tensor = "rbm",
+        direction: str = "forward",
+        data: Tensor | None = None,
+        target_samples: Tensor | None = None,
+        seed: int | None = None,
+    ) -> LogNormalizer:
+        r""":math:`\log Z` in nats.
+
+        ``"exact"`` sums over at most :math:`2^{20}` states.  ``"ais"`` anneals from independent visible units, whose
+        means are those of ``data`` or, without, of a short Gibbs run.  A start far from the target misleads: weights
+        can agree with each other and be nats off, which the effective sample size shows before the standard error.
+
+        The forward estimate is a lower bound in expectation.  The reverse one is an upper bound if its chains start at
+        exact draws of the model: these come by enumeration where it is small enough, else pass the best draws there are
+        as ``target_samples``, and the bound is as good as they are.
+
+        :param method: ``"ais"`` or ``"exact"``.
+        :param num_temperatures: inverse temperatures, 0 and 1 counted.
+        :param num_chains: independent chains.
+        :param schedule: see :func:`pyro_dgm.ops.annealing_schedule`.
+        :param direction: ``"forward"`` or ``"reverse"``.
+        :param data: training data, ``(N, *event_shape)``, whose means make the base rates.
+        :param target_samples: where reverse chains start, ``(num_chains, *event_shape)``.
+        :param seed: of the draws; without it they take (and advance) torch's global generator.
+        :returns: :class:`pyro_dgm.ops.LogNormalizer`; ``float()`` of it is the number.
+        :raises ValueError: for an unknown method or direction, fewer than 2 temperatures or chains, a model too large
+            to enumerate, or energies that are not finite.
+        """
+        law = self.distribution()
+        if method == "exact":
+            return LogNormalizer.exact(_finite(law.exact_log_normalizer(), self))
+        if method != "ais":
+            raise ValueError(f"method must be 'ais' or 'exact', got {method!r}")
+        if direction not in ("forward", "reverse"):
+            raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+        _check_count("num_chains", num_chains, 2)
+        betas = annealing_schedule(schedule, num_temperatures)
+        _check_parameters(self)
+        with _seeded(seed, self._device()):
+            if data is not None:
+                self.check_batch(data)
+                mean = data.mean(0)
+            else:
+                mean = self._own_means(law, num_chains)
+            start = None
+            if direction == "reverse":
+                start = self._target_samples(law, num_chains, target_samples)
+            return law.anneal(self.base_bias(mean), betas, num_chains, start)
+
+    def _target_samples(self, law: Any, num_chains: int, given: Tensor | None) -> Tensor:
+        if given is not None:
+            self.check_batch(given)
+            return law.state_of(given)
+        if not law.can_enumerate:
+            raise ValueError(
+                "the reverse direction starts at draws of the model, which is too large for exact ones: pass the best "
+                "there are as target_samples (sample(num_chains, num_steps=...) from data, say)"
+            )
+        return law.exact_sample(num_chains)
+
+    def _own_means(self, law: Any, num_chains: int) -> Tensor:
+        state = law.mcmc_step(law.initial_state(num_chains), BASE_RATE_STEPS // 2)
+        total = 0.0
+        for _ in range(BASE_RATE_STEPS // 2):
+            state = law.mcmc_step(state)
+            total = total + law.value_of(state).mean(0)
+        return total / (BASE_RATE_STEPS // 2)  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, log_normalizer: float | Tensor | LogNormalizer | None = None) -> Tensor:
+        r""":math:`\log p(x_n) = -F(x_n) - \log Z` in nats, ``(N,)``, float64.
+
+        :param x: ``(N, *event_shape)``.
+        :param log_normalizer: :math:`\log Z`; by default it is enumerated.
+        :raises ValueError: without ``log_normalizer`` where there are too many states to enumerate.
+        """
+        log_z = self.log_normalizer("exact") if log_normalizer is None else log_normalizer
+        return -self.free_energy(x).double() - float(log_z)
+
+    log_marginal = log_likelihood
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def _check_count(argument: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_parameters(module: torch.nn.Module) -> None:
+    bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise ValueError(f"the energy is not finite: {', '.join(bad)} of {type(module).__name__} hold NaN or infinity")
+
+
+def _finite(value: Tensor, module: torch.nn.Module) -> Tensor:
+    if not bool(torch.isfinite(value)):
+        _check_parameters(module)
+        raise ValueError(f"log Z is {float(value)}: energies overflow")
+    return value
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
