@@ -62,7 +62,11 @@ def test_with_a_draw_observed(name):
         check(model)  # a value on the support needs no bijection to it
 
 
-@pytest.mark.parametrize("name", list(OBSERVED))
+#: seconds to compile
+LONG = {"GaussianHMM", "DiscreteHMM"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in OBSERVED])
 def test_observed(name):
     model = model_of(*OBSERVED[name])
     if not refused(name, model):

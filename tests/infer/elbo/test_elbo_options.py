@@ -311,7 +311,7 @@ def test_a_run_goes_on_where_it_was(options, wrap):
     torch.testing.assert_close(got.state_dict(), want.state_dict())
 
 
-@pytest.mark.parametrize("compiled", ["graph", "block"])
+@pytest.mark.parametrize("compiled", ["graph", pytest.param("block", marks=pytest.mark.slow)])
 def test_fit_follows_the_schedule_and_reports_the_elbo(compiled):
     x = torch.randn(12, 4, dtype=DTYPE, generator=torch.Generator().manual_seed(1))
     results = []
