@@ -113,6 +113,18 @@ def _refuse_unnormalized(sites: dict[str, Any]) -> None:
                 f"the observed site {name!r} has a density known up to a constant ({type(site['fn']).__name__}), so "
                 "that no bound on log p(x) can be formed: train it with an objective for energies, PersistentCD() say"
             )
+        if not site["is_observed"] and getattr(site["fn"], "normalized", True) is False and _has_parameters(site):
+            raise ValueError(
+                f"the latent site {name!r} has a density known up to a constant ({type(site['fn']).__name__}) with "
+                "parameters that are trained: the gradient of its log Z would be missing. Train it with ShortRunML(), "
+                "or hold it fixed (requires_grad_(False) on its energy)"
+            )
+
+
+def _has_parameters(site: Any) -> bool:
+    """Whether a gradient would reach parameters of a site's density."""
+    with torch.enable_grad():
+        return bool(site["fn"].log_prob(site["value"].detach()).requires_grad)
 
 
 @contextmanager

@@ -217,8 +217,12 @@ class Warmup:
         moving = torch.ones_like(acceptance) if self.moving is None else self.moving
         moving = 0.8 * moving + 0.2 * acceptance
         warmup = replace(self, count=self.count + 1, moving=moving)
-        searching = warmup.count <= min(75, int(0.15 * self.num_steps))
-        return warmup, moving.min() if searching else acceptance.mean()
+        return warmup, moving.min() if warmup.searching else acceptance.mean()
+
+    @property
+    def searching(self) -> bool:
+        """Whether chains still look for the typical set."""
+        return self.count <= min(75, int(0.15 * self.num_steps))
 
     @property
     def in_window(self) -> bool:

@@ -103,7 +103,9 @@ class AdjustedMCLMC(HMC):
         kinetic = torch.zeros_like(value)
         size = step_size * math.sqrt(x.shape[1])
         for _ in range(num_steps):
-            x, velocity, value, gradient, change = minimal_norm_step(x, velocity, gradient, size, white.evaluate)
+            x, velocity, value, gradient, change = minimal_norm_step(
+                x, velocity, gradient, size, white.evaluate, white.slope
+            )
             kinetic = kinetic + change
         return Trajectory(white.state_at(x, value, gradient), white.value, value + kinetic, {})
 
@@ -133,6 +135,10 @@ class Whitened:
         """Potential over temperature, and its gradient."""
         value, gradient = self.kernel.potential(self.unwhiten(x))
         return value / self.kernel.temperature, self._whiten(gradient)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """The gradient of :meth:`evaluate` alone."""
+        return self._whiten(self.kernel.potential.gradient(self.unwhiten(x)))
 
     def state_at(self, x: Tensor, value: Tensor, gradient: Tensor) -> KernelState:
         """The state at whitened coordinates, of what :meth:`evaluate` gave there."""

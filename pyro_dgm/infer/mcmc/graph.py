@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pyro_dgm.infer.simplify import simplify
+from pyro_dgm.infer.simplify import dead_code, simplify
 from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph, agreement, record
 
 __all__ = ["GraphFunction", "graph_of", "graph_or_function", "hold", "tells_failures"]
@@ -32,6 +33,7 @@ class GraphFunction:
     def __init__(self, plain: StaticGraph, names: Sequence[str]) -> None:
         self.plain, self.names = plain, list(names)
         self._compiled: StaticGraph | None = None
+        self._rest: StaticGraph | None = None
         made = [n.meta.get("elements", 0) for n in plain.graph.graph.nodes]
         #: elements of the largest tensor that it makes, and of all
         self.largest, self.elements = max(made, default=0), sum(made)
@@ -39,6 +41,19 @@ class GraphFunction:
     def __call__(self, position: Position) -> Sequence[Tensor]:
         graph = self.plain if self._compiled is None else self._compiled
         return graph(*[position[k] for k in self.names])
+
+    def without_first(self, position: Position) -> Sequence[Tensor]:
+        """All results but the first, and what is needed for them alone; a compiled graph works out all."""
+        if self._compiled is not None:
+            return self(position)[1:]
+        if self._rest is None:
+            graph = copy.deepcopy(self.plain.graph)
+            (output,) = (n for n in graph.graph.nodes if n.op == "output")
+            output.args = (list(output.args[0])[1:],)
+            dead_code(graph)
+            graph.recompile()
+            self._rest = StaticGraph(graph, self.plain.externals, graph)
+        return self._rest(*[position[k] for k in self.names])
 
     def trace(self, position: Position) -> Sequence[Tensor]:
         """The same by the uncompiled graph, for a recording under way."""
@@ -108,9 +123,11 @@ class _FewerPasses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.binary_cross_entropy_with_logits and len(args) == 2 and set(kwargs) <= {"reduction"}:
+        if func is F.binary_cross_entropy_with_logits and len(args) == 2:
             logits, target = args
-            if kwargs.get("reduction") == "none" and logits.dtype == target.dtype:
+            # Torch hands over its defaults too.
+            plain = all(v is None for k, v in kwargs.items() if k != "reduction")
+            if plain and kwargs.get("reduction") == "none" and logits.dtype == target.dtype:
                 # Beyond 40 the two differ by less than a double resolves.
                 return F.softplus(logits, threshold=40.0) - logits * target
         return func(*args, **kwargs)

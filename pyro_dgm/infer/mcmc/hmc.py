@@ -30,6 +30,8 @@ __all__ = ["HMC"]
 
 #: transitions between two looks at the step size while warming up, each a host synchronisation
 REFRESH = 10
+#: most leapfrog steps of a transition while chains look for the typical set
+SEARCH_STEPS = 10
 
 
 class HMC(Kernel):
@@ -199,14 +201,19 @@ class HMC(Kernel):
         drift = {k: per_chain(step_size, v) for k, v in state.position.items()}
         kick = {k: v / self.temperature for k, v in drift.items()}
         half = {k: 0.5 * v for k, v in kick.items()}
+        if not self.dense_mass:
+            drift = {k: v * state.inverse_mass[k] for k, v in drift.items()}
         q, value, gradient = state.position, state.potential, state.gradient
-        p = {k: momentum[k] - half[k] * gradient[k] for k in q}
+        p = {k: torch.addcmul(momentum[k], half[k], gradient[k], value=-1.0) for k in q}
         for i in range(num_steps):
-            velocity = self._velocity(state, p)
-            q = {k: v + drift[k] * velocity[k] for k, v in q.items()}
-            value, gradient = self.potential(q)
-            by = half if i == num_steps - 1 else kick
-            p = {k: v - by[k] * gradient[k] for k, v in p.items()}
+            velocity = self._velocity(state, p) if self.dense_mass else p
+            q = {k: torch.addcmul(v, drift[k], velocity[k]) for k, v in q.items()}
+            if i == num_steps - 1:
+                value, gradient = self.potential(q)
+                p = {k: torch.addcmul(v, half[k], gradient[k], value=-1.0) for k, v in p.items()}
+            else:
+                gradient = self.potential.gradient(q)
+                p = {k: torch.addcmul(v, kick[k], gradient[k], value=-1.0) for k, v in p.items()}
         return replace(state, position=q, potential=value, gradient=gradient), p
 
     def _energy(self, state: KernelState, momentum: Position) -> Tensor:
@@ -268,7 +275,11 @@ class HMC(Kernel):
             return replace(state, num_steps=self.num_steps)
         assert self.trajectory_length is not None
         ratio = self.trajectory_length / float(state.step_size)
-        return replace(state, num_steps=max(1, min(self.max_num_steps, round(ratio))))
+        most = self.max_num_steps
+        if state.warmup is not None and state.warmup.searching:
+            # Steps that are as small as the steepest place needs make no length worth its gradients yet.
+            most = min(most, SEARCH_STEPS)
+        return replace(state, num_steps=max(1, min(most, round(ratio))))
 
     def _find_step_size(self, state: KernelState) -> KernelState:
         """Double or halve the step size until one leapfrog step's mean acceptance crosses 0.8."""

@@ -61,17 +61,19 @@ def minimal_norm_step(
     gradient: Tensor,
     size: Tensor,
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    slope: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One step of the minimal-norm splitting, two gradients.
 
     :param position: whitened, ``(chains, D)``, where ``gradient`` was taken.
     :param size: ``(chains,)``.
     :param evaluate: potential over temperature, ``(chains,)``, and its gradient, at whitened positions.
+    :param slope: the gradient alone, where that is cheaper.
     :returns: position, velocity, potential and gradient at the end, and the change of kinetic energy.
     """
     velocity, first = turn(velocity, gradient, LAMBDA * size)
     position = position + 0.5 * size[:, None] * velocity
-    _, gradient = evaluate(position)
+    gradient = evaluate(position)[1] if slope is None else slope(position)
     velocity, second = turn(velocity, gradient, (1 - 2 * LAMBDA) * size)
     position = position + 0.5 * size[:, None] * velocity
     value, gradient = evaluate(position)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain, select
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.ops.langevin import langevin_step
 
 __all__ = ["Langevin"]
 
@@ -130,11 +131,13 @@ class Langevin(Kernel):
         return self._settle(state, self._propose(state, noise, self.temperature), noise, self.temperature)
 
     def _propose(self, state: KernelState, noise: Mapping[str, Tensor], temperature: float | Tensor) -> Position:
-        step = state.step_size
-        drift = -0.5 * step.square() / temperature
         gradient = self._clipped(state.gradient)
-        moved = {k: torch.addcmul(v, gradient[k], per_chain(drift, v)) for k, v in state.position.items()}
-        return {k: torch.addcmul(v, noise[f"noise {k}"], per_chain(step, v)) for k, v in moved.items()}
+
+        def moved(k: str, v: Tensor) -> Tensor:
+            heat = per_chain(temperature, v) if isinstance(temperature, Tensor) else temperature
+            return langevin_step(v, gradient[k], noise[f"noise {k}"], per_chain(state.step_size, v), heat)
+
+        return {k: moved(k, v) for k, v in state.position.items()}
 
     def _settle(
         self, state: KernelState, proposal: Position, noise: Mapping[str, Tensor], temperature: float | Tensor

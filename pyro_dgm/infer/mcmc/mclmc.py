@@ -155,7 +155,9 @@ class MCLMC(Kernel):
         squares, worst = torch.zeros_like(value), torch.zeros_like(value)
         for i in range(state.num_steps):
             before = value
-            x, velocity, value, gradient, kinetic = minimal_norm_step(x, velocity, gradient, size, white.evaluate)
+            x, velocity, value, gradient, kinetic = minimal_norm_step(
+                x, velocity, gradient, size, white.evaluate, white.slope
+            )
             error = value - before + kinetic
             squares, worst = squares + error.square(), torch.maximum(worst, error.abs())
             velocity = unit(velocity + nu * noise["refresh"][:, i])

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
-from pyro_dgm.infer.mcmc.sites import LogJoint
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
 
 __all__ = ["FunctionMinibatches", "MinibatchPotential", "ModelMinibatches"]
@@ -119,9 +118,8 @@ class _GivenData(Potential):
         self._batched = torch.func.vmap(torch.func.grad_and_value(self._single))
 
     def _single(self, position: Position, indices: Position) -> Tensor:
-        with LogJoint(self.whole.latents, position) as joint, _Given(indices):
-            self.model(*self.args, **self.kwargs)
-        joint.check_complete()
+        with _Given(indices):
+            joint = self.whole.joint(position, self.model)
         return -(joint.log_prob + joint.log_det)
 
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
@@ -163,7 +161,8 @@ def _subsampled(
         if site["type"] != "sample" or site["is_observed"] or isinstance(site["fn"], _Subsample):
             continue
         inside = [f.name for f in site["cond_indep_stack"] if f.name in plates]
-        if inside:
+        support: Any = getattr(site["fn"], "support", None)
+        if inside and not support.is_discrete:  # those are summed out, or refused by name
             raise ValueError(
                 f"latent site {name!r} is inside the subsampled plate {inside[0]!r}: each mini-batch has other "
                 "latents, so there is no chain of them; SGLD samples global latents alone"

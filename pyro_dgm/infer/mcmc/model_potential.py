@@ -25,14 +25,15 @@ class ModelPotential(Potential):
     with :math:`z(u)` the ``biject_to`` of each latent's support.  All chains are evaluated by one ``torch.func.vmap``
     of the model, and from the twentieth evaluation on by the graph of tensor operations that this does: the same
     numbers without Pyro's and vmap's Python.  A model that cannot be vectorised (Python control flow on values) runs
-    chain after chain, and a warning says so.
+    chain after chain, and a warning says so.  Discrete latents of finitely many values are summed out, marked for it or
+    not (:class:`~pyro_dgm.infer.mcmc.marginal.Marginalised`), and are not among the draws.
 
     :param model: a Pyro model.  Its parameters are constants here.
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param compile: have inductor compile the graph, which takes seconds and pays in long runs.
-    :raises ValueError: for a discrete latent, a subsampled plate, no latent at all, or sites that change between runs;
-        the message names the site.
+    :raises ValueError: for a discrete latent that cannot be enumerated, a subsampled plate, no continuous latent, or
+        sites that change between runs; the message names the site.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class ModelPotential(Potential):
     ) -> None:
         super().__init__()
         self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
-        self.latents: dict[str, Latent] = describe_latents(model, args, self.kwargs)
+        self.latents: dict[str, Latent]
+        self.latents, self.summed = describe_latents(model, args, self.kwargs)
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
         self._checked = False
@@ -57,15 +59,17 @@ class ModelPotential(Potential):
             )
         return {name: latent.transform.inv for name, latent in self.latents.items()}
 
+    def joint(self, position: Position, model: Callable[..., Any] | None = None, by_site: bool = False) -> LogJoint:
+        """The log-joint density at one position, without a chain dimension, of this model or of one like it."""
+        handler = LogJoint(self.latents, position, by_site, self.summed)
+        return handler.run(self.model if model is None else model, self.args, self.kwargs)
+
     def _single(self, position: Position) -> Tensor:
-        with LogJoint(self.latents, position) as joint:
-            self.model(*self.args, **self.kwargs)
-        joint.check_complete()
+        joint = self.joint(position)
         return -(joint.log_prob + joint.log_det)
 
     def _constrain_by_model(self, position: Position) -> tuple[Position, Tensor]:
-        with LogJoint(self.latents, position) as joint:
-            self.model(*self.args, **self.kwargs)
+        joint = self.joint(position)
         zero = next(iter(position.values())).new_zeros(())
         return joint.values, joint.log_det + zero
 
@@ -158,9 +162,9 @@ class ModelPotential(Potential):
     def explain(self, position: Position) -> str:
         """Sites whose log-probability, or log-Jacobian, is not finite for the first of these chains."""
         one = {k: v[0] for k, v in position.items()}
-        with torch.no_grad(), pyro.validation_enabled(False), LogJoint(self.latents, one, by_site=True) as joint:
+        with torch.no_grad(), pyro.validation_enabled(False):
             try:
-                self.model(*self.args, **self.kwargs)
+                joint = self.joint(one, by_site=True)
             except torch.linalg.LinAlgError as error:
                 return f"a matrix factorisation fails in the model: {error}"
         bad = [f"{name!r} ({value:g})" for name, value in joint.by_site.items() if not _finite(value)]

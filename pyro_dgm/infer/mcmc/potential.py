@@ -21,7 +21,7 @@ Position = dict[str, Tensor]
 #: evaluations at one number of chains after which the model's graph takes the model's place
 GRAPH_AFTER = 20
 #: elements of an evaluation's largest tensor above which chains are evaluated in groups: what a processor's cache holds
-CACHED_ELEMENTS = 2**17
+CACHED_ELEMENTS = 2**21
 
 
 class Potential(ABC):
@@ -71,6 +71,22 @@ class Potential(ABC):
             parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
             return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
         return self._together(position)
+
+    def gradient(self, position: Position) -> Position:
+        """The gradient alone: by fewer operations, where there is a graph."""
+        size, chains = self.group(position), next(iter(position.values())).shape[0]
+        graph = self._graphs.get(("gradient", size))
+        if self._tracing or chains % size or not isinstance(graph, GraphFunction):
+            return self(position)[1]
+        parts = []
+        try:
+            for start in range(0, chains, size):
+                part = position if size == chains else {k: v[start : start + size] for k, v in position.items()}
+                parts.append(graph.without_first(part))
+        except torch.linalg.LinAlgError:
+            return self(position)[1]
+        columns = zip(*parts, strict=True)
+        return {k: v[0] if len(v) == 1 else torch.cat(v) for k, v in zip(position, columns, strict=True)}
 
     def _together(self, position: Position) -> tuple[Tensor, Position]:
         try:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, identity_transform
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
+
 __all__ = ["Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
 
 
@@ -42,9 +44,15 @@ class LogJoint(Messenger):
     meets each site's own support, so a support that moves with other latents has the right Jacobian.
     """
 
-    def __init__(self, latents: Mapping[str, Latent], position: Mapping[str, Tensor], by_site: bool = False) -> None:
+    def __init__(
+        self,
+        latents: Mapping[str, Latent],
+        position: Mapping[str, Tensor],
+        by_site: bool = False,
+        summed: Marginalised | None = None,
+    ) -> None:
         super().__init__()
-        self.latents, self.position = latents, position
+        self.latents, self.position, self.summed = latents, position, summed
         self.values: dict[str, Tensor] = {}
         self.log_prob: Any = 0.0
         self.log_det: Any = 0.0
@@ -63,6 +71,11 @@ class LogJoint(Messenger):
         latent, u = self.latents[name], self.position[name]
         transform = _bijection(msg["fn"].support) if latent.moving_support else latent.transform
         value = transform(u)
+        if latent.moving_support and self.summed is not None and value.shape != latent.transform(u).shape:
+            raise ValueError(
+                f"the support of latent site {name!r} depends on a discrete latent that is summed out, so one value "
+                "has to lie in several supports: write it in terms of a latent whose support does not"
+            )
         if transform is not identity_transform:
             self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
         self.values[name] = value
@@ -70,13 +83,23 @@ class LogJoint(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
+        if self.summed is not None or isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
             return
         log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         self.log_prob = self.log_prob + log_prob
         if self._keep:
             self.by_site[msg["name"]] = float(log_prob)
+
+    def run(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LogJoint:
+        """Run the model under this handler, its discrete latents summed out."""
+        with self:
+            if self.summed is None:
+                model(*args, **kwargs)
+            else:
+                self.log_prob = self.summed.log_prob(model, args, kwargs, self.by_site if self._keep else None)
+        self.check_complete()
+        return self
 
     def check_complete(self) -> None:
         """:raises ValueError: if a latent site was not visited."""
@@ -108,8 +131,13 @@ def refuse_subsampling(trace: Any, who: str) -> None:
             )
 
 
-def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Latent]:
-    """Find a model's latents by two prior draws: the second shows what changes between runs."""
+def describe_latents(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Latent], Marginalised | None]:
+    """Find a model's latents by two prior draws: the second shows what changes between runs.
+
+    :returns: the continuous ones, and what is summed out.
+    """
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         first, second = (poutine.trace(model).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
@@ -122,13 +150,11 @@ def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: M
             "MCMC needs fixed sites"
         )
     latents = {}
+    summed = marginalised(sites, first)
     for name, site in sites.items():
+        if summed is not None and name in summed.names:
+            continue
         support = site["fn"].support
-        if support.is_discrete:
-            raise ValueError(
-                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), which gradient-based MCMC cannot "
-                "sample: sum it out in the model, observe it, or use a guide"
-            )
         value = site["value"]
         if value.shape != others[name]["value"].shape:
             raise ValueError(
@@ -149,7 +175,7 @@ def describe_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: M
         )
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
-    return latents
+    return latents, summed
 
 
 def _bijection(support: Any) -> Transform:

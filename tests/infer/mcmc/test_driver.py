@@ -332,7 +332,7 @@ def growing_model(seen=[]):  # noqa: B006
 @pytest.mark.parametrize(
     "model, args, message",
     [
-        (discrete_model, (), r"'k' is discrete \(Categorical\).*sum it out"),
+        (discrete_model, (), r"\['k'\] are all that there are, and are discrete"),
         (subsampled_model, (X,), r"plate 'data' is subsampled \(2 of 3\)"),
         (nan_model, (torch.tensor([0.0, float("nan"), 1.0]),), r"non-finite log-probability at 'x' \(nan\)"),
         (observed_model, (), "no latent site"),

@@ -1,0 +1,258 @@
+"""Several transitions of all chains as one graph of tensor operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.graph import hold, tells_failures
+from pyro_dgm.infer.mcmc.potential import MissingGraph, Position
+from pyro_dgm.infer.simplify import simplify
+from pyro_dgm.infer.static_graph import CannotCapture, Function, StaticGraph, record
+
+__all__ = ["Block", "FailedCall", "Noise", "Rows", "row_of"]
+
+#: the random numbers of one transition
+Noise = Mapping[str, Tensor]
+
+INFO = ("acceptance_rate", "accepted", "diverging", "energy", "n_steps")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What ``n`` transitions gave, each ``(chains, n, ...)``."""
+
+    position: Position
+    stats: dict[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        """Number of transitions."""
+        return self.stats["potential"].shape[1]
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows], dim: int) -> Rows:
+        """Rows one after another (``dim=1``), or of groups of chains (``dim=0``)."""
+        if len(parts) == 1:
+            return parts[0]
+        position = {k: torch.cat([p.position[k] for p in parts], dim) for k in parts[0].position}
+        return cls(position, {k: torch.cat([p.stats[k] for p in parts], dim) for k in parts[0].stats})
+
+
+class Block:
+    """``length`` transitions of ``group`` chains as one graph."""
+
+    def __init__(self, kernel: Kernel, state: KernelState, noise: Noise, length: int, group: int) -> None:
+        self.length, self.held = length, False
+        self.noise_names = list(noise)
+        self.group, chains = group, state.num_chains
+        state = _rows_of(state, slice(0, group))
+        noise = {k: _cut(v, slice(0, group), chains) for k, v in noise.items()}
+        self.names = list(_tensors(state))
+        self.changed: list[str] = []
+        self.changed_at: list[int] = []
+        self.rows: list[str] = []
+        self.row_places: dict[str, int] = {}
+
+        def flat(*values: Tensor) -> list[Tensor]:
+            tensors = dict(zip(self.names, values[: len(self.names)], strict=True))
+            now = _with(state, tensors)
+            rest = values[len(self.names) :]
+            rows = []
+            for i in range(length):
+                part = rest[i * len(self.noise_names) : (i + 1) * len(self.noise_names)]
+                now, info = kernel.transition(now, dict(zip(self.noise_names, part, strict=True)))
+                rows.append(row_of(now, info, stack=False))
+            new = _tensors(now)
+            self.changed = [k for k in self.names if new[k] is not tensors[k]]
+            merged = {k: torch.stack([r[k] for r in rows], 1) if length > 1 else rows[0][k] for k in rows[0]}
+            merged = {k: v for k, v in merged.items() if length > 1 or v is not new.get(k)}
+            if "step_size" not in self.changed:
+                merged.pop("step_size", None)
+            self.rows = list(merged)
+            self.changed_at = [self.names.index(k) for k in self.changed]
+            kept = [k for k in rows[0] if k in merged or k in self.names]
+            constant = {"step_size"} - set(self.changed)
+            self.row_places = {k: self.names.index(k) if k in self.names else -1 for k in kept if k not in constant}
+            outputs = [*(new[k] for k in self.changed), *merged.values()]
+            return [v.contiguous() for v in outputs]
+
+        self.graph = _recorded(kernel, flat, self._inputs(state, [noise] * length))
+        simplify(self.graph.graph)
+
+    def _inputs(self, state: KernelState, noises: Sequence[Noise]) -> list[Tensor]:
+        tensors = [*_tensors(state).values(), *(noise[k] for noise in noises for k in self.noise_names)]
+        return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+
+    def compile(self, state: KernelState, noises: Sequence[Noise]) -> None:
+        """Have inductor compile the graph."""
+        if tells_failures(self.graph):
+            raise CannotCapture("it factorises a matrix, whose failure a compiled graph would not tell")
+        rows = slice(0, self.group)
+        noises = [{k: _cut(v, rows, state.num_chains) for k, v in n.items()} for n in noises]
+        self.graph.compile(self._inputs(_rows_of(state, rows), noises))
+
+    def hold(
+        self,
+        state: KernelState,
+        noises: Sequence[Noise],
+        new: KernelState,
+        rows: Rows,
+    ) -> None:
+        """Hold the graph against what the kernel did."""
+
+        def flat(now: KernelState, made: Rows) -> list[Tensor]:
+            return [*_tensors(now).values(), *made.position.values(), *made.stats.values()]
+
+        def found() -> list[Tensor]:
+            try:
+                return flat(*self(state, noises))
+            except FailedCall as failed:
+                raise failed.__cause__ or failed from None
+
+        hold(lambda: flat(new, rows), found)
+        self.held = True
+
+    def __call__(self, state: KernelState, noises: Sequence[Noise]) -> tuple[KernelState, Rows]:
+        """Take the transitions that have these random numbers."""
+        return self.many(state, lambda _: noises, 1)
+
+    def many(
+        self, state: KernelState, noises: Callable[[int], Sequence[Noise]], calls: int
+    ) -> tuple[KernelState, Rows]:
+        """Call the graph several times, ``noises`` giving the random numbers of each.
+
+        :raises FailedCall: where a call fails, with what those before it have made.
+        """
+        chains = state.num_chains
+        parts = [slice(start, start + self.group) for start in range(0, chains, self.group)]
+        # Chains that do not meet are each group's own; the numbers are drawn for all of them at once.
+        flats = [self._inputs(_rows_of(state, part), []) for part in parts]
+        made: list[list[dict[str, Tensor]]] = [[] for _ in parts]
+        failure: BaseException | None = None
+        drawn: Sequence[Noise] = ()
+        done = 0
+        try:
+            for _ in range(calls):
+                drawn = noises(done)
+                results = []
+                for flat, part in zip(flats, parts, strict=True):
+                    numbers = [_cut(noise[k], part, chains) for noise in drawn for k in self.noise_names]
+                    results.append(self.graph(*flat, *[t if t.is_contiguous() else t.contiguous() for t in numbers]))
+                for flat, found, result in zip(flats, made, results, strict=True):
+                    for at, tensor in zip(self.changed_at, result, strict=False):
+                        flat[at] = tensor if tensor.is_contiguous() else tensor.contiguous()
+                    found.append(self._rows_from(flat, result))
+                done += 1
+        except (torch.linalg.LinAlgError, KeyboardInterrupt) as error:
+            failure = error
+        new = state
+        if done:
+            tensors = dict(_tensors(state))
+            for at in self.changed_at:
+                tensors[self.names[at]] = flats[0][at] if len(parts) == 1 else torch.cat([f[at] for f in flats])
+            new = replace(_with(state, tensors), iteration=state.iteration + done * self.length)
+        rows = Rows.join([self._joined(state, flat) for flat in made], 0) if done else None
+        if failure is not None:
+            raise FailedCall(new, rows, drawn) from failure
+        assert rows is not None
+        return new, rows
+
+    def _rows_from(self, flat: Sequence[Tensor], result: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What a call says of its transitions; what is not among the results is that of the only transition."""
+        rows = dict(zip(self.rows, result[len(self.changed_at) :], strict=True))
+        return {k: rows[k] if k in rows else flat[at] for k, at in self.row_places.items()}
+
+    def _joined(self, state: KernelState, calls: Sequence[Mapping[str, Tensor]]) -> Rows:
+        join = torch.cat if self.length > 1 else torch.stack
+        found = {k: join([call[k] for call in calls], 1) for k in self.row_places}
+        potential = found["potential"]
+        constant = per_chain(state.step_size, potential.shape[0]).unsqueeze(1).expand(potential.shape)
+        stats = {"potential": potential, "step_size": found.get("step_size", constant), **{k: found[k] for k in INFO}}
+        return Rows({k: found[f"position {k}"] for k in state.position}, stats)
+
+
+class FailedCall(Exception):
+    """A call of a block failed: at a matrix that could not be factorised, or by Ctrl-C.
+
+    :ivar state: after the calls before it.
+    :ivar rows: what they made, or ``None``.
+    :ivar noises: its random numbers.
+    """
+
+    def __init__(self, state: KernelState, rows: Rows | None, noises: Sequence[Noise]) -> None:
+        super().__init__("a block of transitions failed")
+        self.state, self.rows, self.noises = state, rows, noises
+
+
+def _recorded(kernel: Kernel, flat: Function, inputs: list[Tensor]) -> StaticGraph:
+    """Record, having made the graphs of potentials that are found missing on the way."""
+    for _ in range(5):
+        try:
+            with kernel.potential.tracing(), torch.no_grad(), pyro.validation_enabled(False):
+                # Told of what the potentials read, it need not look for that by a second recording.
+                known = {id(t): t for g in kernel.potential.graphs for t in g.plain.externals}
+                return record(flat, inputs, list(known.values()))
+        except CannotCapture as error:
+            if not isinstance(error.__cause__, MissingGraph):
+                raise
+            missing = error.__cause__
+        missing.make()
+    raise CannotCapture("its potential is evaluated at ever other shapes")
+
+
+def per_chain(value: Tensor, chains: int) -> Tensor:
+    return value if value.dim() else value.expand(chains)
+
+
+def row_of(state: KernelState, info: Info, stack: bool = True) -> Any:
+    """The state and what is said of a transition, as one row."""
+    stats = {"potential": state.potential, "step_size": per_chain(state.step_size, state.num_chains)}
+    stats.update({k: getattr(info, k) for k in INFO})
+    if not stack:
+        return {**{f"position {k}": v for k, v in state.position.items()}, **stats}
+    return Rows({k: v.unsqueeze(1) for k, v in state.position.items()}, {k: v.unsqueeze(1) for k, v in stats.items()})
+
+
+def _tensors(state: KernelState) -> dict[str, Tensor]:
+    """The tensors of a state, by name."""
+    named = {f"position {k}": v for k, v in state.position.items()}
+    named["potential"], named["step_size"] = state.potential, state.step_size
+    for kind in ("gradient", "inverse_mass", "extra"):
+        named.update({f"{kind} {k}": v for k, v in getattr(state, kind).items()})
+    return named
+
+
+def _with(state: KernelState, tensors: Mapping[str, Tensor]) -> KernelState:
+    """A state with these tensors."""
+    kinds: dict[str, Any] = {
+        kind: {k: tensors[f"{kind} {k}"] for k in getattr(state, kind)}
+        for kind in ("position", "gradient", "inverse_mass", "extra")
+    }
+    return replace(state, potential=tensors["potential"], step_size=tensors["step_size"], warmup=None, **kinds)
+
+
+def _rows_of(state: KernelState, rows: slice) -> KernelState:
+    """Some of the chains."""
+    chains = state.num_chains
+    if rows == slice(0, chains):
+        return state
+    return replace(
+        state,
+        position={k: v[rows] for k, v in state.position.items()},
+        gradient={k: v[rows] for k, v in state.gradient.items()},
+        potential=state.potential[rows],
+        extra={k: _cut(v, rows, chains) for k, v in state.extra.items()},
+    )
+
+
+def _cut(value: Tensor, rows: slice, chains: int) -> Tensor:
+    if rows == slice(0, chains):
+        return value
+    return value[rows] if value.dim() and value.shape[0] == chains else value

@@ -1,0 +1,112 @@
+"""Discrete latents of a model, summed out of its joint density so that a gradient can move the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_dgm.infer.elbo.enumeration import marginal_model_terms
+from pyro_dgm.infer.elbo.log_einsum import LogSumRing
+
+__all__ = ["Marginalised", "marginalised"]
+
+
+@dataclass(frozen=True)
+class Marginalised:
+    r"""The discrete latents that are summed out, exactly:
+
+    .. math:: \log p(x, z) = \log \sum_k p(x, z, k)
+
+    Sums run over each site's support, plate by plate, in the order that the model's dependencies allow (Pyro's tensor
+    variable elimination), so a plate of ``N`` assignments to ``K`` components costs ``N K`` terms, not ``K^N``.
+
+    :ivar names: of the sites.
+    :ivar nesting: dimensions that plates take.
+
+    Source: F. Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs", arXiv:1902.03210.
+    """
+
+    names: frozenset[str]
+    nesting: int
+
+    def log_prob(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        by_site: dict[str, float] | None = None,
+    ) -> Tensor:
+        """The marginal log-density of a model whose other latents have their values from a handler outside.
+
+        :param by_site: filled with the largest log-probability of each site over what is summed, or NaN.
+        """
+
+        def marked(*args: Any, **kwargs: Any) -> None:
+            with _Marking(self.names):
+                model(*args, **kwargs)
+
+        enumerated = _Enumerating(first_available_dim=-1 - self.nesting)(marked)
+        trace = prune_subsample_sites(poutine.trace(enumerated).get_trace(*args, **kwargs))
+        terms = list(marginal_model_terms(trace, poutine.Trace(), ring=LogSumRing))
+        if by_site is not None:
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample":
+                    by_site[name] = float(site["log_prob"].max())
+        return torch.stack([t.sum() for t in terms]).sum()
+
+
+class _Enumerating(EnumMessenger):
+    """Pyro's handler, told the shapes of values without a look at their data, which ``vmap`` does not allow."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if value is not None:
+            msg = {**msg, "value": torch.empty(value.shape, device="meta")}
+        super()._pyro_post_sample(msg)
+
+
+class _Marking(Messenger):
+    """Mark sites for enumeration, whatever the model says of them."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["infer"] = {**msg["infer"], "enumerate": "parallel"}
+
+
+def marginalised(sites: Mapping[str, Any], trace: Any) -> Marginalised | None:
+    """What is to be summed out of a model: its discrete latents, of finitely many values each.
+
+    :param sites: the latent sites of one run.
+    :param trace: that run, whose plates are counted.
+    :returns: ``None`` where there is none.
+    :raises ValueError: for a discrete latent that cannot be enumerated, or where all latents are discrete; by name.
+    """
+    discrete = {name: site for name, site in sites.items() if site["fn"].support.is_discrete}
+    for name, site in discrete.items():
+        if not getattr(site["fn"], "has_enumerate_support", False):
+            raise ValueError(
+                f"latent site {name!r} is discrete ({type(site['fn']).__name__}) and cannot be enumerated, so "
+                "gradient-based MCMC can neither move it nor sum it out: sum it out in the model, put it in a plate of "
+                "single values if it is an event of several, observe it, or use a guide"
+            )
+    if not discrete:
+        return None
+    if len(discrete) == len(sites):
+        raise ValueError(
+            f"latent sites {sorted(discrete)} are all that there are, and are discrete: with them summed out nothing "
+            "is left to sample. Gibbs and GibbsWithGradients draw discrete states; TraceEnumELBO sums them"
+        )
+    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
+    return Marginalised(frozenset(discrete), max((-f.dim for f in frames), default=0))
