@@ -59,8 +59,11 @@ def _relative(a: Tensor, b: Tensor, floor: float) -> float:
     return float((a - b).norm()) / max(float(a.norm()), floor, 1e-30)
 
 
-def explain_mismatch(density: JaxDensity, position: Position) -> str:
-    """The first operation whose result, or else whose vector-Jacobian product, differs from torch's on one input."""
+def explain_mismatch(density: JaxDensity, position: Position, tolerance: float) -> str:
+    """The operation whose result, or else whose vector-Jacobian product, differs most from torch's on torch's inputs.
+
+    :param tolerance: relative differences up to this are rounding.
+    """
     graph, lowered = density.graph, density.lowered
     walk = _Walk(graph)
     tensors = [*position.values(), *density.externals.values()]
@@ -68,15 +71,16 @@ def explain_mismatch(density: JaxDensity, position: Position) -> str:
         walk.run(*(t.detach() for t in tensors))
         nodes = [n for n in graph.graph.nodes if n.op not in ("placeholder", "output")]
         pairs = [p for p in zip(nodes, lowered.steps, strict=True) if isinstance(p[0].target, torch._ops.OpOverload)]
-        for gradient in (False, True):
-            for node, step in pairs:
-                size = (_gradient_difference if gradient else _value_difference)(node, step, walk.values)
-                if size > 1e-5:
-                    what = "gradient" if gradient else "result"
-                    shapes = [tuple(walk.values[n].shape) for n in _tensor_nodes(node, walk.values)]
-                    return f"the rule of {node.target}, on {shapes}, has another {what} (by {size:.2g})"
+        for what, measure in (("result", _value_difference), ("gradient", _gradient_difference)):
+            sizes = [measure(node, step, walk.values) for node, step in pairs]
+            worst = max(range(len(sizes)), key=sizes.__getitem__)
+            if not sizes[worst] <= tolerance:
+                node = pairs[worst][0]
+                shapes = [tuple(walk.values[n].shape) for n in _tensor_nodes(node, walk.values)]
+                return f"the rule of {node.target}, on {shapes}, has another {what} (by {sizes[worst]:.2g})"
     return (
-        "each operation agrees by itself: torch's gradient is not that of its operations (no_grad, a custom backward)"
+        "each operation agrees by itself, so either rounding adds up, or torch's gradient is not that of its "
+        "operations (torch.no_grad, a custom backward)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-from pyro_dgm.infer.elbo.structure import fork_rng
+from pyro_dgm.infer.mcmc.initial import _draw
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.parameters import evaluation_mode
+from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.sample import model_and_guide
 from pyro_dgm.infer.static_graph import record
 from pyro_dgm.interop.jax_check import differences, explain_mismatch, jitted_value_and_grad
@@ -24,8 +25,13 @@ from pyro_dgm.programs import owner_modules
 
 __all__ = ["JaxDensity", "to_jax"]
 
+#: "uniform", "prior", or a function of Pyro's from a site to its value
+InitStrategy = str | Callable[[Any], Tensor]
 
-def to_jax(program_or_model: Any, *args: Any, on_missing: str = "error", **kwargs: Any) -> JaxDensity:
+
+def to_jax(
+    program_or_model: Any, *args: Any, on_missing: str = "error", init_strategy: InitStrategy = "uniform", **kwargs: Any
+) -> JaxDensity:
     r"""A Pyro model's log-density given data, as a pure JAX function of its unconstrained latents.
 
     .. math:: \log p(x, z(u)) + \log \left| \frac{\partial z}{\partial u} \right|
@@ -41,6 +47,9 @@ def to_jax(program_or_model: Any, *args: Any, on_missing: str = "error", **kwarg
     :param on_missing: what happens to an operation without a rule: ``"error"`` names it; ``"callback"`` has torch do
         it at every call by ``jax.pure_callback``, and its gradient too, which is right and slow (chain by chain, on
         the host).
+    :param init_strategy: where the points of the check lie, and chains begin: ``"uniform"`` on (-2, 2) in unconstrained
+        space, ``"prior"``, or a function of :mod:`pyro.infer.autoguide.initialization`, for models whose density is not
+        finite around zero.
     :returns: a function of ``(position, arrays)``, see :class:`JaxDensity`.
     :raises CannotConvert: (a ``RuntimeError``) for an operation without a rule, or a mismatch with torch, naming it;
         :class:`~pyro_dgm.infer.CannotCapture`, its base, if the model is not the same operations at every position.
@@ -68,7 +77,7 @@ def to_jax(program_or_model: Any, *args: Any, on_missing: str = "error", **kwarg
         raise ValueError(f"on_missing must be 'error' or 'callback', got {on_missing!r}")
     model, _ = model_and_guide(program_or_model)
     with evaluation_mode(program_or_model, model):
-        density = JaxDensity(ModelPotential(model, args, kwargs), on_missing)
+        density = JaxDensity(ModelPotential(model, args, kwargs), on_missing, init_strategy)
         density.check()
     return density
 
@@ -94,8 +103,12 @@ class JaxDensity:
     :ivar callbacks: names of the operations that torch still does, called back (``on_missing="callback"``).
     """
 
-    def __init__(self, potential: ModelPotential, on_missing: str = "error") -> None:
-        self.potential = potential
+    def __init__(
+        self, potential: ModelPotential, on_missing: str = "error", init_strategy: InitStrategy = "uniform"
+    ) -> None:
+        if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
+            raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function, got {init_strategy!r}")
+        self.potential, self.init_strategy = potential, init_strategy
         self.shapes = {name: tuple(latent.shape) for name, latent in potential.latents.items()}
         self.names = list(self.shapes)
         examples = [torch.zeros(i.shape, dtype=i.dtype, device=i.device) for i in potential.latents.values()]
@@ -187,27 +200,41 @@ class JaxDensity:
             value, grads = jitted_value_and_grad()(self.lowered, len(self.names), inputs)
             return torch.from_numpy(np.array(value)), self.to_torch(dict(zip(self.names, grads, strict=True)))
 
+    @property
+    def device(self) -> torch.device:
+        """Of the latents in torch."""
+        return next(iter(self.potential.latents.values())).device
+
+    def draw(self, count: int) -> Position:
+        """Unconstrained positions ``(count, ...)`` by ``init_strategy``, from torch's global generator."""
+        if self.init_strategy != "uniform":
+            return _draw(self.potential, self.init_strategy, count, torch.default_generator)
+        return {
+            k: (4 * torch.rand((count, *latent.shape), dtype=latent.dtype, device="cpu") - 2).to(latent.device)
+            for k, latent in self.potential.latents.items()
+        }
+
     def points(self, count: int, seed: int) -> list[Position]:
-        """Unconstrained positions, uniform on (-2, 2), at which torch's value and gradient are finite.
+        """Unconstrained positions at which torch's value and gradient are finite.
+
+        Uniform on (-2, 2), or as ``init_strategy`` says.
 
         :raises ValueError: if there are none among 100 draws; the message names the sites.
         """
-        generator = torch.Generator().manual_seed(seed)
         found: list[Position] = []
         position: Position = {}
-        for _ in range(100 + count):
-            position = {
-                k: (4 * torch.rand(latent.shape, generator=generator, dtype=latent.dtype) - 2).to(latent.device)
-                for k, latent in self.potential.latents.items()
-            }
-            try:
-                value, grads = self.torch_value_and_grad(position)
-            except torch.linalg.LinAlgError:
-                continue
-            if all(bool(torch.isfinite(t).all()) for t in (value, *grads.values())):
-                found.append(position)
-                if len(found) == count:
-                    return found
+        with forked_rng(self.device, seed):
+            for _ in range(100 + count):
+                # A strategy may give the same point each time: they are to differ.
+                position = {k: v[0] + 0.1 * torch.rand_like(v[0]) for k, v in self.draw(1).items()}
+                try:
+                    value, grads = self.torch_value_and_grad(position)
+                except torch.linalg.LinAlgError:
+                    continue
+                if all(bool(torch.isfinite(t).all()) for t in (value, *grads.values())):
+                    found.append(position)
+                    if len(found) == count:
+                        return found
         why = self.potential.explain({k: v[None] for k, v in position.items()})
         raise ValueError(f"no {count} positions with a finite log-density in {100 + count} draws: {why}")
 
@@ -220,16 +247,14 @@ class JaxDensity:
         """
         dtype = torch.float64 if self.x64 else torch.float32
         rtol = 4 * torch.finfo(dtype).eps ** 0.5 if rtol is None else rtol
-        with fork_rng():
-            points = self.points(num_points, seed)
         worst = 0.0
-        for point in points:
+        for point in self.points(num_points, seed):
             found = differences(self.torch_value_and_grad(point), self.value_and_grad(point))
             bad = [f"{what} by {size:.2g}" for what, size in found.items() if not size <= rtol]
             if bad:
                 raise CannotConvert(
                     f"what became of the model in JAX is not the model: relative to their sizes {', '.join(bad)} "
-                    f"(at most {rtol:.1g} allowed); {explain_mismatch(self, point)}"
+                    f"(at most {rtol:.1g} allowed); {explain_mismatch(self, point, 0.1 * rtol)}"
                 )
             worst = max(worst, *found.values())
         self.error = worst

@@ -16,6 +16,7 @@ from pyro_dgm.infer.mcmc.keeping import constrain
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.interop.jax_density import JaxDensity
 from pyro_dgm.interop.jax_setup import require
 from pyro_dgm.interop.jaxlower import Lowered
@@ -169,7 +170,8 @@ def _run(
     import numpy as np
 
     arrays = list(density.arrays.values())
-    positions = _initial(density, loop, arrays, num_chains, seed)
+    with forked_rng(density.device, seed):
+        positions = _initial(density, loop, arrays, num_chains)
     states = loop.start(positions, jax.random.split(jax.random.key(seed), num_chains), arrays)
     with bar.track(warmup_steps, "warm-up") as advance:
         for done, count in _blocks(warmup_steps):
@@ -205,21 +207,15 @@ def _blocks(total: int) -> Iterator[tuple[int, int]]:
         yield begun + count, count
 
 
-def _initial(density: JaxDensity, loop: _Loop, arrays: list[Any], num_chains: int, seed: int) -> dict[str, Any]:
-    """Uniform on (-2, 2), drawn anew where the log-density or its gradient is not finite."""
+def _initial(density: JaxDensity, loop: _Loop, arrays: list[Any], num_chains: int) -> dict[str, Any]:
+    """As the density's strategy draws them, anew where the log-density or its gradient is not finite."""
     import jax.numpy as jnp
     import numpy as np
 
-    generator = torch.Generator().manual_seed(seed)
     dtype = np.float64 if density.x64 else np.float32
 
     def draw() -> dict[str, Any]:
-        return {
-            k: (4 * torch.rand((num_chains, *shape), generator=generator, dtype=torch.float64) - 2)
-            .numpy()
-            .astype(dtype)
-            for k, shape in density.shapes.items()
-        }
+        return {k: v.cpu().numpy().astype(dtype) for k, v in density.draw(num_chains).items()}
 
     position = draw()
     for _ in range(MAX_TRIES):

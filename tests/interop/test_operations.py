@@ -27,7 +27,7 @@ def model_of(case):
 @pytest.mark.parametrize(("room", "name"), PAIRS, ids=[f"{r}-{n}" for r, n in PAIRS])
 def test_rule(room, name):
     density = to_jax(model_of(CASES[room][name]))
-    assert density.check(rtol=1e-7) <= 1e-7  # some of torch's constants are of single precision
+    assert density.check(rtol=1e-10) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ["writes", "scatter"])
