@@ -1,6 +1,7 @@
 """What can stand at a ``pyro.sample`` site: priors, likelihoods, and trained models as distributions."""
 
 from pyro_dgm.distributions.dbm import DBMDistribution
+from pyro_dgm.distributions.energy import EnergyDistribution
 from pyro_dgm.distributions.fully_visible import FullyVisibleDistribution
 from pyro_dgm.distributions.likelihoods import (
     BernoulliLikelihood,
@@ -10,6 +11,7 @@ from pyro_dgm.distributions.likelihoods import (
     likelihood,
 )
 from pyro_dgm.distributions.rbm import RBMDistribution
+from pyro_dgm.distributions.replay_buffer import ReplayBuffer
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, CategoricalUnits, GaussianUnits, VisibleUnits
 
@@ -19,11 +21,13 @@ __all__ = [
     "CallableLikelihood",
     "CategoricalUnits",
     "DBMDistribution",
+    "EnergyDistribution",
     "FullyVisibleDistribution",
     "GaussianLikelihood",
     "GaussianUnits",
     "Likelihood",
     "RBMDistribution",
+    "ReplayBuffer",
     "UnnormalizedDistribution",
     "VisibleUnits",
     "likelihood",

@@ -35,7 +35,16 @@ from pyro_dgm.infer.elbo import (
     VarGrad,
     WakeSleep,
 )
-from pyro_dgm.infer.energy import ContrastiveDivergence, EnergyObjective, PersistentCD
+from pyro_dgm.infer.energy import (
+    ContrastiveDivergence,
+    DenoisingScoreMatching,
+    EnergyObjective,
+    NoiseContrastive,
+    PersistentCD,
+    ScoreMatching,
+    ShortRunML,
+    SlicedScoreMatching,
+)
 from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.precision import mixed_precision
@@ -67,9 +76,11 @@ __all__ = [
     "CapturedELBO",
     "ContrastiveDivergence",
     "DReG",
+    "DenoisingScoreMatching",
     "EarlyStopping",
     "EnergyObjective",
     "FactorVAE",
+    "NoiseContrastive",
     "NonFiniteLossError",
     "Objective",
     "PersistentCD",
@@ -78,6 +89,9 @@ __all__ = [
     "ReweightedWakeSleep",
     "Run",
     "ScoreFunction",
+    "ScoreMatching",
+    "ShortRunML",
+    "SlicedScoreMatching",
     "SlicedWasserstein",
     "TraceEnumELBO",
     "TraceGraphELBO",

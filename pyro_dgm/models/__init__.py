@@ -4,6 +4,9 @@ from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.boltzmann import BoltzmannFamily
 from pyro_dgm.models.boltzmann_machine import BoltzmannMachine
 from pyro_dgm.models.dbm import DBM, DBMStage
+from pyro_dgm.models.energy import EBM
+from pyro_dgm.models.energy_family import EnergyFamily
+from pyro_dgm.models.latent_ebm import LatentEBM
 from pyro_dgm.models.linear_gaussian import LinearGaussian
 from pyro_dgm.models.rbm import RBM
 from pyro_dgm.models.vae import VAE
@@ -12,14 +15,16 @@ from pyro_dgm.models.vae import VAE
 FAMILIES: dict[str, type[Family]] = {"VAE": VAE, "LinearGaussian": LinearGaussian}
 
 #: families whose density is known up to a constant: they are trained by the objectives of :mod:`pyro_dgm.infer.energy`
-ENERGY_FAMILIES: dict[str, type[BoltzmannFamily]] = {
+ENERGY_FAMILIES: dict[str, type[EnergyFamily]] = {
     "RBM": RBM,
     "DBM": DBM,
     "BoltzmannMachine": BoltzmannMachine,
+    "EBM": EBM,
 }
 
 __all__ = [
     "DBM",
+    "EBM",
     "ENERGY_FAMILIES",
     "FAMILIES",
     "RBM",
@@ -27,7 +32,9 @@ __all__ = [
     "BoltzmannFamily",
     "BoltzmannMachine",
     "DBMStage",
+    "EnergyFamily",
     "Family",
+    "LatentEBM",
     "LinearGaussian",
     "program_method",
 ]

@@ -1,17 +1,15 @@
-"""What the Boltzmann machines have in common: a program with one site of unnormalised density, and its log Z."""
+"""What the Boltzmann machines have in common: visible units, and their log Z."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyro_dgm.distributions.visible_units import VisibleUnits
-from pyro_dgm.models.base import Family, program_method
+from pyro_dgm.models.energy_family import EnergyFamily, check_count, seeded
 from pyro_dgm.ops.annealing import annealing_schedule
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
@@ -21,7 +19,7 @@ __all__ = ["BoltzmannFamily"]
 BASE_RATE_STEPS = 200
 
 
-class BoltzmannFamily(Family):
+class BoltzmannFamily(EnergyFamily):
     """Base of the Boltzmann machines: one observed site, no latent site, no guide.
 
     A subclass gives :meth:`distribution` and :meth:`base_bias`.  The distribution is an
@@ -31,62 +29,16 @@ class BoltzmannFamily(Family):
     :param event_shape: shape of one datum.
     """
 
-    #: whether densities are normalised: objectives that need log Z of the parameters refuse this program
-    normalized = False
     #: kind of the visible units
     units: VisibleUnits
-    #: the law of the visible units at the present parameters
-    distribution: Callable[[], Any]
     #: from the mean of each visible unit, ``event_shape``, to the bias of independent units with these means
     base_bias: Callable[[Tensor], Tensor]
-
-    @program_method
-    def model(self, x: Tensor) -> Tensor:
-        """Observe ``x``, ``(N, *event_shape)``, at a site whose density is known up to a constant."""
-        with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            return pyro.sample(self.obs_name, self.distribution(), obs=self.as_observed(x))
-
-    def as_observed(self, x: Tensor) -> Tensor:
-        """The batch as the site takes it."""
-        return x
-
-    @program_method
-    def guide(self, x: Tensor) -> None:
-        """There is no latent site: hidden units are summed out."""
 
     def check_units(self, x: Tensor) -> None:
         """Refuse values that the visible units cannot take."""
         if not torch.is_floating_point(x):
             raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
         self.units.check(x, "x")
-
-    def free_energy(self, x: Tensor) -> Tensor:
-        r""":math:`F(x)`, with :math:`p(x) = e^{-F(x)} / Z`, nats, ``(N,)``."""
-        self.check_batch(x)
-        return -self.distribution().log_prob(self.as_observed(x))
-
-    @torch.no_grad()
-    def sample(
-        self, num_samples: int, num_steps: int = 1000, initial: Tensor | None = None, seed: int | None = None
-    ) -> Tensor:
-        """Draws by Gibbs sampling, each from a chain of its own.
-
-        :param num_samples: how many.
-        :param num_steps: Gibbs sweeps; the draws are as good as the chain has mixed.
-        :param initial: data to start at, ``(num_samples, *event_shape)``; by default units drawn from their biases.
-        :param seed: of the draws; without it they take (and advance) torch's global generator.
-        :returns: ``(num_samples, *event_shape)``.
-        """
-        _check_count("num_samples", num_samples)
-        _check_count("num_steps", num_steps)
-        if initial is not None:
-            self.check_batch(initial)
-            if len(initial) != num_samples:
-                raise ValueError(f"initial must hold num_samples = {num_samples} data, got {len(initial)}")
-        with _seeded(seed, self._device()):
-            law = self.distribution()
-            state = law.initial_state(num_samples) if initial is None else law.state_of(initial)
-            return law.value_of(law.mcmc_step(state, num_steps))
 
     @torch.no_grad()
     def log_normalizer(
@@ -130,10 +82,10 @@ class BoltzmannFamily(Family):
             raise ValueError(f"method must be 'ais' or 'exact', got {method!r}")
         if direction not in ("forward", "reverse"):
             raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
-        _check_count("num_chains", num_chains, 2)
+        check_count("num_chains", num_chains, 2)
         betas = annealing_schedule(schedule, num_temperatures)
         _check_parameters(self)
-        with _seeded(seed, self._device()):
+        with seeded(seed, self._device()):
             if data is not None:
                 self.check_batch(data)
                 mean = data.mean(0)
@@ -176,14 +128,6 @@ class BoltzmannFamily(Family):
 
     log_marginal = log_likelihood
 
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
-
-def _check_count(argument: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
-
 
 def _check_parameters(module: torch.nn.Module) -> None:
     bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
@@ -196,17 +140,3 @@ def _finite(value: Tensor, module: torch.nn.Module) -> Tensor:
         _check_parameters(module)
         raise ValueError(f"log Z is {float(value)}: energies overflow")
     return value
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

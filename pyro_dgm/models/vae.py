@@ -72,9 +72,7 @@ class VAE(Family):
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.latent_dim = int(latent_dim)
-        self.likelihood = _likelihood(likelihood, self.event_shape, param_shape)
-        words = {BernoulliLikelihood: "bernoulli", GaussianLikelihood: "gaussian"}
-        self._likelihood_name = words.get(type(self.likelihood), type(self.likelihood).__name__)
+        self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
         self._network_name = network if isinstance(network, str) else "custom"
         self.hidden = (
             tuple(hidden) if hidden is not None else {"mlp": (400, 400), "conv": (32, 64)}.get(self._network_name, ())
@@ -129,15 +127,10 @@ class VAE(Family):
         self.likelihood.check(x)
 
     def config(self) -> dict[str, Any]:
-        lik: dict[str, Any] = {"name": self._likelihood_name}
-        if isinstance(self.likelihood, GaussianLikelihood):
-            fixed = self.likelihood.kind == "fixed"
-            lik["scale"] = float(self.likelihood.log_scale.exp()) if fixed else self.likelihood.kind
-            lik["min_scale"] = self.likelihood.min_scale
         return {
             "event_shape": list(self.event_shape),
             "latent_dim": self.latent_dim,
-            "likelihood": lik,
+            "likelihood": likelihood_config(self.likelihood),
             "network": self._network_name,
             "hidden": list(self.hidden),
             "activation": self._activation_name,
@@ -157,9 +150,20 @@ def _activation(spec: str | Callable[[], nn.Module] | None) -> tuple[dict[str, A
     return {"activation": spec}, name if getattr(nn, name, None) is spec else "custom"
 
 
-def _likelihood(spec: Any, event_shape: torch.Size, param_shape: Sequence[int] | None) -> Likelihood:
+def make_likelihood(spec: Any, event_shape: torch.Size, param_shape: Sequence[int] | None = None) -> Likelihood:
+    """The likelihood of a family whose data have a shape."""
     # The constructor's argument shadows the function's name; also, a callable module stays one (its parameters count).
     made = likelihood(spec, event_shape, param_shape)
     if made.event_shape != event_shape and not isinstance(made, CallableLikelihood):
-        raise ValueError(f"likelihood has event shape {tuple(made.event_shape)}, the VAE {tuple(event_shape)}")
+        raise ValueError(f"likelihood has event shape {tuple(made.event_shape)}, the family {tuple(event_shape)}")
     return made
+
+
+def likelihood_config(made: Likelihood) -> dict[str, Any]:
+    """What rebuilds a likelihood, for JSON: the library's by their words, any other by its class."""
+    words = {BernoulliLikelihood: "bernoulli", GaussianLikelihood: "gaussian"}
+    config: dict[str, Any] = {"name": words.get(type(made), type(made).__name__)}
+    if isinstance(made, GaussianLikelihood):
+        config["scale"] = float(made.log_scale.exp()) if made.kind == "fixed" else made.kind
+        config["min_scale"] = made.min_scale
+    return config

@@ -15,7 +15,7 @@ from pyro import poutine
 import pyro_dgm
 from pyro_dgm.distributions import UnnormalizedDistribution
 from pyro_dgm.infer import ELBO, ContrastiveDivergence, PersistentCD
-from pyro_dgm.models import DBM, ENERGY_FAMILIES, RBM, BoltzmannFamily, BoltzmannMachine
+from pyro_dgm.models import DBM, EBM, ENERGY_FAMILIES, RBM, BoltzmannMachine, EnergyFamily
 
 CASES = {
     "RBM": (lambda: RBM(6, 4), lambda: torch.randint(2, (5, 6)).float()),
@@ -28,8 +28,13 @@ CASES = {
     "DBM": (lambda: DBM(6, (4, 3)), lambda: torch.randint(2, (5, 6)).float()),
     "DBM-three": (lambda: DBM(6, (4, 3, 2), num_mean_field=5), lambda: torch.randint(2, (5, 6)).float()),
     "BoltzmannMachine": (lambda: BoltzmannMachine(6), lambda: torch.randint(2, (5, 6)).float()),
+    "EBM": (lambda: EBM((6,), hidden=(8,)), lambda: torch.randn(5, 6)),
+    "EBM-conv": (lambda: EBM((1, 5, 6), "conv", (4, 8), base_scale=0.5), lambda: torch.rand(5, 1, 5, 6)),
+    "EBM-cold": (lambda: EBM((2, 3), base=None, hidden=(8,), temperature=0.01), lambda: torch.randn(5, 2, 3)),
 }
 every = pytest.mark.parametrize("case", list(CASES))
+#: those whose normaliser is a sum over states, or annealed by sweeps of their own
+countable = pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("EBM")])
 
 
 def make(case):
@@ -45,7 +50,7 @@ def test_every_family_is_under_contract():
 @every
 def test_one_observed_site_in_the_plate_of_the_data(case):
     family, x = make(case)
-    assert isinstance(family, BoltzmannFamily)
+    assert isinstance(family, EnergyFamily)
     assert not family.normalized
     trace = poutine.trace(family.model).get_trace(x)
     assert trace.observation_nodes == [family.obs_name]
@@ -91,7 +96,7 @@ def test_bounds_are_refused(case):
         ELBO()(family.model, family.guide)(x)
 
 
-@every
+@countable
 def test_log_normalizer(case):
     family, x = make(case)
     exact = family.log_normalizer("exact")

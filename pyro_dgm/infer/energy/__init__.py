@@ -2,5 +2,22 @@
 
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.energy.contrastive import ContrastiveDivergence, PersistentCD
+from pyro_dgm.infer.energy.denoising import DenoisingScoreMatching
+from pyro_dgm.infer.energy.latent import ShortRunML
+from pyro_dgm.infer.energy.noise_contrastive import NoiseContrastive
+from pyro_dgm.infer.energy.score import ScoreObjective
+from pyro_dgm.infer.energy.score_matching import ScoreMatching
+from pyro_dgm.infer.energy.sliced import SlicedScoreMatching
 
-__all__ = ["ContrastiveDivergence", "EnergyObjective", "EnergySite", "PersistentCD"]
+__all__ = [
+    "ContrastiveDivergence",
+    "DenoisingScoreMatching",
+    "EnergyObjective",
+    "EnergySite",
+    "NoiseContrastive",
+    "PersistentCD",
+    "ScoreMatching",
+    "ScoreObjective",
+    "ShortRunML",
+    "SlicedScoreMatching",
+]
