@@ -1,0 +1,110 @@
+"""Which kernels suit which posterior: each with its own settings on posteriordb's, held against the reference draws.
+
+    PYRO_DGM_DATA=... python benchmarks/bench_posteriordb.py --write
+
+A cell is the largest distance of a mean or a standard deviation from the reference's, over all parameters, in Monte
+Carlo standard errors of both; the effective draws a second of CPU time, compilation and warm-up among them; and, where
+it fails (above 4 standard errors, R-hat above 1.02, or an error that it stops with), what it fails by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import arviz
+import numpy as np
+import results_file
+
+import pyro_dgm
+from pyro_dgm.infer.mcmc import KERNELS
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.posteriordb import INITIAL, POSTERIORS, by_parameter, data_of, reference
+
+METHODS = ["hmc", "chees", "mala", "mclmc", "mclmc-adjusted", "parallel-tempering", "random-walk", "nuts-numpyro"]
+
+
+def draw(name: str, method: str, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Draws by parameter, ``(chains, draws)``."""
+    model, data = POSTERIORS[name], data_of(name)
+    conditioned = functools.partial(model, data)
+    chains, draws = (4, args.chains * args.draws // 4) if method == "nuts-numpyro" else (args.chains, args.draws)
+    options = {
+        "num_samples": draws, "warmup_steps": args.warmup, "num_chains": chains, "seed": args.seed, "progress": False
+    }  # fmt: skip
+    if method == "nuts-numpyro":
+        from pyro_dgm.interop.numpyro import run_nuts, to_jax
+
+        post = run_nuts(to_jax(conditioned, init_strategy=INITIAL.get(model, "uniform")), **options)
+    else:
+        kernel = KERNELS[method](init_strategy=INITIAL[model]) if model in INITIAL else method
+        post = pyro_dgm.sample_posterior(conditioned, method=kernel, **options)
+    return by_parameter(model, data, post.samples)
+
+
+def cell(name: str, method: str, args: argparse.Namespace) -> tuple[str, bool]:
+    """What to say of a method on a posterior, and whether it passes."""
+    began = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = draw(name, method, args)
+    except (ValueError, RuntimeError) as error:
+        print(f"{name} {method}: {error}", flush=True)
+        return f"**stops**: {type(error).__name__}", False
+    seconds = time.process_time() - began
+    worst, r_hat, ess = 0.0, 0.0, np.inf
+    for key, want in reference(name).items():
+        for kind, statistic in (("mean", np.mean), ("sd", np.std)):
+            error = np.hypot(*(float(arviz.mcse(d, method=kind)) for d in (found[key], want)))
+            worst = max(worst, abs(statistic(found[key]) - statistic(want)) / error)
+        r_hat = max(r_hat, float(arviz.rhat(found[key])))
+        ess = min(ess, float(arviz.ess(found[key])))
+    text = f"{worst:.1f} ({ess / seconds:,.0f}/s)"
+    if worst > 4 or not r_hat < 1.02:
+        return f"**fails**: {text}, R-hat {r_hat:.2f}", False
+    return text, True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(POSTERIORS), default=list(POSTERIORS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--chains", type=int, default=32)
+    parser.add_argument("--draws", type=int, default=500)
+    parser.add_argument("--warmup", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="into benchmarks/results.md")
+    args = parser.parse_args()
+    rows = []
+    for name in args.only:
+        cells = []
+        for method in args.methods:
+            began = time.process_time()
+            text, _ = cell(name, method, args)
+            cells.append(text)
+            print(f"{name} {method}: {text}, {time.process_time() - began:.0f} s", flush=True)
+        rows.append(f"| {name.split('-', 1)[1]} | {' | '.join(cells)} |")
+    table = "\n".join(
+        [
+            "### Kernels on posteriordb's posteriors\n",
+            f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
+            "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
+            "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64.\n",
+            f"| posterior | {' | '.join(args.methods)} |",
+            "| --- |" + " --- |" * len(args.methods),
+            *rows,
+        ]
+    )
+    print(f"\n{table}\n")
+    if args.write:
+        results_file.write_section("posteriordb", table)
+
+
+if __name__ == "__main__":
+    main()
