@@ -238,8 +238,8 @@ def main() -> None:
         "### Effective draws a second\n",
         "Smallest bulk ESS over all latents a second of sampling (in brackets: of all seconds, compilation and warm-up "
         f"among them). {args.warmup} transitions of warm-up, {args.warmup_many} of more than 64 chains (BlackJAX's "
-        f"is of one chain, whose end all begin at); {args.draws} draws a chain and at most {args.most:,} in all; median "
-        f"of {args.rounds} rounds. Pyro's NUTS is one chain of {args.pyro_draws} draws after as many.\n",
+        f"is of one chain, whose end all begin at); {args.draws} draws a chain and at most {args.most:,} in all; "
+        f"median of {args.rounds} rounds. Pyro's NUTS is one chain of {args.pyro_draws} draws after as many.\n",
     ]
     names: list[str] = []
     rows = []
