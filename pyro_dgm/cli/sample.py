@@ -20,10 +20,10 @@ def sample(
         typer.Option(help="Draw latents given these data, as 0,3,7 or 0:8. Without it data are drawn from the model."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which data --rows counts in: train, validation or test.")] = "test",
-    method: Annotated[str, typer.Option(help="guide, hmc or mala.")] = "guide",
+    method: Annotated[str, typer.Option(help="guide; a kernel (hmc, chees, mala, mclmc, ...); or nuts-numpyro.")] = "guide",
     num_samples: Annotated[int, typer.Option(min=4, help="Posterior draws a chain.")] = 1000,
     num_chains: Annotated[int, typer.Option(min=1, help="Chains.")] = 4,
-    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Adaptation of hmc and mala.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(min=0, help="Transitions in which a kernel adapts.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Data drawn from the model.")] = 64,
     mean: Annotated[bool, typer.Option(help="Show the mean of p(x|z), not a draw of x.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -68,7 +68,7 @@ def sample(
 def _methods() -> list[str]:
     from pyro_dgm.infer.mcmc import KERNELS
 
-    return ["guide", *KERNELS]
+    return ["guide", *KERNELS, "nuts-numpyro"]
 
 
 def _prior(fitted: Any, num: int, mean: bool, seed: int, path: Path) -> None:
@@ -105,7 +105,10 @@ def _posterior(fitted: Any, rows: str, split: str, path: Path, **options: Any) -
 
         x = dynamic_binarization(x, torch.Generator().manual_seed(options["seed"]))
     out = console()
-    post = pyro_dgm.sample_posterior(fitted.program, x, **options)
+    try:
+        post = pyro_dgm.sample_posterior(fitted.program, x, **options)
+    except ImportError as error:  # an extra's: the message says which
+        raise UsageError(f"--method {options['method']}: {error}") from error
     idata = pyro_dgm.to_arviz(post, coords={"data": chosen}, posterior_predictive=True, seed=options["seed"])
     arviz_adapter.to_netcdf(idata, path)
     rhat, ess = arviz_adapter.rhat(idata), arviz_adapter.ess(idata)

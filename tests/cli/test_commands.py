@@ -185,7 +185,7 @@ def test_sample_from_the_model(fitted: Path, tmp_path: Path) -> None:
     assert a.std() < b.std()  # means of a hardly trained decoder are grey, draws are black or white
 
 
-@pytest.mark.parametrize("method", ["guide", "hmc", "mala"])
+@pytest.mark.parametrize("method", ["guide", "hmc", "mala", "nuts-numpyro"])
 def test_sample_latents_given_data(method: str, fitted: Path, tmp_path: Path) -> None:
     path = tmp_path / "posterior.nc"
     result = run("sample", fitted, "--rows", "1,4", "--method", method, "--num-samples", 20, "--num-chains", 2,
