@@ -210,6 +210,10 @@ class Kernel(MCMCKernel):
         """Freeze what was learnt."""
         return replace(state, warmup=None)
 
+    def statistics(self, state: KernelState) -> dict[str, Tensor]:
+        """What there is to say of a run at its end; it goes into ``Posterior.attrs``."""
+        return {}
+
     def start(
         self,
         args: tuple[Any, ...],

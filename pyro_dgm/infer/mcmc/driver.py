@@ -137,6 +137,7 @@ class MCMC:
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else int(self.seed)
         began = time.perf_counter()
         self._restarted: list[int] = []
+        self._of_kernel: list[dict[str, Tensor]] = []
         with poutine.block(), Bar(self.progress) as bar:
             if self.chain_method == "vectorized":
                 samples, stats, done = self._run_chains(args, kwargs, seed, self.num_chains, initial_params, bar)
@@ -152,6 +153,7 @@ class MCMC:
             "interrupted": not done,
             "thinning": self.thinning,
             **({"restarted": self._restarted} if self.restart_diverged else {}),
+            **_lists(self._of_kernel),
         }
         self._posterior = Posterior(samples, stats, self.kernel.name, self.kernel.model, args, kwargs, attrs)
 
@@ -224,6 +226,7 @@ class MCMC:
                     RuntimeWarning,
                     stacklevel=3,
                 )
+        self._of_kernel.append(kernel.statistics(state))
         if isinstance(keep, Sums):
             self._totals = keep.totals_of(made)
             return {}, {}, made == self.num_samples
@@ -338,3 +341,9 @@ def warn_of_trouble(stats: Position) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _lists(runs: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """What a kernel says of a run, as plain numbers; of runs of single chains, a list for each."""
+    found = [{k: v.tolist() for k, v in run.items()} for run in runs]
+    return found[0] if len(found) == 1 else {k: [run[k] for run in found] for k in (found[0] if found else ())}

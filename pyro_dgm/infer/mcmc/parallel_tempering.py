@@ -155,6 +155,8 @@ class ParallelTempering(Kernel):
             "trip": labels,
             "round trips": torch.zeros_like(labels[:, 0]),
             "swap acceptance": betas.new_zeros(chains, hot),
+            "swaps": betas.new_zeros(chains, hot),
+            "taken": torch.zeros_like(labels[:, 0]),
             "rejection": betas.new_zeros(1, hot),
         }
         state = replace(state, extra={**extra, **{f"hot {k}": v[:, 1:].clone() for k, v in replicas.items()}})
@@ -270,6 +272,8 @@ class ParallelTempering(Kernel):
                 **{f"hot {k}": v[:, 1:] for k, v in replicas.items()},
                 **{f"inner {k}": v for k, v in infos.items()},
                 "swap acceptance": acceptance,
+                "swaps": extra["swaps"] + acceptance,
+                "taken": extra["taken"] + 1,
                 "trip": trip,
                 "round trips": extra["round trips"] + done,
             },
@@ -288,15 +292,15 @@ class ParallelTempering(Kernel):
         )
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """How the swaps go.
+        """How the swaps have gone since the warm-up.
 
-        :returns: ``swap_acceptance``, the mean over neighbours at this transition, ``inner_acceptance``, the inner
-            kernel's on the cold replica, and ``round_trips`` from cold to hot and back since the warm-up, each
-            ``(chains,)``; ``inverse_temperatures``, ``(R,)``.
+        :returns: ``swap_acceptance``, the mean over chains and transitions between each two neighbours, cold ones
+            first, ``(R - 1,)``; ``round_trips`` from cold to hot and back of each chain, ``(chains,)``;
+            ``inverse_temperatures``, ``(R,)``.
         """
+        swaps = state.extra["swaps"] / state.extra["taken"].clamp(min=1).unsqueeze(-1)
         return {
-            "inner_acceptance": state.extra["inner acceptance_rate"][:, 0],
-            "swap_acceptance": state.extra["swap acceptance"].mean(-1),
+            "swap_acceptance": swaps.mean(0),
             "round_trips": state.extra["round trips"],
             "inverse_temperatures": state.extra["inverse temperatures"][0],
         }
@@ -320,7 +324,8 @@ class ParallelTempering(Kernel):
 
     def finish_warmup(self, state: KernelState) -> KernelState:
         state = self._learnt(state, self._at(state).finish_warmup(self._replicas(state)))
-        return replace(state, warmup=None, extra={**state.extra, "round trips": state.extra["round trips"] * 0})
+        anew = {k: torch.zeros_like(state.extra[k]) for k in ("round trips", "swaps", "taken")}
+        return replace(state, warmup=None, extra={**state.extra, **anew})
 
 
 def _copy(kernel: Kernel) -> Kernel:

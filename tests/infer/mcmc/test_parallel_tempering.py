@@ -173,6 +173,30 @@ def test_even_and_odd_pairs_take_turns():
     assert torch.equal(swap_order(torch.ones(1, 4, dtype=torch.bool), torch.tensor(1)), torch.tensor([[0, 2, 1, 4, 3]]))
 
 
+@pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
+def test_posterior_says_how_the_swaps_went(chain_method):
+    """Of a Gaussian with two rungs the acceptance is known: E min(1, exp((1 - beta) (U_0 - U_1)))."""
+    kernel = ParallelTempering(
+        HMC(potential_fn=lambda u: 0.5 * u["x"].square(), step_size=0.5, num_steps=4, adapt_step_size=False),
+        num_temperatures=2,
+        max_temperature=4.0,
+    )
+    chains = 64 if chain_method == "vectorized" else 2
+    mcmc = MCMC(kernel, 500, 20, chains, chain_method=chain_method, seed=0, progress=False)
+    mcmc.run(initial_params={"x": torch.zeros(chains, dtype=torch.float64)})
+    attrs = mcmc.posterior.attrs
+    if chain_method == "sequential":
+        assert [len(a) for a in attrs["swap_acceptance"]] == [1, 1]
+        assert attrs["inverse_temperatures"] == [[1.0, 0.25]] * 2
+        return
+    assert attrs["inverse_temperatures"] == [1.0, 0.25]
+    assert len(attrs["round_trips"]) == 64
+    g = torch.Generator().manual_seed(0)
+    cold, hot = torch.randn(2, 200_000, generator=g, dtype=torch.float64) * torch.tensor([[1.0], [2.0]])
+    expected = (0.75 * 0.5 * (cold.square() - hot.square())).exp().clamp(max=1).mean()
+    assert attrs["swap_acceptance"][0] == pytest.approx(expected.item(), abs=0.01)
+
+
 def test_ladder_is_tuned_to_equal_rejection():
     """From a ladder crowded at the cold end: rejections are level afterwards, and round trips more frequent."""
     crowded = [1.0, 0.98, 0.96, 0.94, 0.92, 0.02]
