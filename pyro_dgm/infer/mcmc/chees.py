@@ -135,6 +135,8 @@ class ChEES(HMC):
         """How far the next transition goes."""
         assert isinstance(state, ChEESState)
         longest = math.exp(state.average if state.warmup is None else state.log_length)
+        # Shorter than a step, acceptance would say nothing of the step size, which then grows without end.
+        longest = max(longest, float(state.step_size))
         return min(halton(state.iteration + 1) * longest, self.max_num_steps * float(state.step_size))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
@@ -177,7 +179,9 @@ class ChEES(HMC):
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
         if isinstance(state, ChEESState) and state.warmup is not None and self.adapt_trajectory_length:
-            state = self._move_length(state)
+            # On their way to the typical set chains come nearer to each other, and the shorter the better.
+            if not state.warmup.searching:
+                state = self._move_length(state)
         # The harmonic mean is led by the chains that are rejected most.
         harmonic = info.acceptance_rate.clamp(min=1e-3).reciprocal().mean().reciprocal()
         return super().adapt(state, replace(info, acceptance_rate=harmonic.expand_as(info.acceptance_rate)))

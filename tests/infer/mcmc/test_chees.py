@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import arviz
 import pytest
 import torch
 
@@ -95,3 +96,26 @@ def test_it_wants_several_chains():
 def test_lengths_fill_the_interval():
     values = sorted(halton(i) for i in range(1, 64))
     assert values == [i / 64 for i in range(1, 64)]
+
+
+def test_a_length_below_the_step_size_leaves_no_step_size_without_bounds():
+    """One step that is cut to the length is always accepted: told so, dual averaging would let the step size grow."""
+    mcmc = MCMC(ChEES(potential_fn=standard, trajectory_length=1e-3), 200, 200, 32, seed=0, progress=False)
+    mcmc.run(initial_params={"x": torch.randn(32, 10, generator=torch.Generator().manual_seed(0))})
+    stats = mcmc.posterior.sample_stats
+    assert 0.1 < float(stats["step_size"][0, 0]) < 2.0
+    assert all(float(arviz.rhat(mcmc.posterior["x"][..., j].numpy())) < 1.05 for j in range(10))
+
+
+def test_the_length_waits_until_chains_have_found_the_typical_set():
+    """While chains contract towards it the criterion wants trajectories that are ever shorter."""
+    kernel = ChEES(potential_fn=lambda u: 50.0 * u["x"].square().sum(-1))
+    state = kernel.start((), {}, 0, 32, {"x": 100.0 + torch.zeros(32, 5)})
+    state = kernel.start_warmup(state, 200)
+    first = state.log_length
+    for _ in range(30):
+        state = kernel.adapt(*kernel.step(state))
+        assert state.log_length == first
+    for _ in range(20):
+        state = kernel.adapt(*kernel.step(state))
+    assert state.log_length != first
