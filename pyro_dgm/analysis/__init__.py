@@ -12,11 +12,13 @@ _NAMES = {
     "ActiveUnits": "units",
     "Comparison": "comparison",
     "ELBOSurgery": "surgery",
+    "EnergyComparison": "energy_comparison",
     "LogLikelihood": "likelihood",
     "LogLikelihoodBracket": "annealed",
     "MutualInformation": "information",
     "active_units": "units",
     "compare_elbos": "compare",
+    "compare_energies": "energies",
     "elbo_surgery": "surgery",
     "log_likelihood": "likelihood",
     "mutual_information": "information",
@@ -27,12 +29,14 @@ __all__ = [
     "ActiveUnits",
     "Comparison",
     "ELBOSurgery",
+    "EnergyComparison",
     "LogLikelihood",
     "LogLikelihoodBracket",
     "MutualInformation",
     "active_units",
     "arviz_adapter",
     "compare_elbos",
+    "compare_energies",
     "elbo_surgery",
     "log_likelihood",
     "mutual_information",
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from pyro_dgm.analysis.compare import compare_elbos
     from pyro_dgm.analysis.comparison import Comparison
     from pyro_dgm.analysis.convert import to_arviz
+    from pyro_dgm.analysis.energies import compare_energies
+    from pyro_dgm.analysis.energy_comparison import EnergyComparison
     from pyro_dgm.analysis.information import MutualInformation, mutual_information
     from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
     from pyro_dgm.analysis.surgery import ELBOSurgery, elbo_surgery

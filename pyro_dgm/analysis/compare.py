@@ -93,7 +93,7 @@ def compare_elbos(
     """
     program = as_program(program)
     args, kwargs = split_batch(x)
-    named = _named(estimators)
+    named = named_objectives(estimators, "estimators")
     references = num_replicates if num_reference_replicates is None else num_reference_replicates
     for argument, count in (("num_replicates", num_replicates), ("num_reference_replicates", references)):
         if count < 2:
@@ -120,22 +120,27 @@ def compare_elbos(
     return Comparison(rows, num_data=num_data, num_replicates=num_replicates, reference=truth)
 
 
-def _named(estimators: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(estimators, Mapping):
-        named = {str(k): v for k, v in estimators.items()}
+def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: str) -> dict[str, Any]:
+    """Objectives by a name of their own each.
+
+    :raises ValueError: if there are none.
+    :raises TypeError: for one without ``differentiable_loss``.
+    """
+    if isinstance(objectives, Mapping):
+        named = {str(k): v for k, v in objectives.items()}
     else:
         named = {}
-        for estimator in estimators:
+        for estimator in objectives:
             label = repr(estimator) if "object at" not in repr(estimator) else type(estimator).__name__
             unique, i = label, 2
             while unique in named:
                 unique, i = f"{label} #{i}", i + 1
             named[unique] = estimator
     if not named:
-        raise ValueError("estimators must hold at least one objective, got none")
+        raise ValueError(f"{argument} must hold at least one objective, got none")
     for label, estimator in named.items():
         if not callable(getattr(estimator, "differentiable_loss", None)):
-            raise TypeError(f"estimators: {label} ({type(estimator).__name__}) has no differentiable_loss")
+            raise TypeError(f"{argument}: {label} ({type(estimator).__name__}) has no differentiable_loss")
     return named
 
 

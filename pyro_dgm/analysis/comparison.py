@@ -1,4 +1,4 @@
-"""The table that :func:`pyro_dgm.compare_elbos` gives."""
+"""The table that :func:`pyro_dgm.compare_elbos` gives, and what tables of results have in common."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ class Comparison:
         self.rows, self.num_data, self.num_replicates, self.reference = list(rows), num_data, num_replicates, reference
 
     def __getitem__(self, estimator: str | int) -> dict[str, Any]:
-        if isinstance(estimator, int):
-            return self.rows[estimator]
-        for row in self.rows:
-            if row["estimator"] == estimator:
-                return row
-        raise KeyError(f"no estimator {estimator!r}; there are {[r['estimator'] for r in self.rows]}")
+        return find_row(self.rows, "estimator", estimator)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,9 +62,10 @@ class Comparison:
         columns = ["bound", "gap to\nreference", "ESS of\nweights", "ms\na step", "MB\na step"]
         sides = [f"{heading}\n{side}" for _, heading, _ in _GRADIENTS for side in ("model", "guide")]
         return Group(
-            _table("Bounds (nats per datum) and cost", columns, bounds, caption),
-            _table(
+            rich_table("Bounds (nats per datum) and cost", "estimator", columns, bounds, caption),
+            rich_table(
                 "Gradients, of the model's and of the guide's parameters",
+                "estimator",
                 sides,
                 gradients,
                 "SNR: signal-to-noise ratio, mean over parameters. Cosine: of one gradient with the mean of many.",
@@ -77,11 +73,7 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return as_text(self)
 
     def __repr__(self) -> str:
         return f"Comparison({[r['estimator'] for r in self.rows]})"
@@ -124,7 +116,27 @@ def _plus_minus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Any:
+def find_row(rows: Sequence[dict[str, Any]], column: str, wanted: str | int) -> dict[str, Any]:
+    """The row of a number, or that has this name in a column."""
+    if isinstance(wanted, int):
+        return rows[wanted]
+    for row in rows:
+        if row[column] == wanted:
+            return row
+    raise KeyError(f"no {column} {wanted!r}; there are {[r[column] for r in rows]}")
+
+
+def as_text(renderable: Any, width: int = 100) -> str:
+    """What rich makes of it, without colours."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def rich_table(title: str, first: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Any:
+    """A table of strings whose first column, under that heading, has names."""
     from rich import box
     from rich.table import Table
 
@@ -137,7 +149,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ca
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )
-    table.add_column("estimator", overflow="fold")
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_dgm.distributions.dbm import DBMDistribution
@@ -157,10 +158,13 @@ class DBMStage(BoltzmannFamily):
 
     def distribution(self) -> RBMDistribution:
         """The law of all copies of the visible units."""
+        units = BernoulliUnits(self.num_visible * self.visible_copies)
+        units.element = constraints.unit_interval  # the probabilities that the stage below gives
         return RBMDistribution(
             self.weight.repeat(self.visible_copies, self.hidden_copies),
             self.visible_bias.repeat(self.visible_copies),
             self.hidden_bias.repeat(self.hidden_copies),
+            units,
             validate_args=False,
         )
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_dgm
@@ -297,6 +297,26 @@ def test_prior_in_svi_against_quadrature():
     found = ELBO(num_particles=20_000).bound(model, guide, X) - log_z
     assert found.tolist() == pytest.approx([value for *_, value in best], abs=0.03)
     assert abs(log_z) > 0.3
+
+
+@pytest.mark.uses_param_store
+def test_prior_under_pyros_own_elbo():
+    prior = EnergyDistribution(skewed, base=normal(), num_steps=2)
+    _, log_z = expectation(prior.log_prob, lambda v: v)
+    model, guide = model_of(prior), Guide()
+    elbo = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+    torch.manual_seed(0)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.99}), elbo)
+    for _ in range(400):
+        svi.step(X)
+    for n, x in enumerate(X):
+        loc, scale, _ = best_guide(prior, x, log_z)
+        assert guide.loc[n].item() == pytest.approx(loc, abs=0.04)
+        assert guide.log_scale[n].exp().item() == pytest.approx(scale, rel=0.05)
+    # The two bounds, of one program, are one number: too large by log Z for each of the three data.
+    many = Trace_ELBO(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+    ours = ELBO(num_particles=20_000).bound(model, guide, X).sum().item()
+    assert -many.loss(model, guide, X) == pytest.approx(ours, abs=0.06)
 
 
 def test_prior_in_fit_and_by_the_guides_draws():

@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO as PyroELBO
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_dgm.infer.elbo.base import ObjectiveModule
 from pyro_dgm.infer.elbo.structure import sample_sites
@@ -70,7 +71,8 @@ class EnergyObjective(PyroELBO):
     def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> EnergySite:
         """Run the model on a batch and find its observed site.
 
-        :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density.
+        :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density; unless
+            validation is off, for data outside its support.
         """
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         sites = sample_sites(trace)
@@ -96,6 +98,13 @@ class EnergyObjective(PyroELBO):
             )
         if site["mask"] is not None:
             raise ValueError(f"site {site['name']!r} is masked, which {type(self).__name__} does not take")
+        if Distribution._validate_args:  # the families leave validation to fit, which Pyro's SVI does not go through
+            outside = ~fn.support.check(value.detach())
+            if bool(outside.any()):
+                raise ValueError(
+                    f"site {site['name']!r}: {int(outside.sum())} of {len(value)} data are outside the support "
+                    f"{fn.support} of {type(fn).__name__}, or not finite"
+                )
         return EnergySite(site["name"], fn, value, site["scale"])
 
     def check_energy(self, log_prob: Tensor, site: EnergySite, what: str) -> Tensor:

@@ -79,6 +79,8 @@ class PersistentCD(ContrastiveDivergence):
 
     With a ``buffer`` of more states than ``num_chains``, each step takes some at random, and puts them back moved; a
     share of ``reinit`` of them begins anew: the replay buffer of deep energy models, whose chains mix badly.
+    Chains that have just begun count in the gradient and in the history: energies far above the data's there push the
+    energy up where it is high enough, so that without a mode to look for ``reinit`` is best left at 0.
 
     The chains belong to this objective, and go with its ``state_dict`` into a checkpoint; seeing another model, it
     starts new ones.  In evaluation (without gradients) they are looked at and not moved.  ``run.history["train"]``

@@ -129,7 +129,7 @@ class ChEES(HMC):
         return ChEESState(**{**values, "extra": extra}, log_length=length, average=length)
 
     def steps_at(self, state: KernelState) -> int:
-        return max(1, min(self.max_num_steps, math.ceil(self._length(state) / float(state.step_size))))
+        return max(1, min(self._most_steps(state), math.ceil(self._length(state) / float(state.step_size))))
 
     def _length(self, state: KernelState) -> float:
         """How far the next transition goes."""
@@ -137,7 +137,7 @@ class ChEES(HMC):
         longest = math.exp(state.average if state.warmup is None else state.log_length)
         # Shorter than a step, acceptance would say nothing of the step size, which then grows without end.
         longest = max(longest, float(state.step_size))
-        return min(halton(state.iteration + 1) * longest, self.max_num_steps * float(state.step_size))
+        return min(halton(state.iteration + 1) * longest, self._most_steps(state) * float(state.step_size))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         return {**super().noise(state), "length": state.step_size.new_full((), self._length(state))}

@@ -275,11 +275,14 @@ class HMC(Kernel):
             return replace(state, num_steps=self.num_steps)
         assert self.trajectory_length is not None
         ratio = self.trajectory_length / float(state.step_size)
-        most = self.max_num_steps
+        return replace(state, num_steps=max(1, min(self._most_steps(state), round(ratio))))
+
+    def _most_steps(self, state: KernelState) -> int:
+        """Most leapfrog steps of the next transition."""
         if state.warmup is not None and state.warmup.searching:
             # Steps that are as small as the steepest place needs make no length worth its gradients yet.
-            most = min(most, SEARCH_STEPS)
-        return replace(state, num_steps=max(1, min(most, round(ratio))))
+            return min(self.max_num_steps, SEARCH_STEPS)
+        return self.max_num_steps
 
     def _find_step_size(self, state: KernelState) -> KernelState:
         """Double or halve the step size until one leapfrog step's mean acceptance crosses 0.8."""
