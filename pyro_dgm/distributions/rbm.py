@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import linear, softplus
 
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, VisibleUnits
 from pyro_dgm.ops.annealing import anneal
-from pyro_dgm.ops.binary import MAX_ENUMERATED, binary_states, log_sum_over_binary
+from pyro_dgm.ops.binary import MAX_ENUMERATED, binary_states, draw_binary, log_sum_over_binary
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["RBMDistribution"]
@@ -87,11 +87,11 @@ class RBMDistribution(UnnormalizedDistribution):
 
     def hidden_logits(self, flat: Tensor) -> Tensor:
         r""":math:`c + s(v) W`: log-odds of the hidden units, ``(..., hidden)``."""
-        return self.hidden_bias + self.units.statistics(flat) @ self.weight
+        return linear(self.units.statistics(flat), self.weight.mT, self.hidden_bias)  # the bias added in the product
 
     def visible_eta(self, hidden: Tensor) -> Tensor:
         r""":math:`b + W h`: natural parameter of the visible units, flat."""
-        return self.visible_bias + hidden @ self.weight.mT
+        return linear(hidden, self.weight, self.visible_bias)
 
     # Chains
 
@@ -106,9 +106,7 @@ class RBMDistribution(UnnormalizedDistribution):
         """Block Gibbs: hidden given visible units, then visible given hidden ones."""
         flat = self.units.flat(state)
         for _ in range(num_steps):
-            logits = self.hidden_logits(flat)
-            hidden = (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
-            flat = self.units.draw(self.visible_eta(hidden))
+            flat = self.units.draw(self.visible_eta(draw_binary(self.hidden_logits(flat))))
         return self.units.shaped(flat)
 
     # log Z
@@ -192,8 +190,7 @@ class RBMDistribution(UnnormalizedDistribution):
             return state, log_f(state, beta) - log_f(state, previous)
 
         def move(state: _Seen, beta: float) -> _Seen:
-            logits = state[1]
-            hidden = (torch.rand_like(logits) < (beta * logits).sigmoid()).to(logits.dtype)
+            hidden = draw_binary(beta * state[1])
             return seen(units.draw(torch.lerp(base, self.visible_eta(hidden), beta)))
 
         start = units.log_partition(base.double(), base.double()) + self.hidden_bias.shape[0] * torch.log(

@@ -12,6 +12,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
+from pyro_dgm.ops.binary import draw_binary
+
 __all__ = ["VISIBLE_UNITS", "BernoulliUnits", "CategoricalUnits", "GaussianUnits", "VisibleUnits"]
 
 
@@ -105,7 +107,7 @@ class BernoulliUnits(VisibleUnits):
         return eta.sigmoid()
 
     def draw(self, eta: Tensor) -> Tensor:
-        return (torch.rand_like(eta) < eta.sigmoid()).to(eta.dtype)
+        return draw_binary(eta)
 
     def base_bias(self, mean: Tensor) -> Tensor:
         return mean.clamp(0.01, 0.99).logit()

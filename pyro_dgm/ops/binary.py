@@ -1,4 +1,4 @@
-"""Sums over all binary vectors of a length, in chunks."""
+"""Binary vectors: sums over all of a length, in chunks, and draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ENUMERATED", "binary_states", "log_sum_over_binary"]
+__all__ = ["MAX_ENUMERATED", "binary_states", "draw_binary", "log_sum_over_binary"]
 
 #: longest binary vectors that are enumerated: a million of them
 MAX_ENUMERATED = 20
@@ -55,3 +55,22 @@ def log_sum_over_binary(
     """
     parts = [torch.logsumexp(log_f(h), 0) for h in binary_states(length, chunk_size, like)]
     return torch.logsumexp(torch.stack(parts), 0)
+
+
+def draw_binary(logits: Tensor) -> Tensor:
+    r"""Independent draws in {0, 1} with :math:`p(1) = \sigma(\mathrm{logits})`, in the dtype of the log-odds.
+
+    For samplers: no gradient passes.  A uniform number is compared with the probability in its own memory, which is
+    quicker on a CPU than :func:`torch.bernoulli`.
+
+    :param logits: log-odds of one, of any shape.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.ops.binary import draw_binary
+        >>> draw_binary(torch.tensor([-50.0, 50.0])).tolist()
+        [0.0, 1.0]
+    """
+    chance = logits.detach().sigmoid()
+    return torch.rand_like(chance).lt_(chance)

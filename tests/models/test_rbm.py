@@ -113,6 +113,19 @@ def test_gibbs_sweeps_leave_the_law_as_it_is(kind):
     assert ((a.mean(0) - b.mean(0)).abs() < 4.5 * error + 1e-12).all()
 
 
+@every
+def test_sweeps_leave_their_argument_as_it_is(kind):
+    rbm = make(kind)
+    law = rbm.distribution()
+    x = values(rbm, 10)
+    given = x.clone(), rbm.weight.detach().clone(), rbm.visible_bias.detach().clone()
+    moved = law.mcmc_step(x, 2)
+    law.anneal(rbm.base_bias(x.mean(0)), torch.linspace(0, 1, 4), 10, target_samples=x)
+    for now, before in zip((x, rbm.weight, rbm.visible_bias), given, strict=True):
+        assert torch.equal(now, before)
+    assert moved.shape == x.shape and not torch.equal(moved, x) and not moved.requires_grad
+
+
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_samples_have_the_enumerated_law(kind):
     rbm = make(kind)

@@ -16,6 +16,7 @@ from pyro_dgm.ops import (
     log_mean_exp_error,
     log_sum_over_binary,
 )
+from pyro_dgm.ops.binary import draw_binary
 
 
 def gaussian_path(wide, narrow):
@@ -137,3 +138,19 @@ def test_binary_sums():
     torch.testing.assert_close(found, torch.nn.functional.softplus(w).sum())
     with pytest.raises(ValueError, match="length must be from 0 to 20"):
         next(binary_states(21))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binary_draws_have_their_probabilities(dtype):
+    torch.manual_seed(0)
+    logits = torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0, -200.0, 200.0], dtype=dtype, requires_grad=True)
+    before = logits.detach().clone()
+    x = draw_binary(logits.expand(40_000, -1))
+    assert torch.equal(logits, before)
+    assert x.dtype == dtype and not x.requires_grad
+    assert bool(((x == 0) | (x == 1)).all())
+    chance = before.double().sigmoid()
+    error = (chance * (1 - chance) / 40_000).sqrt()
+    assert ((x.double().mean(0) - chance).abs() <= 4.5 * error).all()
+    pairs = (x[:, :5].double().T.corrcoef() - torch.eye(5, dtype=torch.float64)).abs()
+    assert float(pairs.max()) < 4.5 / 200  # units are drawn apart from each other
