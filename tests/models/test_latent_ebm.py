@@ -114,6 +114,36 @@ def test_prior_learns_the_aggregate_posterior():
     assert to_prior < 0.5 * to_normal
 
 
+@pytest.mark.slow
+def test_prior_learns_the_aggregate_posterior_of_digits():
+    # What benchmarks/latent_ebm.py measures over seeds; here one seed.
+    data = pyro_dgm.datasets.digits()
+    torch.manual_seed(0)
+    program = LatentEBM(
+        (8, 8), 2, GaussianLikelihood((8, 8), 0.15), hidden=(64, 64), prior_hidden=(64, 64),
+        step_size=0.2, num_steps=60,
+    )  # fmt: skip
+    pyro_dgm.fit(
+        program, data.train, objective=ShortRunML(20, 0.1), epochs=60, batch_size=100, seed=0, progress=False,
+        optimizer=torch.optim.Adam(
+            [
+                {"params": program.decoder.parameters(), "lr": 3e-3},
+                {"params": program.energy.parameters(), "lr": 3e-3},
+            ]
+        ),
+    )  # fmt: skip
+
+    def distance(a, b):  # of mean embeddings, not its square
+        return float(pyro_dgm.ops.mmd(a, b, scales=(0.1, 1.0, 10.0)).clamp(min=0).sqrt())
+
+    torch.manual_seed(1)
+    codes = program.posterior(data.train, num_steps=20)
+    to_prior = distance(codes, program.sample_prior(len(codes)))
+    to_normal = distance(codes, torch.randn_like(codes))
+    assert to_normal > 0.1
+    assert to_prior < 0.5 * to_normal
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
