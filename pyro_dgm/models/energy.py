@@ -36,6 +36,7 @@ class EBM(EnergyFamily):
     :param temperature: :math:`T`.
     :param step_size: :math:`\epsilon` of Langevin steps, in units of the data; :math:`\epsilon^2 / 2` is the time step.
     :param kernel: of :mod:`pyro_dgm.infer.mcmc`, instead of Langevin steps.
+    :param initial: distribution of one datum that chains begin at, instead of the base.
     :param noise_level: for a network of your own that takes a noise level too, :math:`E(x, \sigma)` with levels
         ``(N,)``: the level that the density is at.
     :raises ValueError: for unknown names, or numbers out of range.
@@ -70,6 +71,7 @@ class EBM(EnergyFamily):
         temperature: float = 1.0,
         step_size: float = 0.1,
         kernel: Any = None,
+        initial: Any = None,
         noise_level: float | None = None,
     ) -> None:
         super().__init__(event_shape)
@@ -96,7 +98,7 @@ class EBM(EnergyFamily):
         else:
             raise ValueError(f"network must be 'mlp', 'conv' or a module, got {network!r}")
         self.temperature, self.step_size, self.kernel = float(temperature), float(step_size), kernel
-        self.noise_level = noise_level
+        self.initial, self.noise_level = initial, noise_level
         self.distribution()  # checks what is its own to check
 
     def base(self) -> Any:
@@ -115,6 +117,7 @@ class EBM(EnergyFamily):
             temperature=self.temperature,
             step_size=self.step_size,
             kernel=self.kernel,
+            initial=self.initial,
             noise_level=self.noise_level,
             validate_args=False,
         )

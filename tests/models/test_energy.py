@@ -62,6 +62,47 @@ def test_every_objective_fits_a_skewed_density_on_the_plane(objective):
     assert exact.mean().item() - 0.2 < found < exact.mean().item() + 0.05
 
 
+def test_persistent_chains_train_stably_and_long_chains_from_data_stay():
+    # Images of 4 x 4: four patterns with normal noise, whose density is known.
+    torch.manual_seed(0)
+    half = torch.ones(2, 4)
+    patterns = torch.stack([torch.cat([half, -half]), torch.cat([-half, half])])
+    patterns = torch.cat([patterns, patterns.mT])
+    truth = dist.MixtureSameFamily(dist.Categorical(torch.ones(4)), dist.Normal(patterns, 0.4).to_event(2))
+    x, held = truth.sample((600,)), truth.sample((200,))
+    ebm = EBM((4, 4), "conv", (16, 32), step_size=0.2)
+    assert ebm.temperature == 1.0
+    ebm.initialize_base(x)
+    run = pyro_dgm.fit(
+        ebm, x, objective=PersistentCD(10, num_chains=60, buffer=120), epochs=20, batch_size=50, seed=0,
+        progress=False, optimizer=lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.0, 0.999)),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.02, 20),
+    )  # fmt: skip
+    gaps = torch.tensor(run.history["train"])
+    assert gaps.abs().max() < 6
+    assert gaps[-5:].mean().abs() < 0.6
+    chains = ebm.sample(200, num_steps=800, initial=held, seed=0)
+    energies = [ebm.free_energy(v).detach() for v in (held, chains)]
+    # The standard error of either difference of means is under 0.4 nats, of 200 values each.
+    assert (energies[1].mean() - energies[0].mean()).abs() < 1.5
+    assert (truth.log_prob(chains).mean() - truth.log_prob(held).mean()).abs() < 1.5
+    nearest = torch.cdist(chains.flatten(1), patterns.flatten(1)).min(1)
+    assert (nearest.values / 4 < 0.65).float().mean() > 0.9
+    assert nearest.indices.bincount(minlength=4).min() > 20
+    # From the base they come there too.
+    begun = ebm.sample(200, num_steps=400, seed=0)
+    assert truth.log_prob(ebm.base().sample((200,))).mean() < truth.log_prob(held).mean() - 20
+    assert (truth.log_prob(begun).mean() - truth.log_prob(held).mean()).abs() < 1.5
+
+
+def test_chains_begin_where_initial_says():
+    far = dist.Normal(torch.full((2,), 30.0), 0.1).to_event(1)
+    ebm = EBM((2,), hidden=(8,), step_size=0.01, initial=far)
+    assert (ebm.sample(5, num_steps=2, seed=0) > 28).all()
+    with pytest.raises(ValueError, match="initial must have event shape"):
+        EBM((3,), hidden=(8,), initial=far)
+
+
 def test_log_normalizer_by_annealing_from_the_base():
     torch.manual_seed(0)
     ebm = EBM((2,), hidden=(16,), base_scale=1.5).double()
