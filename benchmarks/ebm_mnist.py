@@ -243,6 +243,7 @@ def picture(path: Path, rows: dict[str, Tensor]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     figure, axes = plt.subplots(len(rows), 1, figsize=(7, 0.8 * len(rows)), layout="constrained")
     for axis, (title, images) in zip(axes, rows.items(), strict=True):
@@ -257,6 +258,8 @@ def picture(path: Path, rows: dict[str, Tensor]) -> None:
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
+    with Image.open(path) as image:  # a page loads it: grey, in few levels
+        image.convert("L").quantize(16).save(path, optimize=True)
 
 
 def arguments() -> argparse.Namespace:
