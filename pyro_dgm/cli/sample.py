@@ -20,7 +20,7 @@ def sample(
         typer.Option(help="Draw latents given these data, as 0,3,7 or 0:8. Without it data are drawn from the model."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which data --rows counts in: train, validation or test.")] = "test",
-    method: Annotated[str, typer.Option(help="guide; a kernel (hmc, chees, mala, mclmc, ...); or nuts-numpyro.")] = "guide",
+    method: Annotated[str, typer.Option(help="guide; hmc, chees, mala, mclmc, ...; or nuts-numpyro.")] = "guide",
     num_samples: Annotated[int, typer.Option(min=4, help="Posterior draws a chain.")] = 1000,
     num_chains: Annotated[int, typer.Option(min=1, help="Chains.")] = 4,
     warmup_steps: Annotated[int | None, typer.Option(min=0, help="Transitions in which a kernel adapts.")] = None,
