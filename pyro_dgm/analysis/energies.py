@@ -69,7 +69,7 @@ def compare_energies(
     :param program_factory: makes a program with one observed site of unnormalised density and event shape (2,), such as
         ``lambda: pyro_dgm.models.EBM((2,))``; called once for each objective, its random numbers the same each time.
     :param x: training data, ``(N, 2)``.
-    :param objectives: of :mod:`pyro_dgm.infer.energy`; a mapping gives them names.
+    :param objectives: for energies, such as :class:`~pyro_dgm.infer.PersistentCD`; a mapping gives them names.
     :param log_density: :math:`\log p` of the data's law, normalised, from ``(M, 2)`` to ``(M,)``, nats.
     :param held_out: data to score, ``(M, 2)``; wanted where ``log_density`` is not known.
     :param bounds: of the grid, ``(low, high)`` of either coordinate; by default the data's range, and three tenths of

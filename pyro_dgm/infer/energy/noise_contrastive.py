@@ -58,7 +58,7 @@ class NoiseContrastive(EnergyObjective):
 
     meaning = "log-likelihood of telling data from noise, nats per datum"
     #: holds c, trained beside the program's parameters; built when a program is first seen
-    learned: _LogNormalizer | None = None
+    learned: Any = None
 
     def __init__(self, noise: Any = None, num_noise: int = 1, log_normalizer: float | None = None) -> None:
         super().__init__()
