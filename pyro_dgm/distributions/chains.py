@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 
 from pyro_dgm.ops.langevin import langevin_step
 
-__all__ = ["check_kernel", "run_chains"]
+__all__ = ["check_kernel", "is_real", "run_chains"]
 
 #: under which the values go through a kernel, which moves named tensors
 VALUE = "value"
@@ -46,7 +46,7 @@ def run_chains(
     :returns: where they are then, without gradients.
     :raises ValueError: if the energy or its gradient is not finite where the chains have come to.
     """
-    transform = None if support is constraints.real else biject_to(support)
+    transform = None if is_real(support) else biject_to(support)
     potential = _DensityPotential(log_prob, transform)
     u = state.detach() if transform is None else transform.inv(state.detach())
     if kernel is None:
@@ -61,6 +61,13 @@ def run_chains(
             f"{how}; take a smaller step size, or look for where the energy is not finite"
         )
     return u if transform is None else transform(u)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all reals, of whatever shape."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 def check_kernel(kernel: Any) -> Any:

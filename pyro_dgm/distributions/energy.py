@@ -187,14 +187,13 @@ class EnergyDistribution(UnnormalizedDistribution):
 
         :raises ValueError: if energies are not finite where the chains come to.
         """
-        unbounded = self.base is None or _is_real(self.base.support)
         return run_chains(
             self.state_log_prob,
             state,
             num_steps,
             step_size=self.step_size,
             kernel=self.kernel,
-            support=constraints.real if unbounded else self.support,
+            support=self.support,
             what=type(self).__name__,
         )
 
@@ -215,9 +214,3 @@ class EnergyDistribution(UnnormalizedDistribution):
     def __repr__(self) -> str:
         base = "" if self.base is None else f", base={type(self.base).__name__}"
         return f"EnergyDistribution(event_shape={tuple(self.event_shape)}{base}, temperature={self.temperature:g})"
-
-
-def _is_real(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real

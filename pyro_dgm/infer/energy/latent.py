@@ -123,7 +123,7 @@ class ShortRunML(EnergyObjective):
             self.posterior_steps,
             step_size=self.posterior_step_size,
             kernel=self.kernel,
-            support=_constraint(site.distribution),
+            support=site.distribution.support,
             what=f"chains for the posterior of {site.name!r}",
         )
         likelihood = self.log_likelihood(model, site.name, z, args, kwargs)
@@ -181,10 +181,3 @@ class _AtLatent(Messenger):
         if value is None:
             value = fn.initial_state(fn.batch_shape.numel())
         msg["value"], msg["done"] = value.reshape(fn.batch_shape + fn.event_shape), True
-
-
-def _constraint(law: Any) -> Any:
-    inner = law.support
-    while hasattr(inner, "base_constraint"):
-        inner = inner.base_constraint
-    return inner if inner is torch.distributions.constraints.real else law.support

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_dgm.distributions.chains import is_real
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 
 __all__ = ["ScoreObjective", "score", "score_and_curvature"]
@@ -70,10 +70,7 @@ class ScoreObjective(EnergyObjective):
         :raises ValueError: naming the site and its support.
         """
         support = site.distribution.support
-        inner = support
-        while hasattr(inner, "base_constraint"):
-            inner = inner.base_constraint
-        if inner is not constraints.real and inner is not constraints.real_vector:
+        if not is_real(support):
             raise ValueError(
                 f"{type(self).__name__} needs a density on all of R^d, but site {site.name!r} has support {support}: "
                 "transform the data to real numbers, or train with PersistentCD or NoiseContrastive"
