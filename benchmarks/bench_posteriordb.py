@@ -4,17 +4,20 @@
 
 A cell is the largest distance of a mean or a standard deviation from the reference's, over all parameters, in Monte
 Carlo standard errors of both; the effective draws a second of CPU time, compilation and warm-up among them; and, where
-it fails (above 4 standard errors, R-hat above 1.02, or an error that it stops with), what it fails by.
+it fails (above 4 standard errors, R-hat above 1.02, or an error that it stops with), what it fails by.  What takes
+longer than ``--limit`` CPU seconds is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -47,16 +50,26 @@ def draw(name: str, method: str, args: argparse.Namespace) -> dict[str, np.ndarr
     return by_parameter(model, data, post.samples)
 
 
+def too_long(*_: Any) -> None:
+    raise TimeoutError
+
+
 def cell(name: str, method: str, args: argparse.Namespace) -> tuple[str, bool]:
     """What to say of a method on a posterior, and whether it passes."""
     began = time.process_time()
+    signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, args.limit)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = draw(name, method, args)
+    except TimeoutError:
+        return f"**over {args.limit:.0f} s**", False
     except (ValueError, RuntimeError) as error:
         print(f"{name} {method}: {error}", flush=True)
         return f"**stops**: {type(error).__name__}", False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     seconds = time.process_time() - began
     worst, r_hat, ess = 0.0, 0.0, np.inf
     for key, want in reference(name).items():
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--warmup", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=300, help="CPU seconds of one sampler on one posterior")
     parser.add_argument("--write", action="store_true", help="into benchmarks/results.md")
     args = parser.parse_args()
     rows = []
