@@ -132,7 +132,9 @@ class HMC(Kernel):
         if not 0.0 < target_accept_prob < 1.0:
             raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")
         self.initial_step_size = float(step_size)
-        self.trajectory_length = TRAJECTORY_LENGTH if trajectory_length is None and num_steps is None else trajectory_length
+        if trajectory_length is None and num_steps is None:
+            trajectory_length = TRAJECTORY_LENGTH
+        self.trajectory_length = trajectory_length
         self.num_steps = num_steps
         self.jitter, self.max_num_steps, self.max_energy_error = float(jitter), max_num_steps, float(max_energy_error)
         self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
