@@ -32,10 +32,7 @@ demo: .venv/.installed  ## fit, compare and sample on real digits; prints tables
 
 test: .venv/.installed-dev  ## everything that CI runs
 	@$(MAKE) --no-print-directory install-arviz1
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory types
-	@if [ -f docs/conf.py ]; then $(MAKE) --no-print-directory docs; else echo "docs: skipped, no docs/conf.py"; fi
-	@$(MAKE) --no-print-directory test-arviz1
+	@$(MAKE) --no-print-directory -j $(WORKERS) docs lint types test-arviz1
 	$(PYTEST) -n $(WORKERS) $(PYTEST_FLAGS) tests pyro_dgm
 
 test-slow: .venv/.installed-dev  ## the tests marked slow
