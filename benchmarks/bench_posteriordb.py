@@ -5,7 +5,7 @@
 A cell is the largest distance of a mean or a standard deviation from the reference's, over all parameters, in Monte
 Carlo standard errors of both; the effective draws a second of CPU time, compilation and warm-up among them; and, where
 it fails (above 4 standard errors, R-hat above 1.02, or an error that it stops with), what it fails by.  What takes
-longer than ``--limit`` CPU seconds is stopped.
+longer than ``--limit`` CPU seconds is stopped.  Rows of posteriors that are not asked for stay as they are written.
 """
 
 from __future__ import annotations
@@ -84,6 +84,28 @@ def cell(name: str, method: str, args: argparse.Namespace) -> tuple[str, bool]:
     return text, True
 
 
+def written_rows() -> dict[str, str]:
+    """Rows of the table in ``benchmarks/results.md``, by posterior."""
+    text = results_file.RESULTS.read_text().partition("<!-- posteriordb:start -->")[2]
+    lines = text.partition("<!-- posteriordb:end -->")[0].splitlines()
+    return {name: line for name in POSTERIORS for line in lines if line.startswith(f"| {name.split('-', 1)[1]} |")}
+
+
+def table_of(rows: dict[str, str], args: argparse.Namespace) -> str:
+    return "\n".join(
+        [
+            "### Kernels on posteriordb's posteriors\n",
+            f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
+            "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
+            "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64. A "
+            "sampler is stopped at its limit of CPU seconds. The command below is that of the last rows written.\n",
+            f"| posterior | {' | '.join(args.methods)} |",
+            "| --- |" + " --- |" * len(args.methods),
+            *(rows[name] for name in POSTERIORS if name in rows),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(POSTERIORS), default=list(POSTERIORS))
@@ -95,7 +117,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300, help="CPU seconds of one sampler on one posterior")
     parser.add_argument("--write", action="store_true", help="into benchmarks/results.md")
     args = parser.parse_args()
-    rows = []
+    if args.write and args.methods != METHODS:
+        parser.error("--write takes all methods: rows of the table have them all")
+    rows = written_rows()
     for name in args.only:
         cells = []
         for method in args.methods:
@@ -103,21 +127,11 @@ def main() -> None:
             text, _ = cell(name, method, args)
             cells.append(text)
             print(f"{name} {method}: {text}, {time.process_time() - began:.0f} s", flush=True)
-        rows.append(f"| {name.split('-', 1)[1]} | {' | '.join(cells)} |")
-    table = "\n".join(
-        [
-            "### Kernels on posteriordb's posteriors\n",
-            f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
-            "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
-            "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64.\n",
-            f"| posterior | {' | '.join(args.methods)} |",
-            "| --- |" + " --- |" * len(args.methods),
-            *rows,
-        ]
-    )
+        rows[name] = f"| {name.split('-', 1)[1]} | {' | '.join(cells)} |"
+        table = table_of(rows, args)
+        if args.write:
+            results_file.write_section("posteriordb", table)
     print(f"\n{table}\n")
-    if args.write:
-        results_file.write_section("posteriordb", table)
 
 
 if __name__ == "__main__":
