@@ -279,7 +279,7 @@ SETTINGS = {
         "hidden": [400],
         "prior_hidden": [200],
         "scale": 0.3,
-        "epochs": 4,
+        "epochs": 12,
         "batch_size": 50,
         "learning_rate": 2e-3,
         "prior_learning_rate": 1e-4,
