@@ -98,7 +98,8 @@ def table_of(rows: dict[str, str], args: argparse.Namespace) -> str:
             f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
             "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
             "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64. A "
-            "sampler is stopped at its limit of CPU seconds. The command below is that of the last rows written.\n",
+            "sampler is stopped at its limit of CPU seconds. An empty cell was not run. The command below is "
+            "that of the last rows written.\n",
             f"| posterior | {' | '.join(args.methods)} |",
             "| --- |" + " --- |" * len(args.methods),
             *(rows[name] for name in POSTERIORS if name in rows),
