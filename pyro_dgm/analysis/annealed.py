@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc import HMC
 from pyro_dgm.infer.mcmc.base import Kernel
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.smc.moves import KernelPath
+from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.program import ProgramEnds, simulate
 from pyro_dgm.ops.annealing import annealing_schedule
 from pyro_dgm.ops.log_normalizer import LogNormalizer
@@ -35,7 +34,7 @@ class Annealing:
     num_temperatures: int = 500
     schedule: str | Callable[[Tensor], Tensor] | Tensor = "sigmoidal"
     initial: str = "prior"
-    kernel: Kernel = field(default_factory=HMC)
+    kernel: Kernel = field(default_factory=default_kernel)
     num_transitions: int = 1
     chunk_size: int | None = 20_000
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from pyro_dgm.analysis import annealed
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, probe
-from pyro_dgm.infer.mcmc import HMC
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.smc.moves import default_kernel
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 from pyro_dgm.programs import as_program, split_batch
 
@@ -152,7 +152,7 @@ def log_likelihood(
         return _exact(program, args, kwargs)
     if method in ("ais", "bdmc"):
         settings = annealed.Annealing(
-            num_chains, num_temperatures, schedule, initial, kernel or HMC(), num_transitions, chunk_size
+            num_chains, num_temperatures, schedule, initial, kernel or default_kernel(), num_transitions, chunk_size
         )
         return _annealed(program, args, kwargs, method, settings, seed)
     if method != "iwae":

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Kernel
-from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
-from pyro_dgm.infer.smc.moves import KernelPath, check_kernel
+from pyro_dgm.infer.smc.moves import KernelPath, check_kernel, default_kernel
 from pyro_dgm.ops.annealing import anneal, annealing_schedule
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
@@ -40,7 +39,7 @@ class AIS:
         it is not all reals), without batch dimensions; or a dict of them by name.
     :param target: :math:`\log f_1`: a function from values ``(chains, *event_shape)`` (or a dict of them) to
         ``(chains,)``; or a distribution.
-    :param kernel: of :mod:`pyro_dgm.infer.mcmc`, reversible for :meth:`reverse`; HMC by default.
+    :param kernel: of :mod:`pyro_dgm.infer.mcmc`, reversible for :meth:`reverse`; HMC by a quarter turn by default.
     :param transition: instead of a kernel, a function from ``(x, beta)`` to ``x`` that leaves :math:`f_\beta` invariant
         (a Gibbs sweep, say), with random numbers of torch's global generator.
     :param num_temperatures: inverse temperatures, 0 and 1 counted; at least 2.
@@ -84,7 +83,7 @@ class AIS:
             raise TypeError(f"transition must be a function of x and beta, got {type(transition).__name__}")
         if isinstance(num_transitions, bool) or not isinstance(num_transitions, int) or num_transitions < 1:
             raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
-        self.kernel = HMC() if kernel is None else kernel
+        self.kernel = default_kernel() if kernel is None else kernel
         check_kernel(self.kernel)
         self.transition, self.num_transitions, self.tune = transition, num_transitions, bool(tune)
         self.betas = annealing_schedule(schedule, num_temperatures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.smc.potential import PathPotential
 from pyro_dgm.ops.annealing import anneal
@@ -147,6 +149,11 @@ class KernelPath:
         state = self._start(position, float(betas[1]), generator)
         state, log_weights = anneal(state, betas, self.reweight, self.move)
         return state.position, log_weights
+
+
+def default_kernel() -> HMC:
+    """HMC by a quarter turn: scales are what changes most along a path, and longer trajectories forget them less."""
+    return HMC(trajectory_length=math.pi / 2)
 
 
 def check_kernel(kernel: Kernel) -> None:

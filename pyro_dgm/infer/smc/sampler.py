@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Kernel, KernelState
-from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
-from pyro_dgm.infer.smc.moves import KernelPath
+from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.resampling import next_temperature, systematic
 from pyro_dgm.ops.log_normalizer import LogNormalizer, warn_of_low_ess
 from pyro_dgm.ops.logmeanexp import normalized_ess
@@ -55,7 +54,7 @@ class SMCSampler:
 
     :param initial: see :class:`AIS`.
     :param target: see :class:`AIS`.
-    :param kernel: of :mod:`pyro_dgm.infer.mcmc`; HMC by default.
+    :param kernel: of :mod:`pyro_dgm.infer.mcmc`; HMC by a quarter turn by default.
     :param num_moves: transitions at each temperature.
     :param target_ess: conditional effective sample size at which the next temperature is put, a share in (0, 1).
     :param resample_at: effective sample size of the weights under which particles are resampled, a share in (0, 1].
@@ -99,7 +98,7 @@ class SMCSampler:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{argument} must be a positive integer, got {value!r}")
         self.ends = Ends(initial, target)
-        self.kernel = HMC() if kernel is None else kernel
+        self.kernel = default_kernel() if kernel is None else kernel
         self.num_moves, self.max_temperatures = num_moves, max_temperatures
         self.target_ess, self.resample_at = float(target_ess), float(resample_at)
         # One for all runs: its potential's graph is recorded once.
