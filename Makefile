@@ -32,7 +32,7 @@ demo: .venv/.installed  ## fit, compare and sample on real digits; prints tables
 
 test: .venv/.installed-dev  ## everything that CI runs
 	@$(MAKE) --no-print-directory install-arviz1
-	@$(MAKE) --no-print-directory -j $(WORKERS) docs lint types test-arviz1
+	@$(MAKE) --no-print-directory -j 2 docs lint types test-arviz1
 	$(PYTEST) -n $(WORKERS) $(PYTEST_FLAGS) tests pyro_dgm
 
 test-slow: .venv/.installed-dev  ## the tests marked slow

@@ -119,8 +119,8 @@ def log_likelihood(
     :param num_temperatures: of these: inverse temperatures, 0 and 1 counted.
     :param schedule: of these: see :func:`pyro_dgm.ops.annealing_schedule`.
     :param initial: of these: where chains start, ``"prior"`` or ``"guide"``.
-    :param kernel: of these: a kernel of :mod:`pyro_dgm.infer.mcmc` without a model; HMC by default.  Its step size is
-        found at each temperature by a pilot run, one for all data.
+    :param kernel: of these: a kernel of :mod:`pyro_dgm.infer.mcmc` without a model; HMC by a quarter
+        turn by default.  Its step size is found at each temperature by a pilot run, one for all data.
     :param num_transitions: of these: transitions at each temperature.
     :returns: :class:`LogLikelihood`, for ``"bdmc"`` a pair of them.  Its arrays have the shape of the plates that hold
         every site; with a global latent the weights are joint, and they are scalars, the log-likelihood of the whole

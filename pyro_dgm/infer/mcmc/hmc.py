@@ -32,8 +32,7 @@ __all__ = ["HMC"]
 REFRESH = 10
 #: most leapfrog steps of a transition while chains look for the typical set
 SEARCH_STEPS = 10
-#: by default.  On the posteriors of benchmarks/bench_mcmc.py it gives 1.4 to 2 times the bulk ESS a second of a quarter
-#: turn and about as much tail ESS; longer ones only trade variances (antithetic draws) for means
+#: by default.  Beyond a quarter turn successive draws lie on opposite sides: better for means, worse for variances
 TRAJECTORY_LENGTH = 2.0
 
 
@@ -58,7 +57,8 @@ class HMC(Kernel):
     :param trajectory_length: :math:`\epsilon L` in units of the mass-scaled space, where the posterior has standard
         deviations near 1; 2 by default.  After a quarter turn, :math:`\pi / 2`, a Gaussian with independent
         coordinates has forgotten where it was; most posteriors are correlated and turn more slowly in some
-        direction.  Take more where they are strongly so.  :math:`L` follows the step size, up to ``max_num_steps``.
+        direction.  Take more where they are strongly so; take a quarter turn where variances matter more than means,
+        which the opposite sides of a longer one favour.  :math:`L` follows the step size, up to ``max_num_steps``.
     :param num_steps: :math:`L`, fixed, instead of ``trajectory_length``.
     :param jitter: :math:`j` in [0, 1).
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
