@@ -4,107 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_dgm.infer.static_graph import CannotCapture
 from pyro_dgm.interop.jaxlower.callback import Spec, callback_rule
 from pyro_dgm.interop.jaxlower.graph import CHECKS
+from pyro_dgm.interop.jaxlower.loop import Loop
+from pyro_dgm.interop.jaxlower.loops import find_loops
+from pyro_dgm.interop.jaxlower.step import CannotConvert, Constant, Ref, Step, by_rows, value_of
 from pyro_dgm.interop.jaxlower.table import Rule, jax_dtype, lowerings
 
 __all__ = ["CannotConvert", "Lowered", "Ref", "Step", "lower"]
-
-
-class CannotConvert(CannotCapture):
-    """A model cannot become a function of JAX arrays, or what became of it is not the model; the text says why."""
-
-
-@dataclass(frozen=True)
-class Ref:
-    """The value of an input or an earlier step, by number."""
-
-    index: int
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One operation.
-
-    :ivar name: torch's name of it.
-    :ivar rule: what does it on JAX arrays.
-    :ivar args: positional arguments, earlier values as :class:`Ref`; ``kwargs`` the others.
-    :ivar shape: of the result, ``None`` where there are several.
-    :ivar dtype: of the result likewise.
-    """
-
-    name: str
-    rule: Rule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: tuple[int, ...] | None
-    dtype: torch.dtype | None
-
-    def __call__(self, env: Sequence[Any]) -> Any:
-        args, kwargs = _filled((self.args, self.kwargs), env)
-        try:
-            out = self.rule(*args, **kwargs)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise CannotConvert(f"the rule of {self.name} cannot take its arguments: {error}") from error
-        if self.shape is None or self.dtype is None:
-            return out
-        if tuple(out.shape) != self.shape:
-            raise CannotConvert(f"the rule of {self.name} gives shape {tuple(out.shape)}, torch {self.shape}")
-        return out.astype(jax_dtype(self.dtype))
-
-    @property
-    def text(self) -> str:
-        """All of it but the rule; equal texts with the same rules are the same computation."""
-        return f"{self.name}{self.args!r}{self.kwargs!r}{self.shape}{self.dtype}"
-
-
-def _filled(template: Any, env: Sequence[Any]) -> Any:
-    """Arguments with values in the places of references.  FX's immutable containers become plain ones."""
-    if isinstance(template, Ref):
-        return env[template.index]
-    if isinstance(template, (list, tuple)):
-        return (
-            tuple(_filled(x, env) for x in template)
-            if isinstance(template, tuple)
-            else [_filled(x, env) for x in template]
-        )
-    if isinstance(template, dict):
-        return {k: _filled(v, env) for k, v in template.items()}
-    return template
-
-
-class Constant:
-    """A number or small array that is written in the program; two with the same content are one."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.array = value.detach().cpu().numpy().copy()
-
-    def __call__(self) -> Any:
-        import jax.numpy as jnp
-
-        return jnp.asarray(self.array, jax_dtype(_torch_dtype(self.array)))
-
-    def __repr__(self) -> str:
-        return f"Constant({self.array.dtype}, {self.array.shape}, {self.array.tobytes()!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and repr(self) == repr(other)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
-
-
-def _torch_dtype(array: np.ndarray[Any, Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty((), array.dtype)).dtype
 
 
 class Lowered:
@@ -116,6 +29,9 @@ class Lowered:
     :ivar input_dtypes: of the inputs, in order.
     :ivar steps: the operations.
     :ivar outputs: which values are the results.
+
+    Where the same steps follow each other many times, a loop of Python that was recorded, it runs them as
+    ``jax.lax.scan``.
     """
 
     def __init__(
@@ -130,6 +46,8 @@ class Lowered:
         self._rules = tuple(step.rule for step in self.steps)
         self._text = "\n".join([f"{self.input_dtypes}{self.input_shapes}{self.outputs}", *(s.text for s in self.steps)])
         self._hash = hash((self._text, self._rules))
+        specs = list(zip(self.input_shapes, self.input_dtypes, strict=True))
+        self._plan: list[int | Loop] | None = find_loops(specs, self.steps, self.outputs)
 
     def __hash__(self) -> int:
         return self._hash
@@ -140,15 +58,30 @@ class Lowered:
     def __call__(self, *inputs: Any) -> list[Any]:
         """The results for inputs in torch's order."""
         env: list[Any] = list(self.cast(inputs))
-        for step in self.steps:
-            env.append(step(env))
-        return [env[ref.index] for ref in self.outputs]
+        if self._plan is None:
+            for step in self.steps:
+                env.append(step(env))
+            return [env[ref.index] for ref in self.outputs]
+        first = len(env)
+        moved: dict[tuple[int, int], Any] = {}
+        env += [None] * len(self.steps)
+        for part in self._plan:
+            if isinstance(part, Loop):
+                part(env)
+            else:
+                env[part] = by_rows(self.steps[part - first], env, moved)
+        return [value_of(env[ref.index]) for ref in self.outputs]
 
     def cast(self, inputs: Sequence[Any]) -> list[Any]:
         """The inputs in the dtypes that were recorded."""
         import jax.numpy as jnp
 
         return [jnp.asarray(x, jax_dtype(dtype)) for x, dtype in zip(inputs, self.input_dtypes, strict=True)]
+
+    @property
+    def loops(self) -> list[tuple[int, int]]:
+        """Of the loops that were found, how many steps a repetition has, and how many repetitions."""
+        return [(len(part.steps), part.count) for part in self._plan or () if isinstance(part, Loop)]
 
     @property
     def callbacks(self) -> list[str]:
@@ -196,7 +129,8 @@ def lower(graph: fx.GraphModule, on_missing: str = "error") -> Lowered:
         shape = None if several or value is None else tuple(value.shape)
         dtype = None if several or value is None else value.dtype
         places[node] = Ref(len(places))
-        steps.append(Step(str(node.target), rule or _absent, args, kwargs, shape, dtype))
+        name = "constant" if node.op == "get_attr" else str(node.target)
+        steps.append(Step(name, rule or _absent, args, kwargs, shape, dtype))
     if missing:
         raise CannotConvert(_explain(missing))
     return Lowered(dtypes, shapes, steps, outputs)
