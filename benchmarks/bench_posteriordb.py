@@ -5,7 +5,7 @@
 A cell is the largest distance of a mean or a standard deviation from the reference's, over all parameters, in Monte
 Carlo standard errors of both; the effective draws a second of CPU time, compilation and warm-up among them; and, where
 it fails (above 4 standard errors, R-hat above 1.02, or an error that it stops with), what it fails by.  What takes
-longer than ``--limit`` CPU seconds is stopped.  Rows of posteriors that are not asked for stay as they are written.
+longer than ``--limit`` CPU seconds is stopped.  Cells that are not asked for stay as they are written.
 """
 
 from __future__ import annotations
@@ -84,27 +84,35 @@ def cell(name: str, method: str, args: argparse.Namespace) -> str:
     return text
 
 
-def written_rows() -> dict[str, str]:
-    """Rows of the table in ``benchmarks/results.md``, by posterior."""
+def written_cells() -> dict[str, dict[str, str]]:
+    """What ``benchmarks/results.md`` has, by posterior and method."""
     text = results_file.RESULTS.read_text().partition("<!-- posteriordb:start -->")[2]
-    lines = text.partition("<!-- posteriordb:end -->")[0].splitlines()
-    return {name: line for name in POSTERIORS for line in lines if line.startswith(f"| {name.split('-', 1)[1]} |")}
+    lines = [line for line in text.partition("<!-- posteriordb:end -->")[0].splitlines() if line.startswith("| ")]
+    rows = [[part.strip() for part in line[1:-1].split("|")] for line in lines]
+    methods = rows[0][1:] if rows else []
+    return {row[0]: dict(zip(methods, row[1:], strict=True)) for row in rows[2:]}
 
 
-def table_of(rows: dict[str, str], args: argparse.Namespace) -> str:
+def table_of(cells: dict[str, dict[str, str]], args: argparse.Namespace) -> str:
+    names = [name for name in map(short, POSTERIORS) if name in cells]
     return "\n".join(
         [
             "### Kernels on posteriordb's posteriors\n",
             f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
             "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
             "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64. A "
-            "sampler is stopped at its limit of CPU seconds. An empty cell was not run. The command below is "
-            "that of the last rows written.\n",
-            f"| posterior | {' | '.join(args.methods)} |",
-            "| --- |" + " --- |" * len(args.methods),
-            *(rows[name] for name in POSTERIORS if name in rows),
+            "sampler is stopped at its limit of CPU seconds, which stands in the cell. An empty cell was not run. Cells come "
+            "from several runs, on a machine with other work; the command below is the last one.\n",
+            f"| posterior | {' | '.join(METHODS)} |",
+            "| --- |" + " --- |" * len(METHODS),
+            *(f"| {name} | {' | '.join(cells[name].get(m, '') for m in METHODS)} |" for name in names),
         ]
     )
+
+
+def short(name: str) -> str:
+    """The posterior's name without the data's."""
+    return name.split("-", 1)[1]
 
 
 def main() -> None:
@@ -118,21 +126,16 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300, help="CPU seconds of one sampler on one posterior")
     parser.add_argument("--write", action="store_true", help="into benchmarks/results.md")
     args = parser.parse_args()
-    if args.write and args.methods != METHODS:
-        parser.error("--write takes all methods: rows of the table have them all")
-    rows = written_rows()
+    cells = written_cells()
     for name in args.only:
-        cells = []
         for method in args.methods:
             began = time.process_time()
             text = cell(name, method, args)
-            cells.append(text)
+            cells.setdefault(short(name), {})[method] = text
             print(f"{name} {method}: {text}, {time.process_time() - began:.0f} s", flush=True)
-        rows[name] = f"| {name.split('-', 1)[1]} | {' | '.join(cells)} |"
-        table = table_of(rows, args)
-        if args.write:
-            results_file.write_section("posteriordb", table)
-    print(f"\n{table}\n")
+            if args.write:
+                results_file.write_section("posteriordb", table_of(cells, args))
+    print(f"\n{table_of(cells, args)}\n")
 
 
 if __name__ == "__main__":
