@@ -101,8 +101,8 @@ def table_of(cells: dict[str, dict[str, str]], args: argparse.Namespace) -> str:
             f"{args.chains} chains of {args.draws} draws after {args.warmup} transitions of warm-up (NumPyro's NUTS: 4 "
             "chains of as many draws in all). Largest distance of a mean or standard deviation from the reference's, "
             "in Monte Carlo standard errors of both, and smallest bulk ESS a CPU second, all counted; float64. A "
-            "sampler is stopped at its limit of CPU seconds, which stands in the cell. An empty cell was not run. Cells come "
-            "from several runs, on a machine with other work; the command below is the last one.\n",
+            "sampler is stopped at its limit of CPU seconds, which stands in the cell. An empty cell was not run. "
+            "Cells come from several runs, on a machine with other work; the command below is the last one.\n",
             f"| posterior | {' | '.join(METHODS)} |",
             "| --- |" + " --- |" * len(METHODS),
             *(f"| {name} | {' | '.join(cells[name].get(m, '') for m in METHODS)} |" for name in names),

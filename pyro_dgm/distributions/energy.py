@@ -102,6 +102,9 @@ class EnergyDistribution(UnnormalizedDistribution):
         for argument, value in positive + ([] if noise_level is None else [("noise_level", noise_level)]):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
+        for argument, given in (("base", base), ("initial", initial)):
+            if given is not None and not (hasattr(given, "event_shape") and callable(getattr(given, "sample", None))):
+                raise TypeError(f"{argument} must be a distribution, got {type(given).__name__}")
         if event_shape is None and base is None:
             raise ValueError("give event_shape, or a base that has one")
         shape = torch.Size(base.event_shape if event_shape is None else event_shape)

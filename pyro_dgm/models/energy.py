@@ -147,7 +147,10 @@ class EBM(EnergyFamily):
             raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild it, for JSON; a base's location and scale are among the weights."""
+        """Arguments that rebuild it, for JSON; a base's location and scale are among the weights.
+
+        What was an object of your own (network, base, kernel, initial) reads ``"custom"``, and is to be given again.
+        """
         return {
             "event_shape": list(self.event_shape),
             "network": self._network_name,
@@ -155,5 +158,7 @@ class EBM(EnergyFamily):
             "base": self._base_name,
             "temperature": self.temperature,
             "step_size": self.step_size,
+            "kernel": None if self.kernel is None else "custom",
+            "initial": None if self.initial is None else "custom",
             "noise_level": self.noise_level,
         }

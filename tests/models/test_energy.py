@@ -32,6 +32,13 @@ def grid_log_z(ebm, half=5.0, side=201):
     return float(torch.logsumexp(ebm.distribution().log_prob(points).detach(), 0)) + 2 * math.log(step)
 
 
+@pytest.mark.parametrize("argument", ["base", "initial", "kernel", "network"])
+def test_custom_in_a_saved_configuration_is_refused_by_name(argument):
+    """Something of one's own is not in the file: it is asked for, never replaced by a default."""
+    with pytest.raises((TypeError, ValueError), match=f"{argument} must be"):
+        EBM((2,), **{argument: "custom"})
+
+
 @pytest.mark.parametrize(
     "objective",
     [
@@ -159,7 +166,10 @@ def test_own_network_base_and_noise_level():
 
     base = dist.Uniform(-torch.ones(2), 1.0).to_event(1)
     ebm = EBM((2,), Net(), base=base, noise_level=0.1)
-    assert json.loads(json.dumps(ebm.config()))["network"] == "custom"
+    config = json.loads(json.dumps(ebm.config()))
+    assert (config["network"], config["base"], config["kernel"]) == ("custom", "custom", None)
+    given_again = EBM((2,), initial=base, kernel=HMC(step_size=0.2)).config()
+    assert (given_again["initial"], given_again["kernel"]) == ("custom", "custom")
     x = ebm.sample(50, num_steps=30, seed=0)
     assert ebm.distribution().support.check(x).all()
     free = EBM((2,), Net(), noise_level=0.1)
