@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_dgm.distributions.shared_scale import SharedScaleNormal
+
 __all__ = ["BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
 
 
@@ -138,7 +140,7 @@ class GaussianLikelihood(Likelihood):
             scale = softplus(raw) + self.min_scale
         else:
             loc, scale = params, self.log_scale.exp()
-        return dist.Normal(loc, scale, validate_args=False).to_event(len(self.event_shape))
+        return SharedScaleNormal(loc, scale, validate_args=False).to_event(len(self.event_shape))
 
     def mean(self, params: Tensor) -> Tensor:
         return params.select(-1 - len(self.event_shape), 0) if self.kind == "network" else params
