@@ -166,6 +166,16 @@ def test_what_only_looks_like_a_loop_is_none(period):
     assert covered < 0.5 * len(density.lowered.steps)
 
 
+def test_layers_with_weights_of_their_own_are_no_loop():
+    layers = [torch.nn.Linear(3, 3).double() for _ in range(30)]
+    network = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh())))
+    apart = to_jax(model_of(network))
+    assert len(apart.lowered.steps) >= 100
+    assert apart.lowered.loops == []
+    shared = torch.nn.Sequential(*(part for _ in layers for part in (layers[0], torch.nn.Tanh())))
+    assert [count for _, count in to_jax(model_of(shared)).lowered.loops] == [29]
+
+
 def test_a_hidden_markov_models_sum():
     """The forward algorithm with a plate of sequences, as a user writes it."""
     y = torch.randn(T, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -259,6 +259,8 @@ class _Builder:
         spec = self.program.spec(last)
         if any(t >= self.start or self.program.spec(t) != spec for t in targets):
             return None
+        if spec[0] is not None and len(spec[0]) > 1 and any(t < 0 for t in targets):
+            return None  # layers, each with its weights, which would be copied into one array at every call
         key = tuple(targets)
         self.scanned.setdefault(key, len(self.scanned))
         return "scanned", key
