@@ -105,7 +105,13 @@ def _draw(
     rows = []
     with torch.no_grad(), pyro.validation_enabled(False):
         for _ in range(num_chains):
-            sites = latent_sites(poutine.trace(model).get_trace(*potential.args, **potential.kwargs))
+            try:
+                sites = latent_sites(poutine.trace(model).get_trace(*potential.args, **potential.kwargs))
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"init_strategy {strategy!r} draws from the prior, and a latent has one that cannot be drawn from "
+                    f"({str(error).splitlines()[0]}): begin at 'uniform', or at init_to_value(values=...)"
+                ) from error
             rows.append(
                 {name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in potential.latents}
             )

@@ -136,10 +136,12 @@ def describe_latents(
 ) -> tuple[dict[str, Latent], Marginalised | None]:
     """Find a model's latents by two prior draws: the second shows what changes between runs.
 
+    A latent that cannot be drawn (:class:`~pyro.distributions.ImproperUniform`) takes any value of its support.
+
     :returns: the continuous ones, and what is summed out.
     """
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        first, second = (poutine.trace(model).get_trace(*args, **kwargs) for _ in range(2))
+        first, second = (poutine.trace(_Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
     sites, others = latent_sites(first), latent_sites(second)
     if not sites:
@@ -154,7 +156,6 @@ def describe_latents(
     for name, site in sites.items():
         if summed is not None and name in summed.names:
             continue
-        support = site["fn"].support
         value = site["value"]
         if value.shape != others[name]["value"].shape:
             raise ValueError(
@@ -162,13 +163,7 @@ def describe_latents(
                 f"({tuple(value.shape)}, then {tuple(others[name]['value'].shape)}); "
                 "MCMC needs fixed shapes"
             )
-        try:
-            transform = _bijection(support)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"latent site {name!r} has support {support} ({type(site['fn']).__name__}), to which torch knows no "
-                "bijection from unconstrained space: write it in terms of latents that have one"
-            ) from error
+        transform = _known_bijection(name, site["fn"])
         u = transform.inv(value)
         probe = torch.linspace(-1.0, 1.0, max(u.numel(), 1), dtype=u.dtype, device=u.device)[: u.numel()].reshape(
             u.shape
@@ -176,6 +171,30 @@ def describe_latents(
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
     return latents, summed
+
+
+class _Feasible(Messenger):
+    """Draw each latent, and give one that cannot be drawn a random value of its support."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None or isinstance(fn, _Subsample):
+            return
+        try:
+            msg["value"] = fn(*msg["args"], **msg["kwargs"])
+        except NotImplementedError:
+            transform = _known_bijection(msg["name"], fn)
+            msg["value"] = transform(4.0 * torch.rand(transform.inverse_shape(fn.shape())) - 2.0)
+
+
+def _known_bijection(name: str, fn: Any) -> Transform:
+    try:
+        return _bijection(fn.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"latent site {name!r} has support {fn.support} ({type(fn).__name__}), to which torch knows no bijection "
+            "from unconstrained space: write it in terms of latents that have one"
+        ) from error
 
 
 def _bijection(support: Any) -> Transform:
