@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
+from pyro_dgm.infer.functional_graph import without_writes
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
+from pyro_dgm.infer.static_graph import CannotCapture, agreement
 
 __all__ = ["ModelPotential"]
+
+logger = logging.getLogger("pyro_dgm.infer.mcmc")
 
 
 class ModelPotential(Potential):
@@ -45,7 +50,7 @@ class ModelPotential(Potential):
         self.latents, self.summed = describe_latents(model, args, self.kwargs)
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
-        self._checked = False
+        self._checked = self._recorded = False
         self._batched = torch.func.vmap(torch.func.grad_and_value(self._single))
         self._batched_value = torch.func.vmap(self._single)
         self._batched_constrain = torch.func.vmap(self._constrain_by_model)
@@ -120,6 +125,8 @@ class ModelPotential(Potential):
                 "sites hidden by poutine.block), so it has no fixed density; call .eval(), or make the draw a site"
             ) from error
         result = self._loop(position)  # an error of the model itself is raised here, without vmap in the way
+        if self._vectorize_recording(position, result):
+            return result
         self._vectorize = False
         reason = str(error).strip().split("\n")[0][:200]
         warnings.warn(
@@ -129,11 +136,42 @@ class ModelPotential(Potential):
         )
         return result
 
+    def _vectorize_recording(self, position: Position, expected: tuple[Tensor, Position]) -> bool:
+        """Have vmap take one chain's operations, recorded and without writes in place, instead of the model.
+
+        :param expected: value and gradient at ``position``, which the recording is held against.
+        :returns: whether it is the model.
+        """
+        try:
+            single = without_writes(self._single, {k: v[0] for k, v in position.items()})
+        except CannotCapture as reason:
+            logger.info("one chain's operations cannot be recorded: %s", reason)
+            return False
+        batched = torch.func.vmap(torch.func.grad_and_value(single))
+        try:
+            grads, values = batched(position)
+        except Exception as error:  # whatever vmap cannot do, chain by chain can be done
+            logger.info("one chain's operations cannot be vectorised: %s", error)
+            return False
+        why = agreement([expected[0], *expected[1].values()], [values, *(grads[k] for k in expected[1])])
+        if why:
+            logger.info("one chain's operations are not the model: %s", why)
+            return False
+        self._batched, self._batched_value, self._recorded = batched, torch.func.vmap(single), True
+        self._checked = True
+        return True
+
     def _loop(self, position: Position) -> tuple[Tensor, Position]:
-        single = torch.func.grad_and_value(self._single)
-        num_chains = next(iter(position.values())).shape[0]
-        rows = [single({k: v[c] for k, v in position.items()}) for c in range(num_chains)]
-        return torch.stack([u for _, u in rows]), {k: torch.stack([g[k] for g, _ in rows]) for k in position}
+        rows = [self._one(position, c) for c in range(next(iter(position.values())).shape[0])]
+        return torch.stack([u for u, _ in rows]), {k: torch.stack([g[k] for _, g in rows]) for k in position}
+
+    def _one(self, position: Position, chain: int) -> tuple[Tensor, Position]:
+        # Not torch.func's gradient: autograd functions of others need not know of it.
+        with torch.enable_grad():
+            leaves = {k: v[chain].detach().requires_grad_() for k, v in position.items()}
+            value = self._single(leaves)
+            grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return value.detach(), dict(zip(leaves, grads, strict=True))
 
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         with torch.no_grad(), pyro.validation_enabled(False):
@@ -151,7 +189,7 @@ class ModelPotential(Potential):
             return values, log_det
 
     def _constrain_moving(self, position: Position) -> tuple[Position, Tensor]:
-        if self._vectorize:
+        if self._vectorize and not self._recorded:
             return self._batched_constrain(position)
         rows = [
             self._constrain_by_model({k: v[c] for k, v in position.items()})
