@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.analysis import annealed
+from pyro_dgm.analysis.energy_likelihood import energy_log_likelihood, is_unnormalized
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, probe
 from pyro_dgm.infer.mcmc.initial import device_of
@@ -33,6 +34,7 @@ class LogLikelihood:
         where exact.
     :ivar method: ``"iwae"``, ``"ais"`` or ``"exact"``.
     :ivar num_particles: importance samples, or annealed chains, a datum; 0 where exact.
+    :ivar shared: whether the error is one and the same for all data, that of an estimated :math:`\\log Z`.
     """
 
     values: Tensor
@@ -40,6 +42,7 @@ class LogLikelihood:
     effective_sample_size: Tensor | None
     method: str
     num_particles: int
+    shared: bool = False
 
     @property
     def mean(self) -> float:
@@ -49,6 +52,8 @@ class LogLikelihood:
     @property
     def mean_standard_error(self) -> float:
         """Monte Carlo standard error of :attr:`mean`: how much it would change with other importance samples."""
+        if self.shared:
+            return float(self.standard_error.mean())
         return float(self.standard_error.square().sum().sqrt()) / max(self.values.numel(), 1)
 
     @property
@@ -58,7 +63,7 @@ class LogLikelihood:
         return float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan
 
     def __repr__(self) -> str:
-        unit = "chains" if self.method == "ais" else "particles"
+        unit = ("chains" if self.method == "ais" else "particles") + (" for log Z" if self.shared else "")
         how = "exact" if self.method == "exact" else f"{self.method}, {self.num_particles} {unit}"
         return (
             f"LogLikelihood({self.mean:.4f} nats per datum over {self.values.numel()} data; standard error "
@@ -104,6 +109,10 @@ def log_likelihood(
     enter the model at their sites alone: a decoder that is fed the data is not simulated by it.
 
     ``"exact"`` asks the program's own ``log_marginal``.
+
+    Of a density known up to a constant (an energy-based model, without latent sites) ``"ais"`` estimates
+    :math:`\log Z`, one for all data, by chains from its base, and ``"iwae"`` and ``"bdmc"`` are refused. The likelihood
+    is then an *upper* bound in expectation: where the chains miss a part of the density it is too high.
 
     :param program: a family, ``pyro_dgm.program(model, guide)`` or a ``(model, guide)`` pair; modules are put in
         ``eval()`` mode meanwhile.
@@ -157,6 +166,7 @@ def log_likelihood(
         return _annealed(program, args, kwargs, method, settings, seed)
     if method != "iwae":
         raise ValueError(f"method must be 'iwae', 'ais', 'bdmc' or 'exact', got {method!r}")
+    _refuse_unnormalized(program, args, kwargs, method)
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2 (a standard error needs two), got {num_particles}")
     if chunk_size is not None and chunk_size < 1:
@@ -192,7 +202,8 @@ def _exact(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lo
     exact = getattr(program, "log_marginal", None)
     if not callable(exact):
         raise ValueError(
-            f"method='exact' needs a program with log_marginal(x), which {type(program).__name__} lacks: use 'iwae'"
+            f"method='exact' needs a program with log_marginal(x), which {type(program).__name__} lacks: "
+            "use 'iwae', or 'ais'"
         )
     with torch.no_grad(), evaluation_mode(program.model):
         values = exact(*args, **kwargs).detach().double()
@@ -204,11 +215,32 @@ def _annealed(
 ) -> Any:
     device = device_of(program.model, args, kwargs)
     modes = evaluation_mode(program.model, program.guide)
+    if method == "bdmc":
+        _refuse_unnormalized(program, args, kwargs, method)
     with torch.no_grad(), modes, forked_rng(device, seed, enabled=seed is not None):
+        if method == "ais" and _is_unnormalized(program, args, kwargs):
+            values, log_z = energy_log_likelihood(program, args, kwargs, settings)
+            assert log_z.ess is not None
+            error, ess = (t.expand(values.shape) for t in (log_z.standard_error, log_z.ess))
+            return LogLikelihood(values, error, ess, "ais", settings.num_chains, shared=True)
         if method == "ais":
             return _of_chains(annealed.annealed(program, args, kwargs, settings))
         lower, upper, data = annealed.bracketed(program, args, kwargs, settings)
     return annealed.LogLikelihoodBracket(_of_chains(lower), _of_chains(upper), data)
+
+
+def _is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    # A look, which draws nothing from the run's random numbers.
+    with forked_rng(device_of(program.model, args, kwargs)), evaluation_mode(program.model):
+        return is_unnormalized(program, args, kwargs)
+
+
+def _refuse_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str) -> None:
+    if _is_unnormalized(program, args, kwargs):
+        raise ValueError(
+            f"method={method!r} is for programs with latent sites, and this one is a density known up to a constant: "
+            "method='ais' estimates its log Z"
+        )
 
 
 def _of_chains(found: LogNormalizer) -> LogLikelihood:

@@ -10,7 +10,7 @@ network's energy by a kernel.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from pyro_dgm.infer.elbo.base import ObjectiveModule
 from pyro_dgm.infer.elbo.structure import sample_sites
 
-__all__ = ["EnergyObjective", "EnergySite"]
+__all__ = ["EnergyObjective", "EnergySite", "energy_site"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,46 @@ class EnergySite:
     def num_data(self) -> int:
         """N."""
         return self.value.shape[0]
+
+
+def energy_site(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], who: str) -> EnergySite:
+    """Run a model on a batch and find its observed site.
+
+    :param who: who asks, for messages.
+    :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density; unless
+        validation is off, for data outside its support.
+    """
+    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    sites = sample_sites(trace)
+    latent = [name for name, site in sites.items() if not site["is_observed"]]
+    if latent:
+        raise ValueError(
+            f"{who} is for programs without latent sites, but the model samples {latent}: sum them out, or observe them"
+        )
+    found = [site for site in sites.values() if hasattr(site["fn"], "mcmc_step")]
+    if len(found) != 1 or len(sites) != 1:
+        kinds = {name: type(site["fn"]).__name__ for name, site in sites.items()}
+        raise ValueError(
+            f"{who} needs a model with one site, of unnormalised density (a distribution with "
+            f"mcmc_step, such as RBMDistribution); this one has {kinds or 'none'}"
+        )
+    site = found[0]
+    fn, value = site["fn"], site["value"]
+    if value.dim() != len(fn.event_shape) + 1:
+        raise ValueError(
+            f"site {site['name']!r} must be in one plate, over the data: its value has shape {tuple(value.shape)}, "
+            f"the event shape is {tuple(fn.event_shape)}"
+        )
+    if site["mask"] is not None:
+        raise ValueError(f"site {site['name']!r} is masked, which {who} does not take")
+    if Distribution._validate_args:  # the families leave validation to fit, which Pyro's SVI does not go through
+        outside = ~fn.support.check(value.detach())
+        if bool(outside.any()):
+            raise ValueError(
+                f"site {site['name']!r}: {int(outside.sum())} of {len(value)} data are outside the support "
+                f"{fn.support} of {type(fn).__name__}, or not finite"
+            )
+    return EnergySite(site["name"], fn, value, site["scale"])
 
 
 class EnergyObjective(PyroELBO):
@@ -69,43 +109,8 @@ class EnergyObjective(PyroELBO):
         """The loss of a batch, summed over its data, whose gradient is the estimator's; without the site's scale."""
 
     def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> EnergySite:
-        """Run the model on a batch and find its observed site.
-
-        :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density; unless
-            validation is off, for data outside its support.
-        """
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        sites = sample_sites(trace)
-        latent = [name for name, site in sites.items() if not site["is_observed"]]
-        if latent:
-            raise ValueError(
-                f"{type(self).__name__} is for programs without latent sites, but the model samples {latent}: sum them "
-                "out, or observe them"
-            )
-        found = [site for site in sites.values() if hasattr(site["fn"], "mcmc_step")]
-        if len(found) != 1 or len(sites) != 1:
-            kinds = {name: type(site["fn"]).__name__ for name, site in sites.items()}
-            raise ValueError(
-                f"{type(self).__name__} needs a model with one site, of unnormalised density (a distribution with "
-                f"mcmc_step, such as RBMDistribution); this one has {kinds or 'none'}"
-            )
-        site = found[0]
-        fn, value = site["fn"], site["value"]
-        if value.dim() != len(fn.event_shape) + 1:
-            raise ValueError(
-                f"site {site['name']!r} must be in one plate, over the data: its value has shape {tuple(value.shape)}, "
-                f"the event shape is {tuple(fn.event_shape)}"
-            )
-        if site["mask"] is not None:
-            raise ValueError(f"site {site['name']!r} is masked, which {type(self).__name__} does not take")
-        if Distribution._validate_args:  # the families leave validation to fit, which Pyro's SVI does not go through
-            outside = ~fn.support.check(value.detach())
-            if bool(outside.any()):
-                raise ValueError(
-                    f"site {site['name']!r}: {int(outside.sum())} of {len(value)} data are outside the support "
-                    f"{fn.support} of {type(fn).__name__}, or not finite"
-                )
-        return EnergySite(site["name"], fn, value, site["scale"])
+        """See :func:`energy_site`."""
+        return energy_site(model, args, kwargs, type(self).__name__)
 
     def check_energy(self, log_prob: Tensor, site: EnergySite, what: str) -> Tensor:
         """Pass on log-densities that are all finite.

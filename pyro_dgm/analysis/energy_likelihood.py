@@ -1,0 +1,63 @@
+"""Log-likelihoods of data under a density that is known up to a constant, the constant estimated by annealing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_dgm.analysis.annealed import Annealing
+from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.energy.base import energy_site
+from pyro_dgm.infer.smc.ais import AIS
+from pyro_dgm.ops.log_normalizer import LogNormalizer
+
+__all__ = ["energy_log_likelihood", "is_unnormalized"]
+
+
+def is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a program is a density known up to a constant: no latent site, and an observed one without log Z."""
+    with torch.no_grad(), poutine.block():
+        sites = sample_sites(poutine.trace(program.model).get_trace(*args, **kwargs)).values()
+    observed = all(site["is_observed"] for site in sites)
+    return observed and any(getattr(site["fn"], "normalized", True) is False for site in sites)
+
+
+def energy_log_likelihood(
+    program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Annealing
+) -> tuple[Tensor, LogNormalizer]:
+    r""":math:`\log p(x_n) = -F(x_n) - \log Z`, nats, ``(N,)``, and the estimate of :math:`\log Z`.
+
+    A program with a ``log_normalizer`` of its own (a Boltzmann machine's anneals by Gibbs sweeps) is asked for it; else
+    chains anneal from the distribution's base.
+
+    :raises ValueError: for a distribution without base, or a path from the guide.
+    """
+    if settings.initial != "prior":
+        raise ValueError("initial='guide' is for programs with latent sites: chains begin at the density's base here")
+    site = energy_site(program.model, args, kwargs, "log_likelihood")
+    if callable(getattr(program, "log_normalizer", None)) and callable(getattr(program, "log_likelihood", None)):
+        estimate = program.log_normalizer(
+            "ais", settings.num_temperatures, settings.num_chains, schedule=settings.schedule
+        )
+        return program.log_likelihood(*args, estimate, **kwargs), estimate
+    law = site.distribution.expand(torch.Size())
+    base = getattr(law, "base", None)
+    if base is None:
+        raise ValueError(
+            f"the density at site {site.name!r} has no base that its log Z could be annealed from: give the "
+            f"{type(law).__name__} one, or take infer.smc.AIS(initial, distribution) with a start of your own"
+        )
+    ais = AIS(
+        base,
+        law,
+        settings.kernel,
+        num_temperatures=settings.num_temperatures,
+        schedule=settings.schedule,
+        num_transitions=settings.num_transitions,
+    )
+    estimate = ais.forward(settings.num_chains)
+    return law.log_prob(site.value).double() - estimate.value, estimate
