@@ -126,7 +126,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             if isinstance(held, Tensor):
                 known[node] = held
             continue
-        if not _pure(node):
+        if not _pure(node) or _written(node) or _layout_is_read(node):
             continue
         if all(n in known for n in node.all_input_nodes):
             with torch.no_grad():
@@ -187,7 +187,7 @@ def _of(node: Any) -> float | None:
 
 def _rewrite(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        if not _pure(node):
+        if not _pure(node) or _layout_is_read(node):
             continue
         with graph.graph.inserting_before(node):
             found = _simpler(graph.graph, node)
@@ -351,6 +351,11 @@ def _written(node: Node) -> bool:
             if user.target._schema.is_mutable or (_makes_view(user) and _written(user)):
                 return True
     return False
+
+
+def _layout_is_read(node: Node) -> bool:
+    """Whether an operation counts on where the tensor's elements lie in memory."""
+    return any(user.target in (aten.as_strided.default, aten.as_strided_.default) for user in node.users)
 
 
 def _merge_equal(graph: fx.GraphModule) -> None:

@@ -21,6 +21,9 @@ CASES = {
     "transposed": lambda x: [(x @ W).T, x.T.T, x.permute(1, 0).permute(1, 0) @ W],
     "writes": lambda x: [x.clone().mul_(2.0).add_(1.0), torch.zeros_like(x).copy_(x)],
     "writes to a view": lambda x: [_row_written(x)],
+    "writes to a view of a constant": lambda x: [_constant_row_written(x)],
+    "writes by strides": lambda x: [_diagonal_written(x)],
+    "strides of a constant": lambda x: [torch.ones(4, 4, dtype=x.dtype).as_strided((4,), (5,)) * x[:, 0]],
     "equal": lambda x: [x.exp() + x.exp(), x.exp() * 2.0],
     "softplus": lambda x: list(torch.func.vjp(lambda y: F.softplus(y).sum(), x)[1](torch.ones((), dtype=x.dtype))),
     "gradient": lambda x: list(torch.func.grad_and_value(lambda y: (F.softplus(y @ W) - y @ W).sum())(x)),
@@ -34,6 +37,19 @@ def _row_written(x):
     y = x.clone()
     y[1] = x[0] * 3.0
     return y + x
+
+
+def _constant_row_written(x):
+    y = torch.zeros(4, 3, dtype=x.dtype)
+    y[1] = x[0] * 3.0
+    return y + x
+
+
+def _diagonal_written(x):
+    """As what functorch makes of a gradient through a write to ``matrix.view(-1)[::4]``."""
+    y = torch.zeros(3, 3, dtype=x.dtype)
+    y.as_strided((3,), (4,)).copy_(x[0])
+    return y @ x.T
 
 
 @pytest.mark.parametrize("name", list(CASES))

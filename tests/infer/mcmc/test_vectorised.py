@@ -137,6 +137,26 @@ def test_a_posterior_by_hmc():
     assert in_standard_errors(p, torch.tensor([8.0, 4.0, 1.0], dtype=F64) / 13).max() < 4
 
 
+@pytest.mark.uses_param_store
+def test_a_gaussian_process_of_pyros_is_recorded():
+    """Pyro adds the jitter to the diagonal in place, by strides."""
+    import pyro.contrib.gp as gp
+
+    kernel = gp.kernels.RBF(1)
+    kernel.variance = pyro.nn.PyroSample(dist.LogNormal(0.0, 1.0))
+    kernel.lengthscale = pyro.nn.PyroSample(dist.LogNormal(0.0, 1.0))
+    potential = ModelPotential(gp.models.GPRegression(X.float(), X.sin().float(), kernel).model, (), {})
+    position = position_of(potential)
+    eager = potential(position)
+    graph = potential.graph(position)
+    value, *gradients = graph(position)
+    torch.testing.assert_close(value, eager[0])
+    for k, gradient in zip(position, gradients, strict=True):
+        torch.testing.assert_close(gradient, eager[1][k], rtol=1e-4, atol=1e-4)
+    other = {k: v.flip(0) + 0.1 for k, v in position.items()}
+    torch.testing.assert_close(graph(other)[0], chain_by_chain(potential, other)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_mini_batches():
     x = torch.randn(50, dtype=F64, generator=torch.Generator().manual_seed(0))
 
