@@ -108,6 +108,18 @@ CASES: dict[str, dict[str, Case]] = {
             u.sort(1).values + u.sort(1, descending=True).values * K + torch.sort(u, dim=0, stable=True).values
         ),
         "topk": lambda u: u.topk(3, 1).values + u.topk(3, 1, largest=False).values * 2,
+        "order": lambda u: u.median(1).values + u.kthvalue(2, 1, keepdim=True).values + u.median(),
+    },
+    "fourier": {
+        "real": lambda u: torch.fft.rfft(u, dim=0).abs().square() + torch.fft.rfft(u, norm="ortho").real.sum(),
+        "back": lambda u: (
+            torch.fft.irfft(torch.fft.rfft(u) * (1 + 2j), n=7) + torch.fft.irfft2(torch.fft.rfft2(u))[0, 0]
+        ),
+        "complex": lambda u: torch.fft.ifft2(torch.fft.fft2(u, norm="forward") * 3j).imag + torch.fft.fft(u).imag,
+        "parts": lambda u: (
+            torch.view_as_real(torch.complex(u, u.flip(1)) * torch.polar(u.exp(), u).conj()).sum(-1)
+            + torch.view_as_complex(u.reshape(4, 3, 2)).angle().sum()
+        ),
     },
     "views": {
         "shapes": lambda u: u.reshape(2, 12).T.reshape(4, 6) + u.permute(1, 0).reshape(4, 6) + u.view(-1).view(4, 6),

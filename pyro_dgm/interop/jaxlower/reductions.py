@@ -78,6 +78,14 @@ def rules() -> Rules:
         values, index = sort(x, dim, descending=largest)
         return lax.slice_in_dim(values, 0, k, axis=dim), lax.slice_in_dim(index, 0, k, axis=dim)
 
+    def kth_value(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+        values, index = (lax.slice_in_dim(v, k - 1, k, axis=dim) for v in sort(x, dim))
+        return (values, index) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(index, dim))
+
+    def median(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+        # Torch's is the lower of the two in the middle.
+        return kth_value(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
     def norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
         x, axis = (x if dtype is None else x.astype(jax_dtype(dtype))), _axes(dim)
         if ord == float("inf"):
@@ -120,6 +128,9 @@ def rules() -> Rules:
         ("sort.default", sort),
         ("sort.stable", stable_sort),
         ("topk.default", top_k),
+        ("kthvalue.default", kth_value),
+        ("median.dim", median),
+        ("median.default", lambda x: median(x.reshape(-1), 0)[0]),
     ):
         table.update(overloads(names, rule))
     return table

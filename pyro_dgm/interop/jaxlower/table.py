@@ -25,6 +25,7 @@ def lowerings() -> Rules:
     """
     from pyro_dgm.interop.jaxlower import (
         creation,
+        fourier,
         indexing,
         linear_algebra,
         networks,
@@ -35,7 +36,7 @@ def lowerings() -> Rules:
     )
 
     table: Rules = {}
-    for part in (pointwise, special, reductions, creation, views, indexing, linear_algebra, networks):
+    for part in (pointwise, special, reductions, creation, views, indexing, linear_algebra, networks, fourier):
         table.update(part.rules())
     return table
 
