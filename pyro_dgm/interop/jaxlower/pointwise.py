@@ -50,6 +50,9 @@ def rules() -> Rules:
         return x
 
     def absolute(x: Any) -> Any:
+        if jnp.iscomplexobj(x):
+            square = x.real**2 + x.imag**2
+            return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
         # JAX's derivative of |x| at zero is one, torch's is zero.
         return x * lax.stop_gradient(jnp.sign(x))
 
