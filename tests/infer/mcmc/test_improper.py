@@ -10,6 +10,7 @@ from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from torch.distributions import constraints
 
 import pyro_dgm
+from pyro_dgm.distributions import EnergyDistribution
 from pyro_dgm.infer.mcmc import HMC, MCMC
 from tests.infer.mcmc.test_exact import in_standard_errors
 
@@ -86,3 +87,34 @@ def test_where_chains_begin():
     mcmc = MCMC(HMC(flat, init_strategy=start), 1, 0, 4, seed=0, progress=False)
     mcmc.run(x)
     assert mcmc.get_samples()["loc"].shape == (4,)
+
+
+def test_a_normaliser_that_depends_on_latents_is_not_left_out():
+    """Z(width) of exp(-x^2 / width) is missing from log_prob: the posterior of width would be another's."""
+
+    def energy_of(width):
+        return EnergyDistribution(lambda v: (v.square() / width).sum(-1), (1,), validate_args=False)
+
+    def observed(x):
+        width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("n", len(x)):
+            pyro.sample("x", energy_of(width), obs=x)
+
+    def latent(x):
+        width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", energy_of(width))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[0])
+
+    for model, site in ((observed, "x"), (latent, "z")):
+        with pytest.raises(ValueError, match=rf"site '{site}' \(EnergyDistribution\).*latents \['width'\]"):
+            pyro_dgm.sample_posterior(model, torch.ones(3, 1), method="hmc", num_samples=5, progress=False)
+
+    net = torch.nn.Linear(1, 1)
+
+    def fixed(x):
+        """Parameters are constants here: a prior whose log Z is one number is a prior."""
+        z = pyro.sample("z", EnergyDistribution(lambda v: net(v).squeeze(-1) + v.square().sum(-1), (1,)))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[0])
+
+    post = pyro_dgm.sample_posterior(fixed, torch.ones(3, 1), method="hmc", num_samples=5, seed=0, progress=False)
+    assert post["z"].shape == (4, 5, 1)
