@@ -20,8 +20,11 @@ __all__ = ["energy_log_likelihood", "is_unnormalized"]
 
 def is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a program is a density known up to a constant: no latent site, and an observed one without log Z."""
-    with torch.no_grad(), poutine.block():
-        sites = sample_sites(poutine.trace(program.model).get_trace(*args, **kwargs)).values()
+    try:
+        with torch.no_grad(), poutine.block():
+            sites = sample_sites(poutine.trace(program.model).get_trace(*args, **kwargs)).values()
+    except NotImplementedError:  # a latent without draws of its own (an improper prior)
+        return False
     observed = all(site["is_observed"] for site in sites)
     return observed and any(getattr(site["fn"], "normalized", True) is False for site in sites)
 

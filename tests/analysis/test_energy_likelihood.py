@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.distributions import constraints
 
 from pyro_dgm.analysis import log_likelihood
 from pyro_dgm.infer.mcmc import HMC
@@ -82,6 +84,21 @@ def test_a_look_at_the_sites_leaves_the_estimate_as_it_was():
     torch.manual_seed(5)
     torch.rand(1)
     assert not torch.equal(log_likelihood(model, x, num_particles=50).values, first.values)
+
+
+def test_a_latent_that_cannot_be_drawn_is_the_guides():
+    """Of a flat prior on (0, inf) the integral of the likelihood is known: x given s exponential of rate s, 1 / x^2."""
+
+    def model(x):
+        s = pyro.sample("s", dist.ImproperUniform(constraints.positive, (), ()))
+        pyro.sample("x", dist.Exponential(s), obs=x)
+
+    def guide(x):
+        pyro.sample("s", dist.Gamma(torch.tensor(1.5, dtype=F64), 1.0))
+
+    x = torch.tensor(2.0, dtype=F64)
+    found = log_likelihood((model, guide), x, num_particles=20_000, seed=0)
+    assert abs(found.mean + 2.0 * float(x.log())) < 4 * found.mean_standard_error
 
 
 def test_a_target_that_is_not_a_number_is_named_whatever_the_start_validates():
