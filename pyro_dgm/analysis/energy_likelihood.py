@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_dgm.analysis.annealed import Annealing
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.energy.base import energy_site
+from pyro_dgm.infer.mcmc.sites import Feasible
 from pyro_dgm.infer.smc.ais import AIS
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
@@ -20,11 +21,8 @@ __all__ = ["energy_log_likelihood", "is_unnormalized"]
 
 def is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a program is a density known up to a constant: no latent site, and an observed one without log Z."""
-    try:
-        with torch.no_grad(), poutine.block():
-            sites = sample_sites(poutine.trace(program.model).get_trace(*args, **kwargs)).values()
-    except NotImplementedError:  # a latent without draws of its own (an improper prior)
-        return False
+    with torch.no_grad(), poutine.block():
+        sites = sample_sites(poutine.trace(Feasible()(program.model)).get_trace(*args, **kwargs)).values()
     observed = all(site["is_observed"] for site in sites)
     return observed and any(getattr(site["fn"], "normalized", True) is False for site in sites)
 

@@ -97,8 +97,14 @@ def test_a_latent_that_cannot_be_drawn_is_the_guides():
         pyro.sample("s", dist.Gamma(torch.tensor(1.5, dtype=F64), 1.0))
 
     x = torch.tensor(2.0, dtype=F64)
-    found = log_likelihood((model, guide), x, num_particles=20_000, seed=0)
-    assert abs(found.mean + 2.0 * float(x.log())) < 4 * found.mean_standard_error
+    for options in (
+        {"method": "iwae", "num_particles": 20_000},
+        {"method": "ais", "initial": "guide", "num_chains": 200, "num_temperatures": 50},
+    ):
+        found = log_likelihood((model, guide), x, seed=0, **options)
+        assert abs(found.mean + 2.0 * float(x.log())) < 4 * found.mean_standard_error
+    with pytest.raises(ValueError, match="initial='guide'"):
+        log_likelihood((model, guide), x, method="ais")
 
 
 def test_a_target_that_is_not_a_number_is_named_whatever_the_start_validates():

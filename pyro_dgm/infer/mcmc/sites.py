@@ -18,7 +18,7 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
 
-__all__ = ["Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
+__all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def describe_latents(
     :returns: the continuous ones, and what is summed out.
     """
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        first, second = (poutine.trace(_Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
+        first, second = (poutine.trace(Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
     sites, others = latent_sites(first), latent_sites(second)
     if not sites:
@@ -207,7 +207,7 @@ def _refuse_moving_normalizers(
                 )
 
 
-class _Feasible(Messenger):
+class Feasible(Messenger):
     """Draw each latent, and give one that cannot be drawn a random value of its support."""
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from pyro_dgm.infer.elbo.particles import Particles, particle_plate, run_guide
 from pyro_dgm.infer.elbo.structure import probe, sample_sites
 from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
+from pyro_dgm.infer.mcmc.sites import Feasible, latent_sites, refuse_subsampling
 
 __all__ = ["ProgramEnds", "simulate"]
 
@@ -39,7 +39,7 @@ class ProgramEnds:
         self.model, self.guide = program.model, program.guide
         self.args, self.kwargs, self.initial = args, dict(kwargs), initial
         with torch.no_grad(), poutine.block():
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            trace = poutine.trace(Feasible()(self.model)).get_trace(*args, **kwargs)
         refuse_subsampling(trace, "annealing")
         self.names = list(latent_sites(trace))
         if not self.names:
@@ -56,7 +56,14 @@ class ProgramEnds:
         #: places of the plates that index data among a site's batch dimensions, and their sizes
         self.places: list[int] = []
         self.shape = torch.Size()
-        drawn = self.particles(self.draw_traces(2), 2)
+        try:
+            pair = self.draw_traces(2)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"chains start at draws of the {initial}, and a latent has none ({str(error).splitlines()[0]}): "
+                "initial='guide' begins at the guide's"
+            ) from error
+        drawn = self.particles(pair, 2)
         self.shape = drawn.shape
         self.places = [self.nesting + 1 + f.dim for f in drawn.plates]
 
