@@ -39,7 +39,7 @@ class ProgramEnds:
         self.model, self.guide = program.model, program.guide
         self.args, self.kwargs, self.initial = args, dict(kwargs), initial
         with torch.no_grad(), poutine.block():
-            trace = poutine.trace(Feasible()(self.model)).get_trace(*args, **kwargs)
+            trace: Any = poutine.trace(Feasible()(self.model)).get_trace(*args, **kwargs)
         refuse_subsampling(trace, "annealing")
         self.names = list(latent_sites(trace))
         if not self.names:
