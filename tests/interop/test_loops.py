@@ -145,6 +145,30 @@ def test_it_is_fewer_operations_for_xla():
     assert len(looped.eqns) < len(plain.eqns) / 2
 
 
+@pytest.mark.parametrize("function", [rows_of_data, rows_of_a_latent], ids=lambda f: f.__name__)
+def test_rows_that_a_loop_reads_are_taken_together(function):
+    """Row by row the gradient alone would be a whole array for each repetition."""
+    import jax
+
+    density = to_jax(model_of(function))
+    with density.precision():
+        jaxpr = jax.make_jaxpr(lambda p: density(p))({"u": jax.numpy.zeros(3)})
+    assert sum(e.primitive.name in ("slice", "dynamic_slice", "gather", "squeeze") for e in jaxpr.eqns) < 20
+
+
+def test_stacked_rows():
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pyro_dgm.interop.jaxlower.step import Row, gather
+
+    a, b = jnp.arange(12).reshape(6, 2), -jnp.arange(8).reshape(4, 2)
+    for picks in ([0, 1, 2], [5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 4], [3], [2, 2], [0, 1, 3, 2, 5]):
+        assert np.array_equal(gather([Row(a, i) for i in picks]), np.asarray(a)[picks])
+    mixed = gather([Row(a, 0), Row(a, 1), Row(b, 2), jnp.ones(2, int), Row(b, 1), Row(b, 0)])
+    assert np.array_equal(mixed, np.stack([a[0], a[1], b[2], [1, 1], b[1], b[0]]))
+
+
 @pytest.mark.parametrize("period", [1, 2, 7])
 def test_what_only_looks_like_a_loop_is_none(period):
     """The same operations, each on a value from somewhere else: no repetition follows from another."""

@@ -143,7 +143,7 @@ def value_of(value: Any) -> Any:
 
 
 def gather(values: Sequence[Any]) -> Any:
-    """Arrays and rows stacked, neighbouring rows of one array by a slice of it."""
+    """Arrays and rows stacked, rows of one array that are evenly apart by a slice of it, forwards or backwards."""
     import jax.numpy as jnp
 
     parts = []
@@ -153,11 +153,12 @@ def gather(values: Sequence[Any]) -> Any:
         if isinstance(value, Row):
             while end < len(values) and isinstance(values[end], Row) and values[end].array is value.array:
                 ahead = values[end].index - values[end - 1].index
-                if ahead <= 0 or (step and ahead != step):
+                if ahead == 0 or (step and ahead != step):
                     break
                 step, end = ahead, end + 1
         if end - i > 1:
-            parts.append(value.array[value.index : values[end - 1].index + 1 : step])
+            stop = values[end - 1].index + (1 if step > 0 else -1)
+            parts.append(value.array[value.index : stop if stop >= 0 else None : step])
         else:
             parts.append(value_of(value)[None])
         i = end
