@@ -19,6 +19,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 
+from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
 __all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "sample_sites", "weak"]
@@ -71,6 +72,9 @@ def probe(
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
     _refuse_unnormalized(model_sites)
+    latents = [n for n, s in model_sites.items() if not s["is_observed"] and s["value"].is_floating_point()]
+    with fork_rng(), _buffers_kept(model, guide):
+        refuse_moving_normalizers(model, args, kwargs, model_trace, latents)
     marks = {
         side: {n for n, s in sites.items() if not s["is_observed"] and s["infer"].get("enumerate")}
         for side, sites in (("model", model_sites), ("guide", guide_sites))

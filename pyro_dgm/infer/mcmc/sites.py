@@ -17,6 +17,7 @@ from torch.distributions import Transform, biject_to, identity_transform
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
+from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 
 __all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
 
@@ -170,41 +171,8 @@ def describe_latents(
         )
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
-    _refuse_moving_normalizers(model, args, kwargs, first, list(latents))
+    refuse_moving_normalizers(model, args, kwargs, first, list(latents))
     return latents, summed
-
-
-def _refuse_moving_normalizers(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Any, latents: list[str]
-) -> None:
-    """Refuse a density known up to a constant that depends on latents: the posterior would miss its log Z.
-
-    :raises ValueError: naming the site, and the latents.
-    """
-
-    def unnormalized(site: Any) -> bool:
-        return site["type"] == "sample" and getattr(site["fn"], "normalized", True) is False
-
-    if not any(unnormalized(site) for site in trace.nodes.values()):
-        return
-    with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
-        leaves = {name: trace.nodes[name]["value"].detach().requires_grad_() for name in latents}
-        again = poutine.trace(poutine.condition(model, data=leaves)).get_trace(*args, **kwargs)
-        site: Any
-        for name, site in again.nodes.items():
-            if not unnormalized(site):
-                continue
-            density = site["fn"].log_prob(site["value"].detach())
-            if not density.requires_grad:
-                continue
-            grads = torch.autograd.grad(density.sum(), list(leaves.values()), allow_unused=True)
-            others = [k for k, g in zip(leaves, grads, strict=True) if g is not None]
-            if others:
-                raise ValueError(
-                    f"the density at site {name!r} ({type(site['fn']).__name__}) is known up to a constant, its log Z, "
-                    f"which depends on the latents {others} and would be missing from their posterior: give the site a "
-                    "normalised density, or say pyro.factor if a factor is meant"
-                )
 
 
 class Feasible(Messenger):

@@ -14,6 +14,8 @@ from torch import nn
 import pyro_dgm
 from pyro_dgm.distributions import EnergyDistribution, RBMDistribution, ReplayBuffer
 from pyro_dgm.infer import (
+    ELBO,
+    IWAE,
     ContrastiveDivergence,
     DenoisingScoreMatching,
     NoiseContrastive,
@@ -207,3 +209,24 @@ def test_the_distribution_of_an_rbm_refuses_them_itself():
     law = RBMDistribution(torch.zeros(4, 2), torch.zeros(4), torch.zeros(2), validate_args=True)
     with pytest.raises(ValueError, match=r"Expected value argument .* to be within the support"):
         law.log_prob(HALF)
+
+
+def test_a_normaliser_that_depends_on_latents_is_refused_by_bounds():
+    """A prior over z whose width is a latent too: log Z of the width is missing from any bound."""
+
+    def model(x):
+        width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", EnergyDistribution(lambda v: (v.square() / width).sum(-1), (1,), validate_args=False))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("width", dist.LogNormal(torch.zeros(()), 1.0))
+        pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    x = torch.ones(1)
+    for objective in (ELBO(), IWAE(5)):
+        with pytest.raises(ValueError, match=r"site 'z' \(EnergyDistribution\).*latents \['width'\]"):
+            objective(model, guide)(x)
+    fixed = pyro.condition(model, {"width": torch.tensor(1.0)})
+    loss = ELBO()(fixed, lambda x: pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1)))(x)
+    assert torch.isfinite(loss)
