@@ -170,8 +170,12 @@ class Block:
         return {k: rows[k] if k in rows else flat[at] for k, at in self.row_places.items()}
 
     def _joined(self, state: KernelState, calls: Sequence[Mapping[str, Tensor]]) -> Rows:
-        join = torch.cat if self.length > 1 else torch.stack
-        found = {k: join([call[k] for call in calls], 1) for k in self.row_places}
+        if self.length == 1:
+            found = {k: torch.stack([call[k] for call in calls], 1) for k in self.row_places}
+        elif len(calls) == 1:
+            found = dict(calls[0])  # torch.cat would copy it
+        else:
+            found = {k: torch.cat([call[k] for call in calls], 1) for k in self.row_places}
         potential = found["potential"]
         constant = per_chain(state.step_size, potential.shape[0]).unsqueeze(1).expand(potential.shape)
         stats = {"potential": potential, "step_size": found.get("step_size", constant), **{k: found[k] for k in INFO}}

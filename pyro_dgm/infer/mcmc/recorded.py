@@ -34,6 +34,8 @@ RECORDING_TRANSITIONS = 80
 COMPILING, COMPILING_OPERATION = 6.0, 0.01
 #: elements that all tensors of the transitions of one call have together, and most transitions
 ELEMENTS_AT_ONCE, MOST_AT_ONCE = 2**22, 32
+#: elements of the positions of one call beyond which several calls' are not put together: it is to copy them
+ROWS_WORTH_JOINING = 2**17
 #: seconds that a compiled graph saves: for each operation, and for each element that an operation gives
 SAVED_OPERATION, SAVED_ELEMENT = 2.5e-6, 0.4e-9
 
@@ -78,8 +80,10 @@ class Transitions:
             except CannotCapture as reason:
                 self._give_up(str(reason))
             return new, rows
-        calls = max(1, min(count, self._at_once(state)) // block.length)
         length, first = block.length, state.iteration
+        calls = max(1, min(count, self._at_once(state)) // length)
+        if length * sum(v.numel() for v in state.position.values()) > ROWS_WORTH_JOINING:
+            calls = 1
         try:
             return block.many(
                 state, lambda i: self._noises(replace(state, iteration=first + i * length), length), calls
@@ -135,6 +139,8 @@ class Transitions:
             return None
         if self.reason or full:
             return None
+        if not self.kernel.potential.graphs and self.compile is not True:
+            return None  # so few evaluations so far that the potential has none itself: it is asked again
         self._graphs[key] = None
         try:
             self._graphs[key] = self._made(state, to_come)
@@ -161,9 +167,6 @@ class Transitions:
                 logger.info("the potential's graph is not compiled: %s", reason)
 
     def _made(self, state: KernelState, to_come: int) -> Block | None:
-        graphs = self.kernel.potential.graphs
-        if not graphs and self.compile is not True:
-            return None  # so few evaluations so far that the potential has none itself
         group = self._group(state)
         graph = max(self.kernel.potential.graphs, key=lambda g: g.elements, default=None)
         a_step = OWN_OPERATIONS_A_STEP + (graph.plain.operations if graph else 0)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pyro_dgm.infer.mcmc import HMC, MALA, MCMC
+from pyro_dgm.infer.mcmc import HMC, MALA, MCMC, Langevin
 from pyro_dgm.infer.mcmc.diagnostics import nested_r_hat
 from pyro_dgm.infer.mcmc.recorded import Transitions
 
@@ -197,3 +197,17 @@ def test_nested_r_hat_tells_superchains_apart():
     assert apart.min() > 2.0
     with pytest.raises(ValueError, match="num_superchains must be at least 2 and divide the 64 chains, got 7"):
         nested_r_hat(draws, 7)
+
+
+def test_a_run_without_warm_up_is_recorded_too():
+    """Its first transitions have no graph of the potential yet: that is asked again, not settled."""
+    kernel = Langevin(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1), step_size=0.3, compile=False)
+    state = kernel.start((), {}, 0, 8, {"x": torch.zeros(8, 3)})
+    transitions = Transitions(kernel, False)
+    made = 0
+    while made < 200:
+        state, rows = transitions.run(state, 200 - made, to_come=10**6)
+        made += rows.count
+    assert not transitions.reason
+    assert [block for block in transitions._graphs.values() if block is not None and block.held]
+    assert state.iteration == 200
