@@ -28,23 +28,29 @@ def is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def energy_log_likelihood(
-    program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Annealing
+    program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], settings: Annealing, kernel: Any = None
 ) -> tuple[Tensor, LogNormalizer]:
     r""":math:`\log p(x_n) = -F(x_n) - \log Z`, nats, ``(N,)``, and the estimate of :math:`\log Z`.
 
     A program with a ``log_normalizer`` of its own (a Boltzmann machine's anneals by Gibbs sweeps) is asked for it; else
     chains anneal from the distribution's base.
 
-    :raises ValueError: for a distribution without base, or a path from the guide.
+    :param kernel: the caller's own, ``None`` for the default one.
+    :raises ValueError: for a distribution without base, a path from the guide, or a kernel for what has Gibbs sweeps.
     """
     if settings.initial != "prior":
         raise ValueError("initial='guide' is for programs with latent sites: chains begin at the density's base here")
     site = energy_site(program.model, args, kwargs, "log_likelihood")
     if callable(getattr(program, "log_normalizer", None)) and callable(getattr(program, "log_likelihood", None)):
+        if kernel is not None or settings.num_transitions != 1:
+            raise ValueError(
+                f"kernel and num_transitions are for chains from a base: {type(program).__name__} anneals by sweeps of "
+                "its own, one at each temperature"
+            )
         estimate = program.log_normalizer(
             "ais", settings.num_temperatures, settings.num_chains, schedule=settings.schedule
         )
-        return program.log_likelihood(*args, estimate, **kwargs), estimate
+        return program.log_likelihood(*args, **kwargs, log_normalizer=estimate), estimate
     law = site.distribution.expand(torch.Size())
     base = getattr(law, "base", None)
     if base is None:
@@ -61,4 +67,5 @@ def energy_log_likelihood(
         num_transitions=settings.num_transitions,
     )
     estimate = ais.forward(settings.num_chains)
-    return law.log_prob(site.value).double() - estimate.value, estimate
+    parts = site.value.split(settings.chunk_size or len(site.value))
+    return torch.cat([law.log_prob(part) for part in parts]).double() - estimate.value, estimate

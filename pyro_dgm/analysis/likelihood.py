@@ -163,7 +163,7 @@ def log_likelihood(
         settings = annealed.Annealing(
             num_chains, num_temperatures, schedule, initial, kernel or default_kernel(), num_transitions, chunk_size
         )
-        return _annealed(program, args, kwargs, method, settings, seed)
+        return _annealed(program, args, kwargs, method, settings, seed, kernel)
     if method != "iwae":
         raise ValueError(f"method must be 'iwae', 'ais', 'bdmc' or 'exact', got {method!r}")
     _refuse_unnormalized(program, args, kwargs, method)
@@ -211,7 +211,13 @@ def _exact(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lo
 
 
 def _annealed(
-    program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str, settings: Any, seed: int | None
+    program: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: str,
+    settings: Any,
+    seed: int | None,
+    kernel: Any,
 ) -> Any:
     device = device_of(program.model, args, kwargs)
     modes = evaluation_mode(program.model, program.guide)
@@ -219,7 +225,7 @@ def _annealed(
         _refuse_unnormalized(program, args, kwargs, method)
     with torch.no_grad(), modes, forked_rng(device, seed, enabled=seed is not None):
         if method == "ais" and _is_unnormalized(program, args, kwargs):
-            values, log_z = energy_log_likelihood(program, args, kwargs, settings)
+            values, log_z = energy_log_likelihood(program, args, kwargs, settings, kernel)
             assert log_z.ess is not None
             error, ess = (t.expand(values.shape) for t in (log_z.standard_error, log_z.ess))
             return LogLikelihood(values, error, ess, "ais", settings.num_chains, shared=True)

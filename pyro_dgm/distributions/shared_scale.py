@@ -18,10 +18,11 @@ class SharedScaleNormal(dist.Normal):
     .. math:: \log p(x) = -\frac{(x - \mu)^2}{2 \sigma^2} - \log \sigma - \frac{1}{2} \log 2 \pi
 
     Torch's broadcasts the scale first, and squares it and takes its logarithm once for every element.  Here both are
-    taken of what was given: a third of the time for an image of one scale, gradient included.
+    taken of what was given.  ``log_prob`` is in nats, one for each element.
 
-    :param loc: :math:`\mu`.
-    :param scale: :math:`\sigma`, of a shape that broadcasts to ``loc``'s.
+    :param loc: :math:`\mu`, of the shape of the batch.
+    :param scale: :math:`\sigma`, in the units of ``loc``, of a shape that broadcasts to its.
+    :raises ValueError: with ``validate_args``, for a scale that is not positive, or values that are not real numbers.
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:

@@ -104,8 +104,8 @@ def _is_view(node: fx.Node) -> bool:
 def _number_masks(graph: fx.GraphModule) -> None:
     """Boolean masks as indices become the numbers of their true places, where they depend on no input.
 
-    The shape of ``x[mask]`` depends on values, which JAX has no way to say; of a mask that the program builds from
-    numbers (the lower triangle of a matrix) the values are known here.
+    The shape of ``x[mask]`` depends on values, which neither JAX nor vmap has a way to say; of a mask that the program
+    builds from numbers (the lower triangle of a matrix) the values are known here.
     """
     for node in list(graph.graph.nodes):
         if node.target not in (aten.index.Tensor, aten.index_put.default):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -13,12 +13,11 @@ __all__ = ["refuse_moving_normalizers"]
 
 
 def refuse_moving_normalizers(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Any, latents: Iterable[str]
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Any
 ) -> None:
     """Refuse a density known up to a constant that depends on latents: the posterior would miss its log Z.
 
     :param trace: of the model, with values of its latents.
-    :param latents: continuous ones.
     :raises ValueError: naming the site, and the latents.
     """
 
@@ -28,7 +27,11 @@ def refuse_moving_normalizers(
     if not any(unnormalized(site) for site in trace.nodes.values()):
         return
     with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
-        leaves = {name: trace.nodes[name]["value"].detach().requires_grad_() for name in latents}
+        leaves = {
+            name: site["value"].detach().requires_grad_()
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"] and site["value"].is_floating_point()
+        }
         again = poutine.trace(poutine.condition(model, data=leaves)).get_trace(*args, **kwargs)
         site: Any
         for name, site in again.nodes.items():

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from pyro_dgm.infer.mcmc.initial import _draw
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.vectorized import value_and_grad
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.sample import model_and_guide
@@ -184,12 +185,8 @@ class JaxDensity:
 
     def torch_value_and_grad(self, position: Position) -> tuple[Tensor, Position]:
         """Torch's log-density and its gradient, of one chain."""
-        # Not torch.func's gradient: custom autograd functions need not know of it.
-        with torch.enable_grad(), pyro.validation_enabled(False):
-            leaves = {k: v.detach().requires_grad_() for k, v in position.items()}
-            value = -self.potential._single(leaves)
-            grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return value.detach(), dict(zip(position, grads, strict=True))
+        with pyro.validation_enabled(False):
+            return value_and_grad(lambda u: -self.potential._single(u), position)
 
     def value_and_grad(self, position: Mapping[str, Any]) -> tuple[Tensor, Position]:
         """JAX's log-density and its gradient, of one chain, as tensors."""

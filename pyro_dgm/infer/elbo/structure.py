@@ -70,11 +70,9 @@ def probe(
         else:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
-    _refuse_unnormalized(model_sites)
-    latents = [n for n, s in model_sites.items() if not s["is_observed"] and s["value"].is_floating_point()]
-    with fork_rng(), _buffers_kept(model, guide):
-        refuse_moving_normalizers(model, args, kwargs, model_trace, latents)
+        model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+        _refuse_unnormalized(model_sites)
+        refuse_moving_normalizers(model, args, kwargs, model_trace)
     marks = {
         side: {n for n, s in sites.items() if not s["is_observed"] and s["infer"].get("enumerate")}
         for side, sites in (("model", model_sites), ("guide", guide_sites))

@@ -14,11 +14,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_dgm.infer.functional_graph import without_writes
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.infer.mcmc.vectorized import chain_by_chain, vectorizable
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
-from pyro_dgm.infer.static_graph import CannotCapture, agreement
+from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = ["FunctionMinibatches", "MinibatchPotential", "ModelMinibatches"]
 
@@ -137,24 +137,13 @@ class _GivenData(Potential):
             except torch.linalg.LinAlgError:
                 raise
             except Exception as error:
-                self._vectorize_recording(latents, indices, error)
-                gradient, value = self._batched(latents, indices)
+                value, gradient = chain_by_chain(self._single, latents, indices)
+                try:
+                    _, self._batched = vectorizable(self._single, (value, gradient), latents, indices)
+                except CannotCapture as reason:
+                    raise error from reason
         self._checked = True
         return value, gradient
-
-    def _vectorize_recording(self, latents: Position, indices: Position, error: Exception) -> None:
-        """Have vmap take one chain's operations, recorded and without writes in place, instead of the model.
-
-        :raises Exception: ``error``, where they cannot be recorded.
-        """
-        try:
-            single = without_writes(self._single, *({k: v[0] for k, v in part.items()} for part in (latents, indices)))
-        except CannotCapture as reason:
-            raise error from reason
-        last = [{k: v[-1] for k, v in part.items()} for part in (latents, indices)]
-        if why := agreement([self._single(*last)], [single(*last)]):
-            raise CannotCapture(f"the model's operations, recorded, are not the model: {why}") from error
-        self._batched = torch.func.vmap(torch.func.grad_and_value(single))
 
     def _flat(self, kind: str) -> Callable[[Position], Sequence[Tensor]]:
         def flat(position: Position) -> Sequence[Tensor]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
-from pyro_dgm.infer.functional_graph import without_writes
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
-from pyro_dgm.infer.static_graph import CannotCapture, agreement
+from pyro_dgm.infer.mcmc.vectorized import chain_by_chain, vectorizable
+from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = ["ModelPotential"]
 
@@ -143,35 +143,16 @@ class ModelPotential(Potential):
         :returns: whether it is the model.
         """
         try:
-            single = without_writes(self._single, {k: v[0] for k, v in position.items()})
+            single, self._batched = vectorizable(self._single, expected, position)
         except CannotCapture as reason:
-            logger.info("one chain's operations cannot be recorded: %s", reason)
+            logger.info("the model runs chain by chain: %s", reason)
             return False
-        batched = torch.func.vmap(torch.func.grad_and_value(single))
-        try:
-            grads, values = batched(position)
-        except Exception as error:  # whatever vmap cannot do, chain by chain can be done
-            logger.info("one chain's operations cannot be vectorised: %s", error)
-            return False
-        why = agreement([expected[0], *expected[1].values()], [values, *(grads[k] for k in expected[1])])
-        if why:
-            logger.info("one chain's operations are not the model: %s", why)
-            return False
-        self._batched, self._batched_value, self._recorded = batched, torch.func.vmap(single), True
-        self._checked = True
+        self._batched_value = torch.func.vmap(single)
+        self._checked = self._recorded = True
         return True
 
     def _loop(self, position: Position) -> tuple[Tensor, Position]:
-        rows = [self._one(position, c) for c in range(next(iter(position.values())).shape[0])]
-        return torch.stack([u for u, _ in rows]), {k: torch.stack([g[k] for _, g in rows]) for k in position}
-
-    def _one(self, position: Position, chain: int) -> tuple[Tensor, Position]:
-        # Not torch.func's gradient: autograd functions of others need not know of it.
-        with torch.enable_grad():
-            leaves = {k: v[chain].detach().requires_grad_() for k, v in position.items()}
-            value = self._single(leaves)
-            grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return value.detach(), dict(zip(leaves, grads, strict=True))
+        return chain_by_chain(self._single, position)
 
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         with torch.no_grad(), pyro.validation_enabled(False):

@@ -171,7 +171,7 @@ def describe_latents(
         )
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
-    refuse_moving_normalizers(model, args, kwargs, first, list(latents))
+    refuse_moving_normalizers(model, args, kwargs, first)
     return latents, summed
 
 

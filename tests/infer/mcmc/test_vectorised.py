@@ -109,6 +109,30 @@ def test_a_branch_on_values_runs_chain_by_chain_and_says_so():
     torch.testing.assert_close(found[1]["loc"], expected[1]["loc"])
 
 
+def test_a_recording_with_another_gradient_is_not_taken():
+    """The value alone would pass: the model's gradient is not that of its operations."""
+
+    class Half(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 0.5 * grad
+
+    def model():
+        loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        pyro.factor("f", Half.apply(loc))
+
+    potential = ModelPotential(model, (), {})
+    position = position_of(potential)
+    with pytest.warns(RuntimeWarning, match="chain by chain"):
+        found = potential(position)
+    torch.testing.assert_close(found[1]["loc"], position["loc"] - 0.5)
+    assert not potential.can_be_recorded
+
+
 def test_a_parameter_that_changes_is_seen():
     """The recording reads the model's parameters anew each time."""
     weight = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
