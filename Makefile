@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-arviz1 install-arviz1 lint types format docs bench constraints install install-dev \
+.PHONY: help demo test test-slow test-gpu test-arviz1 install-arviz1 lint types format docs bench constraints install install-dev \
 	clean clean-venv
 
 help:  ## list the targets
@@ -37,6 +37,10 @@ test: .venv/.installed-dev  ## everything that CI runs
 
 test-slow: .venv/.installed-dev  ## the tests marked slow
 	$(PYTEST) -n $(WORKERS) -m slow $(PYTEST_FLAGS) tests pyro_dgm
+
+test-gpu: .venv/.installed-dev  ## the tests that run on a CUDA device, the slow ones among them
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device here: nothing to test')"
+	$(PYTEST) -m gpu $(PYTEST_FLAGS) tests
 
 lint: .venv/.installed-dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -107,7 +107,7 @@ def _all_pairs(
     (frame,) = drawn.plates
     count, rows = frame.size, []
     for start in range(0, count, max(chunk_size // count, 1)):
-        index = torch.arange(count)[start : start + max(chunk_size // count, 1)]
+        index = torch.arange(count, device="cpu")[start : start + max(chunk_size // count, 1)]
         replayed = poutine.Trace()
         nodes: dict[str, Any] = dict(trace.nodes)
         for name, site in nodes.items():

@@ -116,7 +116,7 @@ def bracketed(
 
 def _path(ends: ProgramEnds, settings: Annealing, start: Position) -> tuple[KernelPath, torch.Generator]:
     device = next(iter(start.values())).device
-    generator = new_generator(int(torch.randint(2**62, ()).item()), device)
+    generator = new_generator(int(torch.randint(2**62, (), device="cpu").item()), device)
     path = KernelPath(ends.both, settings.kernel, settings.num_transitions, ends.shape)
     path.pilot(start, settings.betas, generator)
     return path, generator

@@ -192,7 +192,7 @@ def map_draws(
             chunk = {k: v[start : start + size] for k, v in values.items()}
             if vectorised:
                 try:
-                    index = torch.arange(size)
+                    index = torch.arange(size, device="cpu")
                     out = torch.vmap(lambda i, c: fn(c), randomness="different")(index, chunk)
                 except Exception as error:
                     # Whatever is wrong with the model itself comes again from the loop, where it is raised.

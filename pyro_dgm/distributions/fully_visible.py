@@ -81,7 +81,7 @@ class FullyVisibleDistribution(UnnormalizedDistribution):
         state, weight = state.clone(), beta * self.weight
         for _ in range(num_steps):
             uniform = torch.rand_like(state)
-            for i in torch.randperm(state.shape[-1]).tolist():
+            for i in torch.randperm(state.shape[-1], device="cpu").tolist():
                 p = (bias[i] + state @ weight[i]).sigmoid()
                 state[:, i] = (uniform[:, i] < p).to(state.dtype)
         return state

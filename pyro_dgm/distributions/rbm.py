@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -193,9 +194,7 @@ class RBMDistribution(UnnormalizedDistribution):
             hidden = draw_binary(beta * state[1])
             return seen(units.draw(torch.lerp(base, self.visible_eta(hidden), beta)))
 
-        start = units.log_partition(base.double(), base.double()) + self.hidden_bias.shape[0] * torch.log(
-            torch.tensor(2.0, dtype=torch.float64)
-        )
+        start = units.log_partition(base.double(), base.double()) + self.hidden_bias.shape[0] * math.log(2.0)
         if target_samples is None:
             first, direction = units.draw(base.expand(num_chains, -1)), "forward"
         else:

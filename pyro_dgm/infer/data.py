@@ -146,7 +146,7 @@ class TensorBatches:
         return self._take(slice(0, self.batch_size))
 
     def epoch(self) -> Iterator[Any]:
-        order = torch.randperm(self.length, generator=self.generator) if self.shuffle else None
+        order = torch.randperm(self.length, generator=self.generator, device="cpu") if self.shuffle else None
         if order is not None:
             order = order.to(next(named_tensors(self.data))[1].device)  # one transfer an epoch, not one a batch
         for i in range(self.num_batches):
@@ -160,7 +160,11 @@ class TensorBatches:
 
         :param first_alone: begin with a batch by itself.
         """
-        order = torch.randperm(self.length, generator=self.generator) if self.shuffle else torch.arange(self.length)
+        order = (
+            torch.randperm(self.length, generator=self.generator, device="cpu")
+            if self.shuffle
+            else torch.arange(self.length, device="cpu")
+        )
         order = order.to(next(named_tensors(self.data))[1].device)
         whole, start = self.length // self.batch_size, 0
         if first_alone or whole < steps:

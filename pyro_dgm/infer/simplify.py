@@ -132,12 +132,13 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             with torch.no_grad():
                 operation: Any = node.target
                 result = operation(*value(node.args), **value(node.kwargs))
-        elif node.target in _LIKE and all(n in known for n in node.all_input_nodes[1:]):
+        elif node.target in _LIKE and "val" in node.meta and all(n in known for n in node.all_input_nodes[1:]):
             fill = _LIKE[node.target]
             if fill is None:
                 fill = value(node.args[-1])
-            meta = _meta(node)
-            result = torch.full((), fill, dtype=meta.dtype, device=node.kwargs.get("device")).expand(meta.shape)
+            # The operation takes the device of its argument where it is given none: the recording knows which.
+            made = node.meta["val"]
+            result = torch.full((), fill, dtype=made.dtype, device=made.device).expand(made.shape)
         else:
             continue
         number = _number(result)

@@ -128,7 +128,7 @@ class Stepper:
             return
         lengths = [batch_length(batch) for batch in batches]
         total = sum(lengths)
-        taken = _Taken([], [], torch.zeros(()), total, [])
+        taken = _Taken([], [], torch.zeros((), device=self.parameters[0].device), total, [])
         self.optimizer.zero_grad(set_to_none=True)
         for batch, length in zip(batches, lengths, strict=True):
             if length == 0:  # the others have all of a last batch

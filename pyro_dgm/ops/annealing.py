@@ -114,7 +114,7 @@ def annealing_schedule(schedule: str | Callable[[Tensor], Tensor] | Tensor, num_
     else:
         if isinstance(num_temperatures, bool) or not isinstance(num_temperatures, int) or num_temperatures < 2:
             raise ValueError(f"num_temperatures must be an integer of at least 2 (0 and 1), got {num_temperatures!r}")
-        share = torch.linspace(0.0, 1.0, num_temperatures, dtype=torch.float64)
+        share = torch.linspace(0.0, 1.0, num_temperatures, dtype=torch.float64, device="cpu")
         if schedule == "linear":
             betas = share
         elif schedule == "sigmoidal":

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from pyro_dgm.infer.simplify import simplify
 from pyro_dgm.infer.static_graph import record
+from tests.devices import DevicesAreGiven
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 W = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -61,6 +62,15 @@ def test_same_function(name):
     assert graph.operations <= before
     for x in (X, 2.0 * X.flip(0) - 1.0):
         torch.testing.assert_close(list(graph(x)), list(fn(x)))
+
+
+@pytest.mark.parametrize("name", ["ones", "numbers", "gradient", "softplus"])
+def test_constants_are_given_the_device_of_their_graph(name):
+    graph = record(CASES[name], [X])
+    with DevicesAreGiven() as mode:
+        simplify(graph.graph)
+    assert not mode.places
+    torch.testing.assert_close(list(graph(X)), list(CASES[name](X)))
 
 
 def test_random_draws_and_written_inputs_stay():

@@ -120,7 +120,7 @@ class AIS:
             if self.transition is not None:
                 values, log_weights = self._by_transition(values, betas)
             else:
-                generator = new_generator(int(torch.randint(2**62, ()).item()), device)
+                generator = new_generator(int(torch.randint(2**62, (), device="cpu").item()), device)
                 path = self._tuned(num_chains, generator)
                 position, log_weights = path.anneal(self.ends.unconstrain(values), betas, generator)
                 values = self.ends.constrain(position)

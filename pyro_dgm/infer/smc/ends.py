@@ -97,7 +97,7 @@ class Ends:
 
     def both(self, position: Position) -> tuple[Tensor, Tensor]:
         """The potentials of start and target in unconstrained coordinates."""
-        values, log_det = {}, torch.zeros(())
+        values, log_det = {}, next(iter(position.values())).new_zeros(())
         for k, u in position.items():
             transform = self._bijection(k)
             values[k] = transform(u)

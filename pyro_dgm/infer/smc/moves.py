@@ -58,9 +58,8 @@ class KernelPath:
         """The state with the settings of a temperature, between those of the pilot run."""
         if self.betas is None or self.log_steps is None:
             return state
-        right = int(
-            torch.searchsorted(self.betas, torch.tensor(beta, dtype=torch.float64)).clamp(1, len(self.betas) - 1)
-        )
+        here = torch.tensor(beta, dtype=torch.float64, device=self.betas.device)
+        right = int(torch.searchsorted(self.betas, here).clamp(1, len(self.betas) - 1))
         left = right - 1
         gap = float(self.betas[right] - self.betas[left])
         weight = min(1.0, max(0.0, (beta - float(self.betas[left])) / gap)) if gap > 0 else 0.0
@@ -79,7 +78,8 @@ class KernelPath:
         """
         if not getattr(self.kernel, "adapt_step_size", True):
             return
-        stops = torch.linspace(1, len(betas) - 1, min(PILOT_TEMPERATURES, len(betas) - 1)).round().long().unique()
+        last = len(betas) - 1
+        stops = torch.linspace(1, last, min(PILOT_TEMPERATURES, last), device="cpu").round().long().unique()
         state = self._start(position, float(betas[stops[0]]), generator)
         masses = getattr(self.kernel, "adapt_mass_matrix", False) and set(state.inverse_mass) == set(position)
         steps, scales = [], []

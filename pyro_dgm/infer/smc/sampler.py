@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,7 +118,7 @@ class SMCSampler:
             device = next(iter(self.ends.draw(1).values())).device
         with forked_rng(device, seed, enabled=seed is not None):
             position = self.ends.unconstrain(self.ends.draw(num_particles))
-            generator = new_generator(int(torch.randint(2**62, ()).item()), device)
+            generator = new_generator(int(torch.randint(2**62, (), device="cpu").item()), device)
         return self._run(position, generator)
 
     def _run(self, position: Position, generator: torch.Generator) -> SMCResult:
@@ -161,12 +162,12 @@ class SMCSampler:
             _standard_error(log_w, ancestor, rounding),
             "smc",
             "forward",
-            log_z + log_w + torch.log(torch.tensor(float(count), dtype=torch.float64)),
+            log_z + log_w + math.log(count),
             ess,
             self.ends.values(self.ends.constrain(position)),
             0.0,
-            torch.tensor(betas, dtype=torch.float64),
-            torch.tensor(resampled),
+            torch.tensor(betas, dtype=torch.float64, device="cpu"),
+            torch.tensor(resampled, device="cpu"),
             int(ancestor.unique().numel()),
         )
 
