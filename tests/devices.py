@@ -8,7 +8,6 @@ cannot be read.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,7 @@ def _caller() -> str | None:
     A module makes its parameters on the CPU, and is then moved as a whole: what it makes when it is built is let off.
     """
     frame: Any = sys._getframe(2)
-    while frame is not None and (
-        f"{os.sep}torch{os.sep}" in frame.f_code.co_filename or frame.f_code.co_name == "__torch_function__"
-    ):
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
         frame = frame.f_back
     if frame is None or not frame.f_code.co_filename.startswith(PACKAGE):
         return None

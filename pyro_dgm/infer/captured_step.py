@@ -53,7 +53,8 @@ class CapturedSteps:
         self._graphs: dict[Any, StaticGraph] = {}
         self._functions: dict[Any, Callable[..., list[Tensor]]] = {}
         self._calls: dict[Any, int] = {}
-        self._rates = [torch.tensor(float(g["lr"]), dtype=parameters[0].dtype) for g in optimizer.param_groups]
+        like = parameters[0]
+        self._rates = [like.new_tensor(float(g["lr"])) for g in optimizer.param_groups]
         #: the learning rates are numbers in the graphs, which are dropped when one changes
         self.fixed_rates = False
         self._set = [float(g["lr"]) for g in optimizer.param_groups]
