@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -183,7 +184,7 @@ class Objective(PyroELBO):
                 stacklevel=3,
             )
         if self._given_nesting != float("inf"):
-            return Structure(int(self._given_nesting), structure.model_enumerates, structure.guide_enumerates)
+            return replace(structure, nesting=int(self._given_nesting))
         return structure
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
-from pyro_dgm.infer.elbo.structure import Structure, _buffers_kept, fork_rng, sample_sites
+from pyro_dgm.infer.elbo.structure import Structure, looking_at, sample_sites
 
 __all__ = ["RunningScale", "look", "mlp", "observed_features", "per_datum", "require_width"]
 
@@ -60,7 +59,7 @@ def mlp(width: int, hidden: int, like: Tensor) -> nn.Sequential:
 
 def look(model: Any, guide: Any, args: tuple, kwargs: dict, structure: Structure) -> Particles:
     """One evaluation that leaves no mark on random state, buffers or handlers: for the sizes of a learned network."""
-    with poutine.block(), fork_rng(), torch.no_grad(), _buffers_kept(model, guide):
+    with looking_at(model, guide):  # run_pairs turns gradients on where the program needs them
         return run_pairs(model, guide, args, kwargs, 1, structure, False)
 
 

@@ -15,7 +15,7 @@ from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.logits import Hidden, base_of
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.score_function import direct_terms
-from pyro_dgm.infer.elbo.structure import _buffers_kept, fork_rng, sample_sites
+from pyro_dgm.infer.elbo.structure import looking_at, sample_sites
 
 __all__ = ["ControlVariate"]
 
@@ -107,7 +107,8 @@ class ControlVariate(Objective):
 
         :raises ValueError: for one that is neither Bernoulli nor categorical, or whose logits depend on another.
         """
-        with poutine.block(), fork_rng(), torch.no_grad(), _buffers_kept(model, guide), TrackNonReparam():
+        structure = self._structures.get(model, guide, args, kwargs)
+        with looking_at(model, guide, structure.differentiates), TrackNonReparam():
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
         names = []
         for name, site in sample_sites(trace).items():

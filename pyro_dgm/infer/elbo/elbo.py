@@ -9,13 +9,13 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_dgm.infer.elbo.base import Objective
+from pyro_dgm.infer.elbo.closed_form import closed_form_kl, shared_latents
 from pyro_dgm.infer.elbo.enumeration import enumerated_bound, enumerated_elbo
 from pyro_dgm.infer.elbo.kl_weight import KLWeight, Schedule
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.structure import Structure, fork_rng, sample_sites
+from pyro_dgm.infer.elbo.structure import Structure, looking_at, sample_sites
 
 __all__ = ["ELBO"]
 
@@ -97,13 +97,13 @@ class ELBO(Objective):
             return particles.log_weights.mean(0)
 
         def total(model: poutine.Trace, guide: poutine.Trace) -> Tensor:
-            kl = self._analytic(model, guide)
+            kl = self._analytic(particles, model, guide)
             terms = [-particles.reduce(particles.inner(v, sample_sites(guide)[n])) for n, v in kl.items()]
             for sign, trace in ((1.0, model), (-1.0, guide)):
                 for name, site in sample_sites(trace).items():
                     if name not in kl:
                         terms.append(sign * particles.reduce(particles.inner(particles.log_prob(site), site), site))
-            return sum(terms[1:], terms[0])
+            return sum(terms[1:], terms[0]) if terms else particles.zero(model, guide)
 
         return particles.stack(total).mean(0)
 
@@ -160,7 +160,7 @@ class ELBO(Objective):
         def term(value: Tensor, site: Any) -> Tensor:
             return particles.reduce(particles.inner(value, site), site)
 
-        kl = self._analytic(model, guide)
+        kl = self._analytic(particles, model, guide)
         model_sites, guide_sites = sample_sites(model), sample_sites(guide)
         shape = (particles.num_particles if particles.vectorized else 1, *particles.shape)
         rest = [
@@ -185,7 +185,7 @@ class ELBO(Objective):
     def _refuse_enumeration(self, structure: Structure, guide: Any, model: Any, args: tuple, kwargs: dict) -> None:
         if self.kl_weight.trivial or not (structure.guide_enumerates or structure.model_enumerates):
             return
-        with poutine.block(), fork_rng(), torch.no_grad():
+        with looking_at(model, guide, structure.differentiates):
             sites = [
                 site for fn in (guide, model) for site in poutine.trace(fn).get_trace(*args, **kwargs).nodes.values()
             ]
@@ -195,26 +195,17 @@ class ELBO(Objective):
             "unmark them (they get score-function gradients), or leave the option out"
         )
 
-    def _analytic(self, model: poutine.Trace, guide: poutine.Trace) -> dict[str, Tensor]:
-        """Unscaled, unmasked divergences in batch shape, for each site that has one."""
+    def _analytic(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> dict[str, Tensor]:
+        """Unscaled, unmasked divergences in batch shape, for each site that has one in closed form."""
         if not self.analytic_kl:
             return {}
         model_sites, guide_sites = sample_sites(model), sample_sites(guide)
-        if [n for n in model_sites if n in guide_sites] != [n for n in guide_sites if n in model_sites]:
-            return {}
-        found = {}
-        for name, q in guide_sites.items():
-            p = model_sites.get(name)
-            if p is None or p["is_observed"] or not _same(q["mask"], p["mask"]) or not _same(q["scale"], p["scale"]):
-                continue
-            try:
-                found[name] = kl_divergence(q["fn"], p["fn"]).expand(q["fn"].batch_shape)
-            except NotImplementedError:  # torch's word for "no closed form": the site stays Monte Carlo
-                continue
-        return found
+        names = [n for n in shared_latents(model_sites, guide_sites) if n not in particles.sampled_kl]
+        found = {n: closed_form_kl(guide_sites[n]["fn"], model_sites[n]["fn"]) for n in names}
+        return {n: kl for n, kl in found.items() if kl is not None}
 
     def _surrogate(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> Any:
-        kl = self._analytic(model, guide)
+        kl = self._analytic(particles, model, guide)
         beta = None if self.kl_weight.trivial else self.kl_weight.beta.on(particles.log_q.device)
 
         def weighed(part: Tensor) -> Tensor:
@@ -271,10 +262,3 @@ class ELBO(Objective):
     def __repr__(self) -> str:
         options = "" if self.kl_weight.trivial else f", {self.kl_weight}"
         return f"{type(self).__name__}(num_particles={self.num_particles}{options})"
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two scales or masks are equal without looking at tensor values (which would need the host)."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    return bool(a == b)

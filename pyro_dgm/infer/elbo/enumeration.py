@@ -25,7 +25,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.elbo.structure import WithPriors
 
 __all__ = ["enumerated_bound", "enumerated_elbo", "marginal_model_terms"]
 
@@ -121,7 +121,9 @@ def enumerated_elbo(
         strict_enumeration_warning=objective.strict_enumeration_warning,
     )
     total: Any = 0.0
-    for model_trace, guide_trace in elbo._get_traces(model, _OneBatch()(guide), args, kwargs):
+    for model_trace, guide_trace in elbo._get_traces(
+        WithPriors(structure.unmasked)(model), _OneBatch()(guide), args, kwargs
+    ):
         costs, ordering = _model_costs(model_trace, guide_trace)
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample":
@@ -151,7 +153,7 @@ def enumerated_bound(
         # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
         if not found:
             frames = Particles([(model_trace, guide_trace)], 1, structure.nesting, False)
-            like = next(iter(sample_sites(model_trace).values()))["log_prob"]
+            like = frames.zero(model_trace, guide_trace)
             sizes = [1] * structure.nesting
             for frame in frames.plates:
                 sizes[frame.dim] = frame.size
@@ -160,6 +162,8 @@ def enumerated_bound(
 
     with torch.enable_grad():
         elbo = enumerated_elbo(objective, structure, model, guide, args, kwargs, weights)
+        if not elbo.requires_grad:  # there is no site at all
+            return elbo.expand(found[2])
         (per_datum,) = torch.autograd.grad(elbo, found[0])
     return (per_datum / found[1]).reshape(found[2])
 

@@ -19,9 +19,8 @@ from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import (
     Structure,
     StructureCache,
-    _buffers_kept,
-    fork_rng,
     guide_messenger,
+    looking_at,
     sample_sites,
 )
 
@@ -55,7 +54,7 @@ class _CheckedStructures(StructureCache):
         structure = super().get(model, guide, args, kwargs)
         if self._entries is not before:
             try:
-                self.check(model, guide, args, kwargs)
+                self.check(model, guide, args, kwargs, structure)
             except ValueError:
                 self._entries = before
                 raise
@@ -71,10 +70,10 @@ class _TrackSamples(Messenger):
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 
-def _require_independent(name: str, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+def _require_independent(name: str, model: Any, guide: Any, args: tuple, kwargs: dict, structure: Structure) -> None:
     if guide_messenger(guide) is not None:
         return  # refused by its kind
-    with poutine.block(), fork_rng(), torch.no_grad(), _buffers_kept(model, guide):
+    with looking_at(model, guide, structure.differentiates):
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         known = sample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs))
         with _TrackSamples():

@@ -1,9 +1,14 @@
 """The one evaluation that all objectives share: guide and model run with K particles, log-densities per datum.
 
 What is a datum?  The plates that contain *every* sample site: importance weights are formed for each of their
-elements.  Plate subsampling scale, and a ``poutine.scale`` that all observed sites share, multiply the finished bound
-from outside, so that the logarithm of an average of weights stays a lower bound.  With a global latent no plate
+elements.  The subsampling scale of those plates, and a ``poutine.scale`` that all sites of model and guide share,
+multiply the finished bound from outside, so that the logarithm of an average of weights stays a lower bound.  A scale
+that only some sites have is part of the weights.  With a global latent no plate
 contains every site, and the weights are joint over the data.
+
+A latent that the model masks and the guide does not counts with its prior.  The mask says that nothing else depends on
+it, so the marginal likelihood is the same; without its prior, the entropy of the guide would raise the bound without
+limit.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -22,7 +28,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.structure import Structure, guide_messenger, probe, sample_sites
+from pyro_dgm.infer.elbo.structure import Structure, guide_messenger, probe, sample_sites, unmasked_latents
 
 __all__ = ["Particles", "ScaleGradient", "evaluate", "run_guide", "run_pairs"]
 
@@ -41,6 +47,8 @@ class Particles:
     :ivar dream_log_q: for wake-sleep objectives, the guide's log-density at a dream of the model, ``(1, *shape)``.
     """
 
+    #: latents whose divergence is to be sampled, though there is a closed form
+    sampled_kl: frozenset[str] = frozenset()
     stopped: Tensor
     dream_log_q: Tensor
     holders: list[tuple[int, list[Tensor], Any]]
@@ -53,7 +61,7 @@ class Particles:
         vectorized: bool,
         model_enumerates: bool = False,
     ) -> None:
-        self.pairs = [(prune_subsample_sites(m), prune_subsample_sites(g)) for m, g in pairs]
+        self.pairs = [_with_prior(prune_subsample_sites(m), prune_subsample_sites(g)) for m, g in pairs]
         self.num_particles, self.nesting, self.vectorized = num_particles, nesting, vectorized
         self.model_enumerates = model_enumerates
         self._cache: dict[str, Any] = {}
@@ -68,14 +76,13 @@ class Particles:
     @staticmethod
     def _outer_scale(sites: list[Any], common: list[Any]) -> Any:
         scale = math.prod((f.full_size or f.size) / f.size for f in common)
-        # Beyond plates: a number by which every observed site is scaled is the user's mini-batch scale.
+        # Beyond plates: a number by which every site is scaled.  One that only some have is part of the weights.
         rest = set()
         for site in sites:
-            if site["is_observed"]:
-                if isinstance(site["scale"], Tensor):
-                    return scale  # comparing tensor values would need the host: such scales stay with their site
-                plates = math.prod((f.full_size or f.size) / f.size for f in site["cond_indep_stack"])
-                rest.add(round(float(site["scale"] / plates), 12))
+            if isinstance(site["scale"], Tensor):
+                return scale  # comparing tensor values would need the host: such scales stay with their site
+            plates = math.prod((f.full_size or f.size) / f.size for f in site["cond_indep_stack"])
+            rest.add(round(float(site["scale"] / plates), 12))
         return scale * rest.pop() if len(rest) == 1 else scale
 
     @property
@@ -141,16 +148,24 @@ class Particles:
         parts = [per_pair(m, g) for m, g in self.pairs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def zero(self, *pair: poutine.Trace) -> Tensor:
+        """What sites that are not there contribute, ``(K or 1, *shape)``."""
+        shape = (self.num_particles if self.vectorized else 1, *self.shape)
+        for trace in reversed(pair):
+            for site in sample_sites(trace).values():
+                return self.log_prob(site).new_zeros(shape)
+        return torch.zeros(shape, device="cpu")  # neither model nor guide has a site
+
     def _sum(self, side: int) -> Callable[[poutine.Trace, poutine.Trace], Tensor]:
         def total(*pair: poutine.Trace) -> Tensor:
             if side == 0 and self.model_enumerates:
                 from pyro_dgm.infer.elbo.enumeration import marginal_model_terms
 
-                return sum((self.reduce(t / self.outer_scale) for t in marginal_model_terms(*pair)), _zero(self, pair))
+                return sum((self.reduce(t / self.outer_scale) for t in marginal_model_terms(*pair)), self.zero(*pair))
             terms = [
                 self.reduce(self.inner(self.log_prob(site), site), site) for site in sample_sites(pair[side]).values()
             ]
-            return sum(terms[1:], terms[0]) if terms else _zero(self, pair)
+            return sum(terms[1:], terms[0]) if terms else self.zero(*pair)
 
         return total
 
@@ -207,19 +222,19 @@ class Particles:
         return shaped.reshape(shaped.shape[extra:]) if extra > 0 else shaped
 
 
+def _with_prior(model: poutine.Trace, guide: poutine.Trace) -> tuple[poutine.Trace, poutine.Trace]:
+    """The traces, the model's without the masks of latents that the guide does not mask."""
+    sites = sample_sites(model)
+    for name in unmasked_latents(sites, sample_sites(guide)):
+        model.nodes[name] = {**sites[name], "mask": None}
+    return model, guide
+
+
 def _subsampled_inside(site: Any, plates: Sequence[Any]) -> bool:
     outer = {f.name for f in plates}
     return any(
         f.full_size is not None and f.full_size > f.size and f.name not in outer for f in site["cond_indep_stack"]
     )
-
-
-def _zero(particles: Particles, pair: Sequence[poutine.Trace]) -> Tensor:
-    for trace in reversed(pair):
-        for site in sample_sites(trace).values():
-            like = particles.log_prob(site)
-            return like.new_zeros((particles.num_particles if particles.vectorized else 1, *particles.shape))
-    raise ValueError("neither model nor guide has a sample site: there is nothing to evaluate")
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -271,27 +286,30 @@ def run_pairs(
     nesting, messenger = structure.nesting, guide_messenger(guide)
     pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
     indices: poutine.Trace | None = None
-    for k in range(1 if vectorized else num_particles):
-        if messenger is not None:
-            with particle_plate(num_particles, nesting, vectorized) or nullcontext():
-                guide(*args, **kwargs)
-            pairs.append(messenger.get_traces())
-            continue
-        guide_trace = run_guide(guide, args, kwargs, particle_plate(num_particles, nesting, vectorized), indices)
-        if indices is None:
-            # All particles must see one mini-batch: a weight compares particles of the same datum.
-            indices = poutine.Trace()
-            for name, site in guide_trace.nodes.items():
-                if site["type"] == "sample" and isinstance(site["fn"], _Subsample):
-                    indices.add_node(name, **site)
-        replayed = guide_trace if rewrite is None else rewrite(guide_trace, k)
-        plate = particle_plate(num_particles, nesting, vectorized)
-        fn = model if plate is None else plate(model)
-        if structure.model_enumerates:
-            fn = poutine.enum(fn, first_available_dim=-1 - nesting - vectorized)
-        model_trace = poutine.trace(poutine.replay(fn, trace=replayed)).get_trace(*args, **kwargs)
-        pairs.append((model_trace, guide_trace))
-    return Particles(pairs, num_particles, nesting, vectorized, structure.model_enumerates)
+    with structure.gradients():
+        for k in range(1 if vectorized else num_particles):
+            if messenger is not None:
+                with particle_plate(num_particles, nesting, vectorized) or nullcontext():
+                    guide(*args, **kwargs)
+                pairs.append(messenger.get_traces())
+                continue
+            guide_trace = run_guide(guide, args, kwargs, particle_plate(num_particles, nesting, vectorized), indices)
+            if indices is None:
+                # All particles must see one mini-batch: a weight compares particles of the same datum.
+                indices = poutine.Trace()
+                for name, site in guide_trace.nodes.items():
+                    if site["type"] == "sample" and isinstance(site["fn"], _Subsample):
+                        indices.add_node(name, **site)
+            replayed = guide_trace if rewrite is None else rewrite(guide_trace, k)
+            plate = particle_plate(num_particles, nesting, vectorized)
+            fn = model if plate is None else plate(model)
+            if structure.model_enumerates:
+                fn = poutine.enum(fn, first_available_dim=-1 - nesting - vectorized)
+            model_trace = poutine.trace(poutine.replay(fn, trace=replayed)).get_trace(*args, **kwargs)
+            pairs.append((model_trace, guide_trace))
+    particles = Particles(pairs, num_particles, nesting, vectorized, structure.model_enumerates)
+    particles.sampled_kl = structure.sampled_kl
+    return particles
 
 
 def evaluate(
@@ -326,5 +344,5 @@ def evaluate(
     kwargs = kwargs or {}
     structure = probe(model, guide, args, kwargs)
     if max_plate_nesting != float("inf"):
-        structure = Structure(int(max_plate_nesting), structure.model_enumerates, structure.guide_enumerates)
+        structure = replace(structure, nesting=int(max_plate_nesting))
     return run_pairs(model, guide, args, kwargs, num_particles, structure, vectorize)

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 
+from pyro_dgm.infer.elbo.closed_form import wrong_closed_forms
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "sample_sites", "weak"]
+__all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "looking_at", "sample_sites", "weak"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Structure:
     nesting: int
     model_enumerates: bool
     guide_enumerates: bool
+    #: latents whose divergence in closed form is not that of their draws
+    sampled_kl: frozenset[str] = frozenset()
+    #: whether model or guide differentiates inside itself, and so cannot run under ``torch.no_grad``
+    differentiates: bool = False
+    #: latents that the model masks and the guide does not, which count with their prior
+    unmasked: frozenset[str] = frozenset()
+
+    def gradients(self) -> Any:
+        """What to run the program in where no gradients are wanted of it."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() or self.differentiates)
 
 
 def guide_messenger(guide: Callable[..., Any]) -> Any | None:
@@ -62,14 +74,8 @@ def probe(
 
     :raises ValueError: if the model has a latent site that the guide lacks and that is not enumerated.
     """
-    messenger = guide_messenger(guide)
-    with poutine.block(), fork_rng(), torch.no_grad(), _buffers_kept(model, guide):
-        if messenger is not None:
-            guide(*args, **kwargs)
-            model_trace, guide_trace = messenger.get_traces()
-        else:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with looking_at(model, guide):
+        model_trace, guide_trace, differentiates = _traces(model, guide, args, kwargs)
         model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
         _refuse_unnormalized(model_sites)
         refuse_moving_normalizers(model, args, kwargs, model_trace)
@@ -104,7 +110,86 @@ def probe(
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
-    return Structure(-min(dims) if dims else 0, bool(marks["model"]), bool(marks["guide"]))
+    with fork_rng(), torch.no_grad():
+        sampled = wrong_closed_forms(model_sites, guide_sites)
+    return Structure(
+        -min(dims) if dims else 0,
+        bool(marks["model"]),
+        bool(marks["guide"]),
+        sampled,
+        differentiates,
+        unmasked_latents(model_sites, guide_sites),
+    )
+
+
+def unmasked_latents(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> frozenset[str]:
+    """Latents that the model masks and the guide does not.
+
+    The mask says that nothing else depends on the latent, so the marginal likelihood is the same with its prior.
+    Without it, the entropy of the guide would raise a bound without limit.
+    """
+    return frozenset(
+        name
+        for name, site in model_sites.items()
+        if not site["is_observed"]
+        and site["mask"] is not None
+        and name in guide_sites
+        and guide_sites[name]["mask"] is None
+    )
+
+
+class WithPriors(Messenger):
+    """Takes the masks of some latents away.  It goes outside of the model, where it is after the masks."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["mask"] = None
+
+
+def _traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[poutine.Trace, poutine.Trace, bool]:
+    """Traces of model and guide, and whether they can be had with gradients only."""
+
+    def run() -> tuple[poutine.Trace, poutine.Trace]:
+        messenger = guide_messenger(guide)
+        if messenger is not None:
+            guide(*args, **kwargs)
+            return messenger.get_traces()
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        rows = _GivenRows(guide_trace)
+        # Inside the replay, which would put the guide's rows in the place of those that are given.
+        return poutine.trace(poutine.replay(rows(model), trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
+
+    try:
+        return *run(), False
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):  # what autograd says of a derivative taken under no_grad
+            raise
+    with torch.enable_grad():
+        return *run(), True
+
+
+class _GivenRows(Messenger):
+    """Refuses a model whose plate is given rows other than those that the guide draws for itself."""
+
+    def __init__(self, guide_trace: poutine.Trace) -> None:
+        super().__init__()
+        self.trace = guide_trace
+
+    def _pyro_sample(self, msg: Any) -> None:
+        rows, drawn = msg["value"], self.trace.nodes.get(msg["name"])
+        if not isinstance(msg["fn"], _Subsample) or not isinstance(rows, torch.Tensor) or drawn is None:
+            return
+        other = drawn["value"]
+        if not isinstance(other, torch.Tensor) or not torch.equal(rows, other.to(rows.device)):
+            raise ValueError(
+                f"the model gives plate {msg['name']!r} its rows (subsample=), but the guide draws rows of its own: "
+                "latents of other data would be trained. Give the guide's plate the same rows, to an automatic guide "
+                "by create_plates=lambda *args: pyro.plate(name, size, subsample=rows)"
+            )
 
 
 def _refuse_unnormalized(sites: dict[str, Any]) -> None:
@@ -127,6 +212,16 @@ def _has_parameters(site: Any) -> bool:
     """Whether a gradient would reach parameters of a site's density."""
     with torch.enable_grad():
         return bool(site["fn"].log_prob(site["value"].detach()).requires_grad)
+
+
+@contextmanager
+def looking_at(model: Any, guide: Any, differentiates: bool = False) -> Iterator[None]:
+    """To run a program once, unseen by handlers, random state and running statistics, and without gradients.
+
+    :param differentiates: whether it differentiates inside itself (:attr:`Structure.differentiates`).
+    """
+    with poutine.block(), fork_rng(), torch.set_grad_enabled(differentiates), _buffers_kept(model, guide):
+        yield
 
 
 @contextmanager

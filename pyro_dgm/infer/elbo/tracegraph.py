@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.tracegraph_elbo import TrackNonReparam, _compute_elbo
-from pyro.ops.provenance import detach_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
+from pyro_dgm.infer.elbo.structure import sample_sites
 
 __all__ = ["TraceGraphELBO"]
 
@@ -50,7 +53,7 @@ class TraceGraphELBO(Objective):
         run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
             return run_pairs(*run)
-        with TrackNonReparam():
+        with TrackNonReparam(), ValuesRead() as reads, _NoteReads(reads):
             return run_pairs(*run)
 
     def bound_of(self, particles: Particles) -> Tensor:
@@ -71,3 +74,45 @@ def _charge(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
                 site.pop("score_parts", None)  # ours are unscaled, Pyro's carry the scale
     model_trace.compute_log_prob()
     guide_trace.compute_score_parts()
+    for trace in (model_trace, guide_trace):
+        for site in sample_sites(trace).values():
+            # What comes after a branch on a sampled value depends on it, though no tensor does.
+            for key in ("log_prob", "log_prob_sum"):
+                site[key] = track_provenance(site[key], site["infer"].get(_READ, frozenset()))
+
+
+#: key of the infer dictionary: the sampled values that Python has read before a site
+_READ = "_values_read"
+
+
+class ValuesRead(TorchFunctionMode):
+    """Notes the sites whose values Python reads, by ``bool``, ``float``, ``.item()`` and the like.
+
+    :ivar sites: their names, by provenance.
+    """
+
+    READERS = {
+        getattr(Tensor, name)
+        for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__array__")
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: frozenset[str] = frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.READERS:
+            self.sites = self.sites | get_provenance(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _NoteReads(Messenger):
+    """Writes to each sample statement what had been read when it was reached."""
+
+    def __init__(self, reads: ValuesRead) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.reads.sites:
+            msg["infer"] = {**msg["infer"], _READ: self.reads.sites}
