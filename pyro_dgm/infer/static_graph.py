@@ -20,7 +20,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyro_dgm.infer.elbo.structure import fork_rng
@@ -133,7 +133,38 @@ class _WithoutValueChecks(TorchFunctionMode):
             if classes >= 0:
                 ones = tensor.new_ones(()).expand(*tensor.shape, 1)
                 return tensor.new_zeros(*tensor.shape, classes).scatter(-1, tensor.unsqueeze(-1), ones)
+        if func in _READERS and _is_constant(args[0]):
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+#: what gives Python the value of a tensor
+_READERS = {getattr(Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")}
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether a tensor of a recording is the same on each call: the indices of a sequential plate, say."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)  # type: ignore[arg-type]
+    return slot is not None and _depends_on_nothing(slot.proxy.node)
+
+
+def _depends_on_nothing(node: fx.Node) -> bool:
+    if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    return not written_to(node) and all(_depends_on_nothing(n) for n in node.all_input_nodes)
+
+
+def written_to(node: fx.Node) -> bool:
+    """Whether an operation writes in place to a node's tensor, or to a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            continue
+        if schema.is_mutable or (any(r.alias_info is not None for r in schema.returns) and written_to(user)):
+            return True
+    return False
 
 
 def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, int]:

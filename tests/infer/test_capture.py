@@ -428,3 +428,31 @@ def test_recording_tells_a_graph_from_a_function_that_differs():
     assert float(graph(a)[0][0] - a[0]) == pytest.approx(float(counter))
     with pytest.raises(CannotCapture, match="depends on values"):
         record(lambda x: [x if x.sum() > 0 else -x], [a])
+
+
+def test_values_that_are_the_same_on_each_call_may_be_read():
+    """Indices of a sequential plate are; what was written into, drawn, or made of an input is not."""
+
+    def constant(x):
+        return [x[int(torch.arange(3)[1])] * float(torch.ones(2).sum()) * (2.0 if torch.zeros(()) == 0 else 3.0)]
+
+    x = torch.tensor([1.0, 2.0, 4.0])
+    graph = record(constant, [x])
+    torch.testing.assert_close(graph(3 * x)[0], torch.tensor(24.0))
+
+    def written(x):
+        y = torch.zeros(3)
+        y[0] = x[0]
+        return [x * float(y.sum())]
+
+    def written_view(x):
+        y = torch.zeros(3)
+        y.view(3, 1)[:, 0].copy_(x)
+        return [x * y[1].item()]
+
+    def drawn(x):
+        return [x[int(torch.randperm(3)[0])]]
+
+    for changing in (written, written_view, drawn, lambda x: [x * x.sum().item()], lambda x: [x if x[0] > 0 else -x]):
+        with pytest.raises(CannotCapture, match="depends on values"):
+            record(changing, [x])
