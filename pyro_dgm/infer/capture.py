@@ -17,12 +17,16 @@ from pyro_dgm.infer.elbo import ELBO, Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
 from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
-from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.infer.snapshot import hook_of, module_key
+from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph
 from pyro_dgm.programs import announce_parameter, owner_modules
 
 __all__ = ["CapturedELBO"]
 
 logger = logging.getLogger("pyro_dgm")
+
+#: changes that :meth:`CapturedELBO.verify` finds before a program runs eagerly: each new graph is recorded and compiled
+MOST_TOLD_CHANGES = 5
 
 
 class CapturedELBO(Objective):
@@ -34,10 +38,13 @@ class CapturedELBO(Objective):
     :func:`pyro_dgm.fit` captures by itself; this class is for loops of your own and for ``pyro.infer.SVI``.
 
     A graph is recorded for each batch shape (and for training and evaluation mode), compared with the program when it
-    is made and again at its 2nd, 10th, 100th and every 1 000th call.  A program whose structure depends on values
-    (``.item()``, ``bool(tensor)``), that draws from Python's random numbers, or that has changed twice, runs
-    eagerly and a warning says why; so does a batch shape beyond the first few.  Inside handlers of your own the program
-    runs eagerly, for they might change it.
+    is made and again at its 2nd, 10th, 100th and every 1 000th call.  Seen on every call are modes, submodules,
+    parameters and hooks of the program's modules, and whether a parameter is trained: where one of them has changed, a
+    new graph is made.  Python numbers that the program reads are not looked at on every call: after changing one, call
+    :meth:`verify` with a batch (:func:`pyro_dgm.fit` looks at them by itself after each epoch).  A program with hooks
+    runs eagerly while it has them.  One whose structure depends on values (``.item()``, ``bool(tensor)``), that
+    draws from Python's random numbers, or that changes from call to call, runs eagerly and a warning says why; so does
+    a batch shape beyond the first few.  Inside handlers of your own the program runs eagerly, for they might change it.
 
     :param objective: the objective, by default :class:`~pyro_dgm.infer.ELBO`.
     :param backend: ``"inductor"`` compiles the graph of the first batch shape at once and that of others when they have
@@ -93,6 +100,9 @@ class CapturedELBO(Objective):
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
         self._pairs: list[_Pair] = []
+        #: whether hooks are looked for on every call; a training loop looks at the whole program now and then
+        self.looks_for_hooks = True
+        self._if_changed: Callable[[], None] | None = None
 
     # The objective inside
 
@@ -157,22 +167,34 @@ class CapturedELBO(Objective):
         return f"captured: {count} graph{'s' * (count != 1)} ({', '.join(backends)})" if count else "not seen yet"
 
     def verify(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-        """Hold the graph of this batch's shape against the program; a graph that is outdated is dropped.
+        """Compare the graphs of this batch's shape with the program; where one differs, all graphs are made anew.
 
         :returns: whether they agree (``True`` also where there is no graph).
         """
         pair = self._pair(model, guide)
         flat, key, _ = split_tensors(args, kwargs)
-        found = [(k, e) for k, e in pair.entries.items() if k[1:] == (key, pair.modes())]
-        agree = [self._check(pair, k, e, flat) for k, e in found]
-        return all(agree)
+        found = [e for k, e in pair.entries.items() if k[1:3] == (key, pair.modes())]
+        difference = next((d for e in found if (d := e.differs(flat))), "")
+        if difference:
+            pair.entries.clear()  # what the program read for one shape, it reads for all
+            pair.told += 1
+            if pair.told > MOST_TOLD_CHANGES:
+                self._give_up(pair, f"it has changed more than {MOST_TOLD_CHANGES} times ({difference})")
+        return not difference
+
+    def verify_next(self, if_changed: Callable[[], None]) -> None:
+        """Compare the next evaluation with the program; where it differs, drop the graphs and call ``if_changed``."""
+        self._if_changed = if_changed
+
+    def graphs(self) -> list[StaticGraph]:
+        """All graphs that it has."""
+        return [e.graph for pair in self._pairs for e in pair.entries.values()]
 
     def _pair(self, model: Any, guide: Any) -> _Pair:
         for pair in self._pairs:
             if pair.model() == model and pair.guide() == guide:
                 return pair
-        modules = [m for fn in (model, guide) for owner in owner_modules(fn) for m in owner.modules()]
-        pair = _Pair(weak(model), weak(guide), list(dict.fromkeys(modules)))
+        pair = _Pair(weak(model), weak(guide), _modules_of(model, guide))
         self._pairs = [*self._pairs[-3:], pair]
         return pair
 
@@ -196,16 +218,24 @@ class CapturedELBO(Objective):
         if any(not (isinstance(h, TraceMessenger) and h.param_only) for h in _PYRO_STACK):
             return None, []
         pair = self._pair(model, guide)
-        if pair.reason:
+        if pair.reason or (self.looks_for_hooks and self._has_hooks(pair)):
             return None, []
         try:
             flat, key, rebuild = split_tensors(args, kwargs)
-            full = (kind, key, pair.modes())
+            full = (kind, key, pair.modes(), module_key(pair.modules))
             entry = pair.entries.get(full)
         except TypeError as error:  # an argument that cannot be compared: what it holds might change unseen
             self._give_up(pair, f"an argument is neither tensor nor hashable ({error})")
             return None, []
+        if entry is not None and not all(t.requires_grad for t in entry.wrt):
+            entry = None  # a parameter of no module, in a closure say, is not trained any more
+        if entry is not None and self._if_changed is not None and entry.differs(flat):
+            pair.entries.clear()
+            self._if_changed()
+            return None, []
+        self._if_changed = None
         if entry is None:
+            full = (*full[:2], *pair.renewed())
             if len(pair.entries) >= self.max_graphs:
                 if not pair.crowded:
                     pair.crowded = True
@@ -232,9 +262,20 @@ class CapturedELBO(Objective):
     def _give_up(self, pair: _Pair, reason: str) -> None:
         pair.reason = reason
         pair.entries.clear()
+        self._tell(reason)
+
+    def _has_hooks(self, pair: _Pair) -> bool:
+        if not (hook := hook_of(pair.modules)):
+            return False
+        if not pair.hooked:
+            pair.hooked = True
+            self._tell(f"{hook}, which no graph can call")
+        return True
+
+    def _tell(self, reason: str) -> None:
         message = f"the program runs eagerly, not captured: {reason}"
         if self.say is None:
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
         else:
             self.say(message)
 
@@ -256,6 +297,11 @@ class CapturedELBO(Objective):
         return f"CapturedELBO({self.inner!r}, num_particles={self.num_particles})"
 
 
+def _modules_of(model: Any, guide: Any) -> list[torch.nn.Module]:
+    modules = [m for fn in (model, guide) for owner in owner_modules(fn) for m in owner.modules()]
+    return list(dict.fromkeys(modules))
+
+
 @dataclass
 class _Pair:
     """A model and a guide, and the graphs made of them."""
@@ -267,9 +313,18 @@ class _Pair:
     reason: str = ""
     changes: int = 0
     crowded: bool = False
+    hooked: bool = False
+    told: int = 0
 
     def modes(self) -> tuple[bool, ...]:
         return tuple([m.training for m in self.modules])
+
+    def renewed(self) -> tuple[Any, ...]:
+        """Drop the graphs of modules and parameters that the program has no longer; the keys of those it has."""
+        self.modules = _modules_of(self.model(), self.guide())
+        key = module_key(self.modules)
+        self.entries = {k: e for k, e in self.entries.items() if k[3] == key and all(t.requires_grad for t in e.wrt)}
+        return self.modes(), key
 
 
 class _WithGradients(torch.autograd.Function):

@@ -126,6 +126,25 @@ class CapturedSteps:
         found = self._run(key, [order, *_tensors(data)]) if key in self._graphs else None
         return None if found is None else found[0]
 
+    def graphs(self) -> list[StaticGraph]:
+        """All graphs that it has."""
+        return list(self._graphs.values())
+
+    def verify(self, batch: Any) -> bool:
+        """Whether the graph for this batch is what a step of the program does now."""
+        return self._agrees(quick_key(batch), _tensors(batch))
+
+    def verify_block(self, data: Any, order: Tensor) -> bool:
+        """The same of a block of steps."""
+        return self._agrees((order.shape, quick_key(data)), [order, *_tensors(data)])
+
+    def _agrees(self, key: Any, flat: Sequence[Tensor]) -> bool:
+        try:
+            self._hold(key, self._graphs[key], flat)
+        except CannotCapture:
+            return False
+        return True
+
     # Behind both
 
     def _one(self, args: tuple, kwargs: dict, share: float, ok: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pyro_dgm.infer.capture import CapturedELBO
 from pyro_dgm.infer.captured_step import CapturedSteps, quick_key
 from pyro_dgm.infer.data import TensorBatches, take_rows
 from pyro_dgm.infer.elbo import Objective
+from pyro_dgm.infer.snapshot import Snapshot, snapshot
 from pyro_dgm.infer.static_graph import CannotCapture
 from pyro_dgm.programs import split_batch
 
@@ -41,6 +42,10 @@ RECORDING, COMPILING, COMPILING_BLOCK = 0.8, 15.0, 60.0
 SAVED_RECORDED, SAVED_COMPILED, SAVED_BLOCK = 0.4e-3, 1.0e-3, 0.08e-3
 #: seconds of arithmetic for one parameter, datum and particle, forward and backward; compiled, a quarter is saved
 ARITHMETIC = 3e-11
+#: changes of the program after which new graphs are compiled too, not only recorded
+COMPILED_CHANGES = 2
+#: most epochs without a change that are waited for before new graphs are made
+LONGEST_WAIT = 10
 #: shapes of batches beside the common one for which a whole step is recorded
 OTHER_SHAPES = 3
 
@@ -110,25 +115,86 @@ class Compilation:
         self.objective, self.program = objective, program
         self.share, self.clip_norm = share, clip_norm
         self.common = quick_key(common)
+        self.validation_objective = validation_objective or objective
         self.steps: CapturedSteps | None = None
         self.captured: CapturedELBO | None = None
-        #: what evaluates validation batches: each shape is seen a few times an epoch, and recorded only
-        self.validation: CapturedELBO | None = None
+        self._validation: CapturedELBO | None = None
+        self._before: Snapshot | None = None
+        self._verify = False
+        #: times that the program was not what its graphs were made of, and epochs to wait before new ones are made
+        self.changes, self.wait = 0, 0
+        self._hook = ""
         if depth != "eager":
-            backend = "inductor" if depth in ("objective", "reduce-overhead") else "aten"
-            self.captured = self._capture(objective, backend, cuda_graphs=depth == "reduce-overhead")
-            held = validation_objective or objective
-            if isinstance(held, Objective) and not isinstance(held, CapturedELBO):
-                self.validation = self._capture(held, "aten")
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make what records graphs; those that it had are dropped."""
+        backend = "inductor" if self.depth in ("objective", "reduce-overhead") and self._compiles else "aten"
+        self.steps = None
+        self.captured = self._capture(self.objective, backend, cuda_graphs=self.depth == "reduce-overhead")
+        held = self.validation_objective
+        if isinstance(held, Objective) and not isinstance(held, CapturedELBO):
+            self._validation = self._capture(held, "aten")
 
     def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
-        return CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
+        captured = CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
+        captured.looks_for_hooks = False
+        return captured
+
+    @property
+    def _compiles(self) -> bool:
+        return self.changes <= COMPILED_CHANGES
 
     @property
     def active(self) -> bool:
-        """Whether there are graphs at all."""
-        return self.depth != "eager"
+        """Whether steps are taken by graphs now."""
+        return self.depth != "eager" and not self.wait and not self._hook
+
+    @property
+    def validation(self) -> CapturedELBO | None:
+        """What evaluates validation batches: each shape is seen a few times an epoch, and recorded only."""
+        return self._validation if self.active else None
+
+    def look(self, optimizer: Any) -> None:
+        """Look whether what the graphs took for granted is as it was: before each epoch, after all callbacks.
+
+        Where parameters, modes, hooks or options have changed, new graphs are made; where a number has, the next step
+        is compared with the program first.  After a change, steps are taken eagerly until an epoch has passed without
+        another one; the more changes there were, the longer.
+        """
+        if self.depth == "eager":
+            return
+        settings = {k: v for k, v in vars(self.objective).items() if not k.startswith("_") and k != "step"}
+        pair = (self.program.model, self.program.guide)
+        now = snapshot([*pair, settings], optimizer if self.depth in ("step", "block") else None)
+        before, self._before = self._before, now
+        if now.hook and not self._hook:
+            self._say(f"the program runs eagerly, not captured: {now.hook}, which no graph can call")
+        self._hook = now.hook
+        if before is None or now == before:
+            self.wait = max(0, self.wait - 1)
+        elif self.wait or now.structure != before.structure or self._lost(before, now):
+            self._renew()
+        else:
+            self._verify = True
+            for captured in (self.captured, self._validation):
+                if captured is not None:
+                    captured.verify_next(self._renew)
+
+    def _lost(self, before: Snapshot, now: Snapshot) -> bool:
+        """Whether a graph reads a tensor that the program no longer has."""
+        gone = before.tensors - now.tensors
+        graphs = [g for c in (self.captured, self._validation) if c is not None for g in c.graphs()]
+        graphs += [] if self.steps is None else self.steps.graphs()
+        return any(id(t) in gone for graph in graphs for t in graph.externals)
+
+    def _renew(self) -> None:
+        self.changes += 1
+        self.wait = min(self.changes, LONGEST_WAIT)
+        self._verify = False
+        logger.info("the program has changed since it was captured: steps are taken eagerly, and it is captured again")
+        self._begin()
 
     @property
     def block(self) -> int:
@@ -137,14 +203,14 @@ class Compilation:
 
     def gradients(self, batch: Any, share: float) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
         """Loss, leaves and gradients of a batch, the gradients times ``share``."""
-        if self.captured is None or self.depth in ("step", "block"):
+        if self.captured is None or not self.active or self.depth in ("step", "block"):
             return None
         args, kwargs = split_batch(batch)
         return self.captured.loss_and_gradients(self.program.model, self.program.guide, args, kwargs, share)
 
     def step(self, batch: Any, parameters: Sequence[Tensor], optimizer: Any) -> tuple[Tensor, Tensor] | None:
         """Loss and gradient norm of a whole step, taken.  The optimiser must have taken one before."""
-        if self.depth not in ("step", "block"):
+        if self.depth not in ("step", "block") or not self.active:
             return None
         key = quick_key(batch)
         try:
@@ -153,6 +219,8 @@ class Compilation:
                 if key is None or (key != self.common and len(steps.shapes) > OTHER_SHAPES):
                     return None
                 steps.capture(batch, compile=key == self.common)
+            if self._is_outdated(lambda: steps.verify(batch)):
+                return None
             self.objective.advance()
             return steps.step(batch)
         except CannotCapture as reason:
@@ -161,12 +229,14 @@ class Compilation:
 
     def steps_of(self, batches: TensorBatches, order: Tensor, parameters: Sequence[Tensor], optimizer: Any) -> Any:
         """Losses and gradient norms, ``(steps, 2)``, of a block of steps on the rows that ``order`` names, taken."""
-        if self.depth != "block":
+        if self.depth != "block" or not self.active:
             return None
         try:
             steps = self._prepared(take_rows(batches.data, order[0]), parameters, optimizer)
             if not steps.has_block(batches.data, order):
                 steps.capture_block(batches.data, order, take_rows)
+            if self._is_outdated(lambda: steps.verify_block(batches.data, order)):
+                return None
             for _ in order:
                 self.objective.advance()
             return steps.block(batches.data, order)
@@ -179,10 +249,22 @@ class Compilation:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise CannotCapture("there are several optimisers")
             model, guide = self.program.model, self.program.guide
-            steps = CapturedSteps(self.objective, model, guide, parameters, optimizer, self.share, self.clip_norm)
+            backend = "inductor" if self._compiles else "aten"
+            options = self.share, self.clip_norm, backend
+            steps = CapturedSteps(self.objective, model, guide, parameters, optimizer, *options)
             steps.prepare(batch)
             self.steps = steps
         return self.steps
+
+    def _is_outdated(self, agrees: Callable[[], bool]) -> bool:
+        """Whether the steps' graph is to be compared with the program and is not what it does now."""
+        if not self._verify:
+            return False
+        self._verify = False
+        if agrees():
+            return False
+        self._renew()
+        return True
 
     def _give_up(self, reason: str) -> None:
         self.depth, self.steps = "graph", None

@@ -128,6 +128,7 @@ class Trainer:
         if self._epoch_start is None:
             self.stepper.totals = Totals(learning_rate=float(self.stepper.optimizer.param_groups[0]["lr"]))
             self._epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
+        self.stepper.look()
         if self.compilation.block > 1 and isinstance(self.batches, TensorBatches):
             blocks = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
             groups: Iterator[Any] = (b if isinstance(b, Block) else [b] for b in blocks)

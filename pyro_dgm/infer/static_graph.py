@@ -146,7 +146,7 @@ _READERS = {getattr(Tensor, name) for name in ("item", "tolist", "__bool__", "__
 def _is_constant(tensor: Tensor) -> bool:
     """Whether a tensor of a recording is the same on each call: the indices of a sequential plate, say."""
     mode = get_proxy_mode()
-    slot = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)  # type: ignore[arg-type]
+    slot = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return slot is not None and _depends_on_nothing(slot.proxy.node)
 
 

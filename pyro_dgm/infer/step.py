@@ -153,6 +153,11 @@ class Stepper:
         self.optimizer.step()
         self.run.steps += 1
 
+    def look(self) -> None:
+        """See what callbacks have changed: parameters of the optimiser, and what graphs took for granted."""
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.compilation.look(self.optimizer)
+
     def _look(self, batch: Any) -> _Look:
         cuda = self.run.device.type == "cuda"
         return _Look(batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
