@@ -46,6 +46,8 @@ class TraceGraphELBO(Objective):
         torch.Size([7])
     """
 
+    under_vmap = False  # a tensor's provenance is not tracked there
+
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         structure = self.structure(model, guide, args, kwargs)
         if structure.model_enumerates or structure.guide_enumerates:
