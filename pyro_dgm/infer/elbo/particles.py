@@ -262,23 +262,25 @@ def run_pairs(
     structure: Structure,
     vectorize: bool,
     rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Particles:
     """Run guide and model with K particles: all at once where the program can be, see :mod:`.vectorization`.
 
     :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.
+    :param before: called before each run of the pair.
     """
     pair = Pair(model, guide, args, kwargs, structure)
     strategy = strategy_for(pair, num_particles, vectorize=vectorize)
     try:
-        return _run(pair, strategy, num_particles, rewrite)
+        return _run(pair, strategy, num_particles, rewrite, before)
     except Exception:
         # A batch of other shapes than the first: what ``rewrite`` has noted is the caller's to undo.
         if rewrite is not None or not is_other_way(pair, num_particles, vectorize):
             raise
-    return _run(pair, strategy_for(pair, num_particles, vectorize=vectorize), num_particles, None)
+    return _run(pair, strategy_for(pair, num_particles, vectorize=vectorize), num_particles, None, before)
 
 
-def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any) -> Particles:
+def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, before: Any) -> Particles:
     runner = strategy.runner(num_particles, pair.structure.nesting)
     state = State(strategy.buffers()) if runner.runs > 1 else None
     pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
@@ -291,6 +293,8 @@ def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any) -> Pa
             def change(trace: poutine.Trace, k: int = k) -> poutine.Trace:
                 return trace if rewrite is None else rewrite(trace, k)
 
+            if before is not None:
+                before()
             pairs.append(pair.run(runner, batch, change))
             if batch is None and runner.runs > 1:
                 # All particles must see one mini-batch: a weight compares particles of the same datum.

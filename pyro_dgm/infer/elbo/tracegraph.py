@@ -56,7 +56,7 @@ class TraceGraphELBO(Objective):
         if not grad:
             return run_pairs(*run)
         with TrackNonReparam(), ValuesRead() as reads, _NoteReads(reads):
-            return run_pairs(*run)
+            return run_pairs(*run, before=reads.forget)
 
     def bound_of(self, particles: Particles) -> Tensor:
         return detach_provenance(particles.log_weights).mean(0)
@@ -101,6 +101,10 @@ class ValuesRead(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.sites: frozenset[str] = frozenset()
+
+    def forget(self) -> None:
+        """Before another particle, of which nothing has been read."""
+        self.sites = frozenset()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.READERS:
