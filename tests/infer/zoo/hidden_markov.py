@@ -34,7 +34,7 @@ def map_guide(model: Callable[..., Any]) -> AutoDelta:
     return AutoDelta(poutine.block(model, expose_fn=lambda msg: msg["name"].startswith("probs_")))
 
 
-@case("vmap", enumerates="model", records=None, draws=False)
+@case("vmap", enumerates="model", records=False, draws=False)
 def hmm_0() -> Any:
     def model(tunes: Tensor, lengths: Tensor) -> None:
         probs_x, probs_y = transitions(), emissions(STATES)

@@ -130,7 +130,7 @@ def biased_coin() -> Any:
     return model, guide, (coins(10, p=0.7),)
 
 
-@case(records=None)
+@case()
 def weighing() -> Any:
     def model(x: Tensor) -> None:
         weight = pyro.sample("weight", dist.Normal(8.5, 1.0))
