@@ -14,8 +14,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.particles import Particles, particle_plate, run_guide, run_pairs
+from pyro_dgm.infer.elbo.particles import Particles, run_pairs
+from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import guide_messenger, probe, sample_sites
+from pyro_dgm.infer.elbo.vectorization import strategy_for
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
@@ -79,11 +81,11 @@ def aggregate_terms(
                     f"plates that hold every site have sizes {tuple(drawn.shape)}: give a program with a datum's "
                     "latents only"
                 )
-            rows.append(_terms(drawn, program.guide, args, kwargs, chunk_size))
+            rows.append(_terms(drawn, Pair(program.model, program.guide, args, kwargs, structure), chunk_size))
     return AggregateTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _terms(drawn: Particles, guide: Any, args: tuple[Any, ...], kwargs: Any, chunk_size: int) -> tuple[Tensor, ...]:
+def _terms(drawn: Particles, pair: Pair, chunk_size: int) -> tuple[Tensor, ...]:
     model_trace, guide_trace = drawn.pairs[0]
 
     def total(observed: bool) -> Tensor:
@@ -93,17 +95,15 @@ def _terms(drawn: Particles, guide: Any, args: tuple[Any, ...], kwargs: Any, chu
                 out = out + drawn.reduce(drawn.inner(drawn.log_prob(site), site), site)
         return out[0].double()
 
-    table = _all_pairs(drawn, guide_trace, guide, args, kwargs, chunk_size)  # (draw of m, datum n)
+    table = _all_pairs(drawn, guide_trace, pair, chunk_size)  # (draw of m, datum n)
     n = table.shape[0]
     everything = table.logsumexp(1) - math.log(n)
     others = table.masked_fill(torch.eye(n, dtype=torch.bool, device=table.device), -math.inf)
     return total(True), total(False), table.diagonal(), everything, others.logsumexp(1) - math.log(max(n - 1, 1))
 
 
-def _all_pairs(
-    drawn: Particles, trace: poutine.Trace, guide: Any, args: tuple[Any, ...], kwargs: Any, chunk_size: int
-) -> Tensor:
-    """``log q(z_m | x_n)``: the guide in a plate of draws, each of which is given to all data."""
+def _all_pairs(drawn: Particles, trace: poutine.Trace, pair: Pair, chunk_size: int) -> Tensor:
+    """``log q(z_m | x_n)``: the guide with draws as particles, each of which is given to all data."""
     (frame,) = drawn.plates
     count, rows = frame.size, []
     for start in range(0, count, max(chunk_size // count, 1)):
@@ -125,8 +125,19 @@ def _all_pairs(
             shape = list(chosen.shape)
             shape[at + 1] = count
             replayed.add_node(name, **{**site, "value": chosen.expand(shape)})
-        plate = particle_plate(len(index), drawn.nesting, True)
-        again = run_guide(guide, args, kwargs, plate, replayed)
-        pairs = Particles([(again, again)], len(index), drawn.nesting, True)
-        rows.append(pairs.log_q.double())
+        runner = strategy_for(pair, len(index)).runner(len(index), drawn.nesting)
+        given = [replayed] if runner.vectorized else [_of_draw(replayed, trace, k) for k in range(len(index))]
+        again = [runner.run(pair.guide, pair.args, pair.kwargs, values, scores=True) for values in given]
+        rows.append(Particles([(t, t) for t in again], len(index), drawn.nesting, runner.vectorized).log_q.double())
     return torch.cat(rows)
+
+
+def _of_draw(many: poutine.Trace, one: poutine.Trace, k: int) -> poutine.Trace:
+    """The values of one draw, in the shapes that they were drawn in."""
+    values, drawn = poutine.Trace(), sample_sites(one)
+    for name, site in many.nodes.items():
+        value: Any = site["value"]
+        if name in drawn:
+            value = value[k].reshape(value.shape[value.dim() - drawn[name]["value"].dim() :])
+        values.add_node(name, **{**site, "value": value})
+    return values

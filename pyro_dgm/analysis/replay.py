@@ -8,6 +8,7 @@ chunks, by :func:`torch.vmap`.  Under ``vmap`` the model sees one draw at a time
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+
+from pyro_dgm.infer.elbo.vmap_noise import own_noise
 
 __all__ = ["Layout", "Site", "map_draws", "read_layout", "run", "to_numpy"]
 
@@ -193,7 +196,7 @@ def map_draws(
             if vectorised:
                 try:
                     index = torch.arange(size, device="cpu")
-                    out = torch.vmap(lambda i, c: fn(c), randomness="different")(index, chunk)
+                    out = torch.vmap(functools.partial(_of_one, fn), randomness="different")(index, chunk)
                 except Exception as error:
                     # Whatever is wrong with the model itself comes again from the loop, where it is raised.
                     _LOGGER.info(
@@ -205,6 +208,11 @@ def map_draws(
                 out = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
             parts.append({k: to_numpy(v) for k, v in out.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
+
+
+def _of_one(fn: Callable[[dict[str, Tensor]], dict[str, Tensor]], index: Tensor, chunk: dict[str, Tensor]) -> Any:
+    with own_noise(index, poison=True):
+        return fn(chunk)
 
 
 def to_numpy(value: Any) -> np.ndarray:

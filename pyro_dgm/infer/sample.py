@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dgm.infer.guide_draws import GuideDraws
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
@@ -149,7 +148,10 @@ def _from_guide(
 
         values = (site.get("value") for site in model_trace.nodes.values())
         width = sum(value.numel() for value in values if isinstance(value, Tensor))
-        drawer = _GuideDraws(model, guide, args, kwargs, guide_trace, names)
+        sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
+        dims: list[Any] = [f.dim for site in sites for f in site["cond_indep_stack"] if f.vectorized]
+        shapes = {name: torch.as_tensor(model_trace.nodes[name]["value"]).shape for name in names}
+        drawer = GuideDraws(model, guide, args, kwargs, shapes, -min(dims, default=0))
         samples, log_p, log_q = drawer.many(num_samples * num_chains, max(1, CHUNK // max(1, width)))
     shape = (num_chains, num_samples)
     return Posterior(
@@ -161,97 +163,3 @@ def _from_guide(
         kwargs=kwargs,
         attrs={"num_warmup": 0, "seconds": time.perf_counter() - began, "seed": seed},
     )
-
-
-Draws = tuple[dict[str, Tensor], Tensor, Tensor]
-
-
-class _GuideDraws:
-    """Independent draws from a guide with their log-densities, vectorised where the program can be.
-
-    The guide draws inside an outer plate; the densities are then taken draw by draw under ``vmap``, which needs nothing
-    of the model's shapes.  A guide that mixes draws (it reduces over dimensions that are not its own) shows in a
-    log-density that differs between the two, and is run draw by draw.
-    """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        prototype: Any,
-        names: list[str],
-    ) -> None:
-        self.model, self.guide, self.args, self.kwargs, self.names = model, guide, args, kwargs, names
-        # A Delta site is computed, not drawn; giving it its value back would compare floats for equality.
-        self.drawn = {n: s for n, s in latent_sites(prototype).items() if not _is_delta(s["fn"])}
-        dims = [
-            f.dim
-            for s in prototype.nodes.values()
-            if s["type"] == "sample"
-            for f in s["cond_indep_stack"]
-            if f.vectorized
-        ]
-        self.dim = min(dims, default=0) - 1
-
-    def many(self, total: int, chunk: int) -> Draws:
-        """``total`` draws, at most ``chunk`` at once."""
-        counts = [min(chunk, total - start) for start in range(0, total, chunk)]
-        try:
-            parts = [self._together(n) for n in counts]
-        except Exception as error:
-            parts = [self._one({}) for _ in range(total)]  # the program's own errors are raised here
-            parts = [({k: v[None] for k, v in z.items()}, p[None], q[None]) for z, p, q in parts]
-            reason = str(error).strip().split("\n")[0][:200]
-            warnings.warn(
-                f"the program cannot be vectorised over draws and runs draw by draw: {reason}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-        samples = {k: torch.cat([p[0][k] for p in parts]) for k in self.names}
-        return samples, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
-
-    def _one(self, values: dict[str, Tensor]) -> Draws:
-        """One draw; sites in ``values`` are given."""
-        given = poutine.Trace()
-        for name, value in values.items():
-            given.add_node(name, **{**self.drawn[name], "value": value})
-        q = poutine.trace(poutine.replay(self.guide, trace=given)).get_trace(*self.args, **self.kwargs)
-        p = poutine.trace(poutine.replay(self.model, trace=q)).get_trace(*self.args, **self.kwargs)
-        return (
-            {name: torch.as_tensor(p.nodes[name]["value"]) for name in self.names},
-            torch.as_tensor(p.log_prob_sum()),
-            torch.as_tensor(q.log_prob_sum()),
-        )
-
-    def _together(self, count: int) -> Draws:
-        with pyro.plate("_draws", count, dim=self.dim):
-            trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        trace.compute_log_prob()
-        values: dict[str, Tensor] = {}
-        for name, site in self.drawn.items():
-            shape, value = site["value"].shape, torch.as_tensor(trace.nodes[name]["value"])
-            if value.numel() != count * shape.numel():
-                raise ValueError(
-                    f"inside an outer plate, site {name!r} has shape {tuple(value.shape)}, "
-                    f"not {count} times {tuple(shape)}"
-                )
-            values[name] = value.reshape(count, *shape)
-        log_q = torch.zeros((), device=next(iter(values.values())).device) if values else torch.zeros(())
-        for site in latent_sites(trace).values():
-            log_prob = site["log_prob"]
-            log_q = log_q + (log_prob.reshape(count, -1).sum(-1) if log_prob.numel() >= count else log_prob.sum())
-        samples, log_p, exact = torch.func.vmap(self._one)(values)
-        if not torch.allclose(log_q.expand_as(exact).to(exact.dtype), exact, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                "the guide's log-density inside an outer plate is not that of single draws: "
-                "it reduces over the plate's dimension"
-            )
-        return samples, log_p, exact
-
-
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)

@@ -177,3 +177,34 @@ def test_bad_input_is_named(problem):
 
     with pytest.raises(ValueError, match="log weights of .* chains are not finite"):
         log_likelihood((broken, lambda x: None), torch.zeros(2), method="ais", num_temperatures=5)
+
+
+@pytest.mark.filterwarnings("ignore:the program's .* one after another:RuntimeWarning")
+@pytest.mark.parametrize(("initial", "alone"), [("prior", False), ("guide", False), ("guide", True)])
+def test_a_program_that_does_not_fit_a_plate_of_chains(initial, alone):
+    """``X @ w``, with a positive scale: under vmap, and one chain after another where it looks at values."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(6, generator=generator, dtype=torch.float64)
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(x.new_zeros(()), 0.5))
+        if alone and w.sum().item() == 1e9:
+            raise AssertionError
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, s), obs=y)
+
+    def guide(x, y):
+        pyro.sample("w", dist.Normal(x.new_zeros(2), 0.8).to_event(1))
+        pyro.sample("s", dist.LogNormal(x.new_zeros(()), 0.4))
+
+    u = torch.linspace(-2.5, 2.5, 401, dtype=torch.float64)
+    grid = dist.Normal(0.0, 0.5).log_prob(u)
+    eye = torch.eye(6, dtype=torch.float64)
+    log_p = torch.stack([dist.MultivariateNormal(y.new_zeros(6), v * eye + x @ x.T).log_prob(y) for v in (2 * u).exp()])
+    exact = torch.logsumexp(grid + log_p, 0) + (u[1] - u[0]).log()
+    size = {"num_temperatures": 4, "num_chains": 5} if alone else {"num_temperatures": 60, "num_chains": 64}
+    found = log_likelihood((model, guide), (x, y), method="ais", initial=initial, seed=0, **size)
+    assert abs(float(found.values) - float(exact)) < 5 * float(found.standard_error)
+    assert float(found.standard_error) < (1.5 if alone else 0.1)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import pyro_dgm
 from pyro_dgm.analysis import arviz_adapter
+from pyro_dgm.analysis.replay import map_draws
 from pyro_dgm.infer.posterior import Posterior
 
 CHAINS, DRAWS = 2, 30
@@ -416,3 +417,19 @@ def test_the_function_is_not_shadowed_by_a_module():
     assert callable(pyro_dgm.to_arviz) and pyro_dgm.analysis.to_arviz is pyro_dgm.to_arviz
     assert callable(pyro_dgm.analysis.log_likelihood)
     assert pyro_dgm.analysis.compare_elbos is pyro_dgm.compare_elbos
+
+
+def test_predictive_draws_are_made_together(caplog):
+    """Torch fills one tensor with normal numbers, which vmap refuses: each draw has noise of its own all the same."""
+
+    def draw(values):
+        noisy = dist.Normal(values["mu"].expand(3), 1.0).sample()
+        return {"x": noisy, "p": dist.Beta(2.0, 3.0).sample(), "u": dist.Exponential(1.0).sample()}
+
+    mu = torch.linspace(-50.0, 50.0, 200)
+    with caplog.at_level("INFO"):
+        found = map_draws(draw, {"mu": mu}, 200, 64)
+    assert "looping" not in caplog.text
+    assert all(len(np.unique(found[name])) == found[name].size for name in found)
+    noise = found["x"] - mu[:, None].numpy()
+    assert abs(noise.mean()) < 4 / 600**0.5 and abs(noise.var() - 1.0) < 4 * (2 / 600) ** 0.5

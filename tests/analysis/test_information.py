@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 
 from pyro_dgm import program
 from pyro_dgm.analysis import active_units, elbo_surgery, mutual_information
+from pyro_dgm.analysis.aggregate import aggregate_terms
 from pyro_dgm.models import VAE, LinearGaussian
 
 
@@ -202,3 +203,32 @@ def test_draws_leave_no_mark_with_a_seed():
     before = torch.get_rng_state()
     assert elbo_surgery(m, x, seed=3) == elbo_surgery(m, x, seed=3)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore:the program's .* one after another:RuntimeWarning")
+def test_a_guide_that_does_not_fit_a_plate_of_draws():
+    """Draws and data put into one row: the same numbers as of a guide that adds them."""
+    x = torch.randn(7, 2, dtype=torch.float64)
+    first, second = torch.tensor([[0.4], [-0.3]]).to(x), torch.tensor([[0.5], [0.2], [-0.7]]).to(x)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a + b, 1.0).to_event(1), obs=x[:, :1])
+
+    def guides(joined, looks=False):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                a = pyro.sample("a", dist.Normal(x @ first, 0.5).to_event(1))
+                assert not (looks and a.sum().item() == 1e9)
+                mean = torch.cat([a, x], dim=1) @ second if joined else a * second[0] + x @ second[1:]
+                pyro.sample("b", dist.Normal(mean, 0.5).to_event(1))
+
+        return guide
+
+    pairs = [(model, guides(*how)) for how in ((False,), (True,), (True, True))]
+    found = [aggregate_terms("a test", pair, x, 3, 20, 0) for pair in pairs]  # 2 draws at once, and one alone
+    for other in found[1:]:
+        for name, added in vars(found[0]).items():
+            torch.testing.assert_close(getattr(other, name), added)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.baselines import per_datum
 from pyro_dgm.infer.elbo.elbo import ELBO
-from pyro_dgm.infer.elbo.particles import Particles, particle_plate, run_pairs
+from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.structure import sample_sites
 
 __all__ = [
@@ -45,6 +45,7 @@ class AggregateObjective(Objective):
     """
 
     side = None
+    under_vmap = False  # moments of distributions are asked for
     #: fewest data that a batch must hold; 0 where a program without a plate of data will do too
     min_data = 1
     #: whether the penalty compares with draws of the model's prior
@@ -153,10 +154,8 @@ def rerun_model(
     for name, site in nodes.items():
         if site["type"] == "sample" and (keep_latents or name not in latent):
             values.add_node(name, **{**site, "value": site["value"].detach()})
-    plate = particle_plate(particles.num_particles, particles.nesting, particles.vectorized)
-    fn = model if plate is None else plate(model)
     with poutine.block():
-        return sample_sites(poutine.trace(poutine.replay(fn, trace=values)).get_trace(*args, **kwargs))
+        return sample_sites(particles.runner.run(model, args, kwargs, values))
 
 
 def latent_sites(particles: Particles) -> list[str]:

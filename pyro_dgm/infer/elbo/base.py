@@ -17,7 +17,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
+from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
+from pyro_dgm.infer.elbo.vectorization import is_other_way
 from pyro_dgm.programs import announce_parameters, announcing, owner_modules
 
 __all__ = ["Objective", "ObjectiveModule"]
@@ -61,7 +63,9 @@ class Objective(PyroELBO):
 
     :param num_particles: number K of particles.
     :param max_plate_nesting: deepest nesting of plates; looked up by running the pair once if not given.
-    :param vectorize_particles: run all particles at once.  Needs a static structure; ``False`` runs them one by one.
+    :param vectorize_particles: run all particles at once: in a plate to the left of all others where the program
+        broadcasts, else under ``torch.vmap``; a program that takes neither runs them one after another, and a warning
+        says why.  The first batch of a pair is held against runs of single particles.  ``False`` runs them one by one.
     :param strict_enumeration_warning: warn where enumeration marks look misused (Pyro's keyword).
     :param retain_graph: passed to ``backward`` by :meth:`loss_and_grads`.
     :raises ValueError: for ``num_particles`` below 1.
@@ -69,6 +73,8 @@ class Objective(PyroELBO):
 
     #: what a multi-sample objective needs of the guide that not every guide can give
     needs_replay = False
+    #: whether it asks distributions for no more than densities, draws and divergences, as they give under vmap
+    under_vmap = True
     #: whether the guide's enumerated sites are summed exactly
     sums_guide = False
     #: fewest particles that the class works with on its defaults
@@ -184,8 +190,8 @@ class Objective(PyroELBO):
                 stacklevel=3,
             )
         if self._given_nesting != float("inf"):
-            return replace(structure, nesting=int(self._given_nesting))
-        return structure
+            structure = replace(structure, nesting=int(self._given_nesting))
+        return structure if self.under_vmap else replace(structure, under_vmap=False)
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
@@ -193,7 +199,7 @@ class Objective(PyroELBO):
         with announcing(bool(_PYRO_STACK)):
             if self.learned is not None:
                 announce_parameters(self.learned)
-            particles = self.particles(model, guide, args, kwargs, grad=grad)
+            particles = self._particles(model, guide, args, kwargs, grad)
         bound = self.bound_of(particles)
         loss = -(particles.outer_scale * bound.sum())
         return loss, -self.surrogate_of(particles, bound) if grad else None
@@ -205,7 +211,17 @@ class Objective(PyroELBO):
         Its shape is that of the plates that contain every sample site; with a global latent the bound is that of the
         whole batch, a scalar.  Subsampling scale is not in it.
         """
-        return self.bound_of(self.particles(model, guide, args, kwargs, grad=False))
+        return self.bound_of(self._particles(model, guide, args, kwargs, grad=False))
+
+    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
+        """The shared evaluation, once more in another way where this batch cannot be run as the first one was."""
+        try:
+            return self.particles(model, guide, args, kwargs, grad)
+        except Exception:
+            pair = Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
+            if not is_other_way(pair, self.num_particles, self.vectorize_particles):
+                raise
+        return self.particles(model, guide, args, kwargs, grad)
 
     @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:

@@ -28,6 +28,8 @@ class ControlVariate(Objective):
     for any differentiable c.  A subclass gives c as :meth:`control`, a number for each datum.
     """
 
+    under_vmap = False  # logits of distributions are differentiated
+
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         structure = self.structure(model, guide, args, kwargs)
         originals: list[poutine.Trace] = []

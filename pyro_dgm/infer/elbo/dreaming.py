@@ -14,7 +14,8 @@ from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.particles import Particles, run_guide
+from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.infer.elbo.runners import run_guide
 from pyro_dgm.infer.elbo.structure import sample_sites
 
 __all__ = ["DetachSamples", "dream_log_q"]

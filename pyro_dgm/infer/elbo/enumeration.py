@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import WithPriors
+from pyro_dgm.infer.elbo.vectorization import strategy_for
 
 __all__ = ["enumerated_bound", "enumerated_elbo", "marginal_model_terms"]
 
@@ -113,7 +116,9 @@ def enumerated_elbo(
     :param weights: gives a plate-aligned tensor that multiplies every cost: differentiating with respect to it gives
         the ELBO of each datum, since the ELBO is linear in its costs.
     """
-    vectorized = objective.vectorize_particles and objective.num_particles > 1
+    pair = Pair(model, guide, args, kwargs, replace(structure, under_vmap=False))
+    strategy = strategy_for(pair, objective.num_particles, vectorize=objective.vectorize_particles)
+    vectorized = strategy.kind.vectorized
     elbo = TraceEnum_ELBO(
         num_particles=objective.num_particles,
         max_plate_nesting=structure.nesting,

@@ -16,23 +16,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.structure import Structure, guide_messenger, probe, sample_sites, unmasked_latents
+from pyro_dgm.infer.elbo.module_state import State
+from pyro_dgm.infer.elbo.runners import InPlate, OneByOne, Runner, mini_batch
+from pyro_dgm.infer.elbo.strategy import Pair, Strategy
+from pyro_dgm.infer.elbo.structure import Structure, probe, sample_sites, unmasked_latents
+from pyro_dgm.infer.elbo.under_vmap import PLATE
+from pyro_dgm.infer.elbo.vectorization import is_other_way, strategy_for
 
-__all__ = ["Particles", "ScaleGradient", "evaluate", "run_guide", "run_pairs"]
-
-PLATE = "num_particles_vectorized"  # Pyro's name for it, so that traces read alike
+__all__ = ["Particles", "ScaleGradient", "evaluate", "run_pairs"]
 
 
 class Particles:
@@ -40,6 +40,7 @@ class Particles:
 
     :ivar pairs: ``(model_trace, guide_trace)``: one pair whose leftmost plate is the particles, or K pairs.
     :ivar num_particles: K.
+    :ivar runner: how the particles were run, to run a program again on the same particles.
     :ivar plates: the plates that index the weights, leftmost dimension first.
     :ivar outer_scale: what multiplies the sum of the bounds (subsampling and mini-batch scale).
     :ivar stopped: for path-derivative estimators, ``log_q`` whose gradient comes through the samples alone.
@@ -60,10 +61,12 @@ class Particles:
         nesting: int,
         vectorized: bool,
         model_enumerates: bool = False,
+        runner: Runner | None = None,
     ) -> None:
         self.pairs = [_with_prior(prune_subsample_sites(m), prune_subsample_sites(g)) for m, g in pairs]
         self.num_particles, self.nesting, self.vectorized = num_particles, nesting, vectorized
         self.model_enumerates = model_enumerates
+        self.runner = (InPlate if vectorized else OneByOne)(num_particles, nesting) if runner is None else runner
         self._cache: dict[str, Any] = {}
         sites = [s for t in self.pairs[0] for s in sample_sites(t).values()]
         names = (
@@ -250,24 +253,6 @@ class ScaleGradient(torch.autograd.Function):
         return grad * ctx.holder[0], None
 
 
-def run_guide(
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plate: Any = None,
-    trace: poutine.Trace | None = None,
-) -> poutine.Trace:
-    """Trace the guide in a particle plate, replaying the values of ``trace`` where it has them."""
-    # The plate goes inside the replay: a replayed site counts as done, and a plate outside would not expand it.
-    fn = guide if plate is None else plate(guide)
-    return poutine.trace(fn if trace is None else poutine.replay(fn, trace=trace)).get_trace(*args, **kwargs)
-
-
-def particle_plate(num_particles: int, nesting: int, vectorized: bool) -> Any:
-    """What vectorises over particles: a plate to the left of all others, or ``None``."""
-    return pyro.plate(PLATE, num_particles, dim=-1 - nesting) if vectorized else None
-
-
 def run_pairs(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -277,38 +262,48 @@ def run_pairs(
     structure: Structure,
     vectorize: bool,
     rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Particles:
-    """Run guide and model with K particles.
+    """Run guide and model with K particles: all at once where the program can be, see :mod:`.vectorization`.
 
     :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.
+    :param before: called before each run of the pair.
     """
-    vectorized = vectorize and num_particles > 1
-    nesting, messenger = structure.nesting, guide_messenger(guide)
+    pair = Pair(model, guide, args, kwargs, structure)
+    strategy = strategy_for(pair, num_particles, vectorize=vectorize)
+    try:
+        return _run(pair, strategy, num_particles, rewrite, before)
+    except Exception:
+        # A batch of other shapes than the first: what ``rewrite`` has noted is the caller's to undo.
+        if rewrite is not None or not is_other_way(pair, num_particles, vectorize):
+            raise
+    return _run(pair, strategy_for(pair, num_particles, vectorize=vectorize), num_particles, None, before)
+
+
+def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, before: Any) -> Particles:
+    runner = strategy.runner(num_particles, pair.structure.nesting)
+    state = State(strategy.buffers()) if runner.runs > 1 else None
     pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
-    indices: poutine.Trace | None = None
-    with structure.gradients():
-        for k in range(1 if vectorized else num_particles):
-            if messenger is not None:
-                with particle_plate(num_particles, nesting, vectorized) or nullcontext():
-                    guide(*args, **kwargs)
-                pairs.append(messenger.get_traces())
-                continue
-            guide_trace = run_guide(guide, args, kwargs, particle_plate(num_particles, nesting, vectorized), indices)
-            if indices is None:
+    batch: poutine.Trace | None = None
+    with pair.structure.gradients():
+        for k in range(runner.runs):
+            if k and state is not None:
+                state.again()
+
+            def change(trace: poutine.Trace, k: int = k) -> poutine.Trace:
+                return trace if rewrite is None else rewrite(trace, k)
+
+            if before is not None:
+                before()
+            pairs.append(pair.run(runner, batch, change))
+            if batch is None and runner.runs > 1:
                 # All particles must see one mini-batch: a weight compares particles of the same datum.
-                indices = poutine.Trace()
-                for name, site in guide_trace.nodes.items():
-                    if site["type"] == "sample" and isinstance(site["fn"], _Subsample):
-                        indices.add_node(name, **site)
-            replayed = guide_trace if rewrite is None else rewrite(guide_trace, k)
-            plate = particle_plate(num_particles, nesting, vectorized)
-            fn = model if plate is None else plate(model)
-            if structure.model_enumerates:
-                fn = poutine.enum(fn, first_available_dim=-1 - nesting - vectorized)
-            model_trace = poutine.trace(poutine.replay(fn, trace=replayed)).get_trace(*args, **kwargs)
-            pairs.append((model_trace, guide_trace))
-    particles = Particles(pairs, num_particles, nesting, vectorized, structure.model_enumerates)
-    particles.sampled_kl = structure.sampled_kl
+                batch = mini_batch(*pairs[0])
+    if state is not None:
+        state.finish()
+    enumerates = pair.structure.model_enumerates
+    particles = Particles(pairs, num_particles, runner.nesting, runner.vectorized, enumerates, runner)
+    particles.sampled_kl = pair.structure.sampled_kl
     return particles
 
 
@@ -330,7 +325,8 @@ def evaluate(
     :param kwargs: keyword arguments of both.
     :param num_particles: K.
     :param max_plate_nesting: deepest plate nesting; looked up by running the pair once if infinite.
-    :param vectorize: run all particles at once in a plate to the left of all others, or one after another.
+    :param vectorize: run all particles at once, in a plate or under vmap, where the program can be; else one after
+        another.
     :returns: :class:`Particles`, whose ``log_weights`` has shape ``(K, *plates)``, nats.
 
     Example::

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.particles import Particles, particle_plate, run_guide
+from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import sample_sites
 
 __all__ = ["log_q_stopped", "with_values"]
@@ -47,8 +47,7 @@ def log_q_stopped(
     """
 
     def rerun(trace: poutine.Trace) -> dict[str, Any]:
-        plate = particle_plate(particles.num_particles, particles.nesting, particles.vectorized)
-        return sample_sites(run_guide(guide, args, kwargs, plate, trace))
+        return sample_sites(particles.runner.run(guide, args, kwargs, trace))
 
     parts = []
     for k, ((_, guide_trace), original) in enumerate(zip(particles.pairs, originals, strict=True)):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_dgm.infer.elbo.baselines import look
 from pyro_dgm.infer.elbo.control_variate import ControlVariate, parameter
 from pyro_dgm.infer.elbo.logits import Hidden, relaxed_log_prob
-from pyro_dgm.infer.elbo.particles import Particles, particle_plate
+from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.pathwise import with_values
 from pyro_dgm.infer.elbo.structure import sample_sites
 
@@ -82,10 +81,8 @@ class REBAR(ControlVariate):
         soft = {h.name: h.soft(z, temperature) for h, z in zip(hidden, values, strict=True)}
         model, args, kwargs, originals = particles._cache["program"]
         relaxed = with_values(originals[pair], lambda name, site: soft.get(name, site["value"]))
-        plate = particle_plate(particles.num_particles, particles.nesting, particles.vectorized)
-        fn = model if plate is None else plate(model)
         try:
-            trace = poutine.trace(poutine.replay(fn, trace=relaxed)).get_trace(*args, **kwargs)
+            trace = particles.runner.run(model, args, kwargs, relaxed)
             for name, value in soft.items():
                 trace.nodes[name]["unscaled_log_prob"] = relaxed_log_prob(trace.nodes[name]["fn"], value)
             guide = relaxed.copy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.elbo.structure import is_point, sample_sites
 
 __all__ = ["CutSamples", "ScoreFunction", "cut_terms", "direct_terms", "leave_one_out"]
 
@@ -81,17 +80,11 @@ class CutSamples(poutine.messenger.Messenger):
     """Samples without a pathwise gradient.  Outermost, so that plates have expanded the site when it comes here."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or msg["value"] is not None or _is_point(msg["fn"]):
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None or is_point(msg["fn"]):
             return
         if getattr(msg["fn"], "has_rsample", False):
             with torch.no_grad():
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-
-
-def _is_point(fn: Any) -> bool:
-    while not isinstance(fn, dist.Delta) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
 
 
 def cut_terms(particles: Particles) -> tuple[Tensor, Tensor]:
@@ -101,7 +94,7 @@ def cut_terms(particles: Particles) -> tuple[Tensor, Tensor]:
         def of(_: poutine.Trace, guide: poutine.Trace) -> Tensor:
             out = torch.zeros_like(particles.log_q if particles.vectorized else particles.log_q[:1])
             for site in sample_sites(guide).values():
-                if _is_point(site["fn"]) == points:
+                if is_point(site["fn"]) == points:
                     # A score is that of the sampling density: neither mask nor scale is in it.
                     term = particles.log_prob(site)
                     out = out + particles.reduce(particles.inner(term, site) if points else term, site)

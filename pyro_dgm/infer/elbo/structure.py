@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
@@ -24,7 +25,16 @@ from pyro_dgm.infer.elbo.closed_form import wrong_closed_forms
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["Structure", "StructureCache", "fork_rng", "guide_messenger", "looking_at", "sample_sites", "weak"]
+__all__ = [
+    "Structure",
+    "StructureCache",
+    "fork_rng",
+    "guide_messenger",
+    "is_point",
+    "looking_at",
+    "sample_sites",
+    "weak",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Structure:
     differentiates: bool = False
     #: latents that the model masks and the guide does not, which count with their prior
     unmasked: frozenset[str] = frozenset()
+    #: whether the objective can do with traces whose distributions are under vmap
+    under_vmap: bool = True
 
     def gradients(self) -> Any:
         """What to run the program in where no gradients are wanted of it."""
@@ -56,6 +68,13 @@ def fork_rng() -> Any:
     """Leave the global random state of the CPU, and of CUDA where it is in use, as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     return torch.random.fork_rng(devices=devices)
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass, through ``to_event``, masks and expansions."""
+    while not isinstance(fn, dist.Delta) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:

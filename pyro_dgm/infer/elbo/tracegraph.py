@@ -46,6 +46,8 @@ class TraceGraphELBO(Objective):
         torch.Size([7])
     """
 
+    under_vmap = False  # a tensor's provenance is not tracked there
+
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         structure = self.structure(model, guide, args, kwargs)
         if structure.model_enumerates or structure.guide_enumerates:
@@ -54,7 +56,7 @@ class TraceGraphELBO(Objective):
         if not grad:
             return run_pairs(*run)
         with TrackNonReparam(), ValuesRead() as reads, _NoteReads(reads):
-            return run_pairs(*run)
+            return run_pairs(*run, before=reads.forget)
 
     def bound_of(self, particles: Particles) -> Tensor:
         return detach_provenance(particles.log_weights).mean(0)
@@ -99,6 +101,10 @@ class ValuesRead(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.sites: frozenset[str] = frozenset()
+
+    def forget(self) -> None:
+        """Before another particle, of which nothing has been read."""
+        self.sites = frozenset()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.READERS:
