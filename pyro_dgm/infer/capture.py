@@ -17,6 +17,7 @@ from pyro_dgm.infer.elbo import ELBO, Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
 from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
+from pyro_dgm.infer.metric import metric_of
 from pyro_dgm.infer.static_graph import CannotCapture
 from pyro_dgm.programs import announce_parameter, owner_modules
 
@@ -92,6 +93,7 @@ class CapturedELBO(Objective):
         self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
+        self.metric = metric_of(inner)
         self._pairs: list[_Pair] = []
 
     # The objective inside

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder each, written whole or not at all, with nothing that needs unpickling.
+"""Checkpoints: a folder each, written whole or not at all, with checksums and with nothing that needs unpickling.
 
 A folder of checkpoints holds::
 
@@ -7,33 +7,61 @@ A folder of checkpoints holds::
     epoch-000012/
         weights.safetensors     parameters and buffers by name
         state.pt                optimiser, scheduler, callbacks, random states (torch.load with weights_only=True)
-        config.json             what was asked for, and the history
+        config.json             what was asked for, the history, and the checksums of all three
 
 A checkpoint is written under a temporary name, flushed to disk and renamed; only then does ``latest`` name it, and only
-after that are older ones removed.  A process killed at any moment leaves ``latest`` naming a whole checkpoint.
+after that are older ones of the same run removed.  A process killed at any moment leaves ``latest`` naming a whole
+checkpoint.  Where ``latest`` or what it names is damaged, the newest whole checkpoint is taken, with a warning.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
+import uuid
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from pyro_dgm.infer.folder_lock import FolderInUseError, locked
 from pyro_dgm.infer.parameters import ProgramState
+from pyro_dgm.infer.saved_files import (
+    CHECKSUMS,
+    DamagedFileError,
+    read_config,
+    read_state,
+    read_weights,
+    replace_file,
+    with_reason,
+    write_config,
+    write_state,
+    write_weights,
+)  # fmt: skip
 
-__all__ = ["CheckpointFolder", "load_checkpoint", "load_weights", "resolve_checkpoint", "write_json", "write_weights"]
+__all__ = [
+    "CheckpointFolder", "DamagedFileError", "FolderInUseError", "load_checkpoint", "load_weights", "resolve_checkpoint",
+]  # fmt: skip
 
-FORMAT = 1
+#: 1 had no checksums and compared less on resumption; it is still read
+FORMAT, READABLE = 2, (1, 2)
 WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.pt", "config.json"
 _TEMPORARY = ".tmp-"
+_NAME = re.compile(r"epoch-\d{6,}(-step-\d+)?(-\d+)?")
+
+T = TypeVar("T")
+#: weights, training state and configuration
+Saved = tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]
 
 
 class CheckpointFolder:
     """The checkpoints of one run: the newest and the best are kept.
+
+    Of what a folder holds, only checkpoints of this run are ever removed.
 
     :param path: the folder; made if need be.
     """
@@ -44,10 +72,51 @@ class CheckpointFolder:
             raise ValueError(f"checkpoint_dir must be a folder, {self.path} is a file")
         self.path.mkdir(parents=True, exist_ok=True)
         self._checked = False
+        #: which run the checkpoints are of; one that goes on from ``latest`` keeps it
+        self.run_id = uuid.uuid4().hex
+        self._mine: set[str] = set()
+        self._named: dict[str, str] = {}
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other runs from writing here.
+
+        :raises FolderInUseError: if one does.
+        """
+        return locked(self.path)
+
+    def traces(self) -> list[str]:
+        """What there is of an earlier run, by name."""
+        known = [name for name in ("latest", "best", "metrics.csv") if (self.path / name).exists()]
+        return known + sorted(entry.name for entry in _checkpoints(self.path))
 
     def pointer(self, which: str) -> Path | None:
         """The checkpoint that ``"latest"`` or ``"best"`` names."""
-        return _follow(self.path, which)
+        return _follow(self.path, which)[0]
+
+    def go_on(self, source: Path, config: dict[str, Any]) -> None:
+        """Go on with the run of a checkpoint here, if it is the latest; from an older one another run begins.
+
+        A process that was killed after ``latest`` was written has not come to ``best``: that is made up for.
+        """
+        latest = self.pointer("latest")
+        if latest is None or not _same(source, latest) or "run_id" not in config:
+            return
+        self.run_id = config["run_id"]
+        self._named["latest"] = latest.name
+        best = self.pointer("best")
+        configs = {entry.name: _config_or_none(entry) for entry in _checkpoints(self.path)}
+        self._mine = {name for name, c in configs.items() if c is not None and c.get("run_id") == self.run_id}
+        if config.get("is_best"):
+            best = latest
+        elif best is None and config.get("best") is not None:
+            marked = [name for name in sorted(self._mine) if (configs[name] or {}).get("is_best")]
+            if marked:
+                best = self.path / marked[-1]
+                warnings.warn(f"{self.path / 'best'} {_follow(self.path, 'best')[1]}; it is {best.name}", stacklevel=4)
+        if best is not None:
+            self._named["best"] = best.name
+            if self.pointer("best") != best:
+                self._point("best", best)
 
     def save(
         self, state: ProgramState, training: dict[str, Any], config: dict[str, Any], name: str, is_best: bool
@@ -55,27 +124,39 @@ class CheckpointFolder:
         """Write a checkpoint, make it the latest (and the best), and remove those that are neither.
 
         :raises TypeError: if ``training`` holds what ``torch.load(weights_only=True)`` would not take back.
+        :raises OSError: if it cannot be written, as on a full disk; those that were there before are left.
         """
         temporary = self.path / f"{_TEMPORARY}{name}-{os.getpid()}"
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir()
-        write_weights(state, temporary / WEIGHTS)
-        with open(temporary / STATE, "wb") as file:
-            torch.save(training, file)
-            _flush(file)
-        if not self._checked:
-            self._check_loadable(temporary / STATE)
-        write_json({"format": FORMAT, **config}, temporary / CONFIG)
-        _sync_directory(temporary)
-        final, i = self.path / name, 2
-        while final.exists():  # what an earlier run left there may be what `latest` names: never write over it
-            final, i = self.path / f"{name}-{i}", i + 1
-        temporary.rename(final)
-        _sync_directory(self.path)
-        self._point("latest", final)
-        if is_best:
-            self._point("best", final)
+        try:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir()
+            sums = {
+                WEIGHTS: write_weights(state.named_tensors(), temporary / WEIGHTS),
+                STATE: write_state(training, temporary / STATE),
+            }
+            if not self._checked:
+                self._check_loadable(temporary / STATE)
+            whole = {**config, "format": FORMAT, "run_id": self.run_id, "is_best": is_best}
+            write_config(whole, temporary / CONFIG, sums)
+            _sync_directory(temporary)
+            final, i = self.path / name, 2
+            while final.exists():  # what an earlier run left there may be what `latest` names: never write over it
+                final, i = self.path / f"{name}-{i}", i + 1
+            temporary.rename(final)
+            _sync_directory(self.path)
+            self._mine.add(final.name)
+            self._point("latest", final)
+            if is_best:
+                self._point("best", final)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            last = self.pointer("latest")
+            left = "there is none before it" if last is None else f"the last good one is {last}"
+            raise with_reason(error, f"the checkpoint {name} could not be written ({error}); {left}") from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         self._prune()
         return final
 
@@ -90,52 +171,78 @@ class CheckpointFolder:
         self._checked = True
 
     def _point(self, which: str, target: Path) -> None:
-        temporary = self.path / f"{_TEMPORARY}{which}-{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(target.name + "\n")
-            _flush(file)
-        os.replace(temporary, self.path / which)
+        replace_file(self.path / which, f"{target.name}\n".encode())
         _sync_directory(self.path)
+        self._named[which] = target.name
 
     def _prune(self) -> None:
-        keep = {p.name for p in (self.pointer("latest"), self.pointer("best")) if p is not None}
         for entry in self.path.iterdir():
-            if entry.name.startswith(_TEMPORARY):
+            if entry.name.startswith(_TEMPORARY):  # of a process that was killed: the lock is ours
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            elif entry.is_dir() and entry.name.startswith("epoch-") and entry.name not in keep:
-                shutil.rmtree(entry)
+        for name in sorted(self._mine - set(self._named.values())):
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+            self._mine.discard(name)
+
+
+# Reading
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: itself, or the latest in a folder of them.
 
+    :raises DamagedFileError: (a ``ValueError``) if it is not whole.
     :raises ValueError: if there is none.
     """
-    path = Path(path)
-    if (path / CONFIG).is_file():
-        missing = [name for name in (WEIGHTS, STATE) if not (path / name).is_file()]
+
+    def read(checkpoint: Path) -> None:
+        read_checkpoint_config(checkpoint)
+        missing = [name for name in (WEIGHTS, STATE) if not (checkpoint / name).is_file()]
         if missing:
-            raise ValueError(f"{path} is no whole checkpoint: {', '.join(missing)} is missing")
-        return path
-    target = _follow(path, "latest")
-    if target is None:
-        raise ValueError(f"{path} holds no checkpoint (neither {CONFIG} nor a file 'latest' that names one)")
-    return target
+            raise DamagedFileError(f"{checkpoint} is no whole checkpoint: {', '.join(missing)} is missing")
+
+    return _open(Path(path), read)[0]
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
+def load_checkpoint(path: str | Path) -> Saved:
     """Weights, training state and configuration of one checkpoint, on the CPU.
 
-    :raises ValueError: if it is of a newer format.
+    :param path: a checkpoint, or a folder of them: then its latest is read, or the newest whole one, with a warning.
+    :raises DamagedFileError: (a ``ValueError``) naming the file that is missing, cut short or changed.
+    :raises ValueError: if it is of a newer format, or there is none.
     """
-    from safetensors.torch import load_file
+    return open_checkpoint(path)[1]
 
-    path = resolve_checkpoint(path)
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {config.get('format')!r}, this version reads {FORMAT}")
-    training = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    return load_file(path / WEIGHTS), training, config
+
+def open_checkpoint(path: str | Path) -> tuple[Path, Saved]:
+    """The checkpoint that a path means, and what :func:`load_checkpoint` reads of it."""
+    return _open(Path(path), _read_all)
+
+
+def _read_all(checkpoint: Path) -> Saved:
+    config = read_checkpoint_config(checkpoint)
+    sums = config.get(CHECKSUMS, {})
+    training = read_state(checkpoint / STATE, sums.get(STATE))
+    return read_weights(checkpoint / WEIGHTS, sums.get(WEIGHTS)), training, config
+
+
+def newest(folder: Path) -> tuple[Path, Saved] | None:
+    """The latest checkpoint of a folder, or with a warning the newest one that is whole; ``None`` without any.
+
+    :raises DamagedFileError: if there are some and none is whole.
+    """
+    return _newest(folder, _read_all)
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder of checkpoints that a path means: that of a checkpoint, or itself.
+
+    :raises ValueError: if it does not exist.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} holds no checkpoint: it is no folder")
+    return path.parent if _is_checkpoint(path) else path
 
 
 def load_weights(program: Any, path: str | Path) -> None:
@@ -147,6 +254,7 @@ def load_weights(program: Any, path: str | Path) -> None:
     :param program: a program of the same structure as the saved one.
     :param path: what :meth:`Run.save` wrote, a checkpoint, a folder of them (its latest is taken), or a
         ``.safetensors`` file.
+    :raises DamagedFileError: (a ``ValueError``) if the file is cut short, or was changed since it was written.
     :raises ValueError: if names or shapes differ, or there is nothing there.
 
     Example::
@@ -161,52 +269,120 @@ def load_weights(program: Any, path: str | Path) -> None:
         >>> torch.equal(other.weight, m.weight)
         True
     """
-    from safetensors.torch import load_file
+
+    def read(checkpoint: Path) -> dict[str, torch.Tensor]:
+        sums = read_checkpoint_config(checkpoint).get(CHECKSUMS, {})
+        return read_weights(checkpoint / WEIGHTS, sums.get(WEIGHTS))
 
     path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS if (path / WEIGHTS).is_file() else resolve_checkpoint(path) / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    values = load_file(path)
+    if path.is_dir() and not ((path / WEIGHTS).is_file() and not (path / STATE).exists()):
+        values = _open(path, read)[1]
+    else:
+        path = path / WEIGHTS if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist")
+        values = read_weights(path)
     state = ProgramState(program)
     # What an objective trained for itself is no part of the program.
     state.load({k: v for k, v in values.items() if not k.startswith("objective.")})
 
 
-def write_weights(state: ProgramState, path: Path) -> None:
-    """Write a program's tensors as safetensors, flushed to disk."""
-    from safetensors.torch import save_file
+def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint.
 
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.named_tensors().items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-    # safetensors makes its file readable by the owner alone; it should be as readable as the JSON beside it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
-    with open(path, "rb+") as file:
-        _flush(file)
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write JSON, flushed to disk; floats come back to the bit."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        _flush(file)
+    :raises ValueError: if it is of a format that this version does not read.
+    """
+    config = read_config(checkpoint / CONFIG)
+    if config.get("format") not in READABLE:
+        raise ValueError(
+            f"{checkpoint} has checkpoint format {config.get('format')!r}, this version reads {FORMAT} and older"
+        )
+    if config["format"] > 1 and CHECKSUMS not in config:
+        raise DamagedFileError(f"{checkpoint / CONFIG} is damaged: its checksums are missing")
+    missing = [key for key in ("epochs_finished", "history", "best", "seed") if key not in config]
+    if missing:
+        raise DamagedFileError(f"{checkpoint / CONFIG} is damaged: it has no entry {missing[0]!r}")
+    return config
 
 
-def _follow(folder: Path, which: str) -> Path | None:
+def _open(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """A checkpoint and what ``read`` makes of it: the path itself, or the newest that is whole in a folder."""
+    if _is_checkpoint(path):
+        return path, read(path)
+    found = _newest(path, read)
+    if found is None:
+        raise ValueError(f"{path} holds no checkpoint (neither {CONFIG} nor a file 'latest' that names one)")
+    return found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return any((path / name).exists() for name in (CONFIG, STATE, WEIGHTS)) or bool(_NAME.fullmatch(path.name))
+
+
+def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T] | None:
+    latest, problem = _follow(folder, "latest")
+    others = [entry for entry in _by_age(folder) if latest is None or entry.name != latest.name]
+    if latest is None and not others and not (folder / "latest").exists():
+        return None
+    problems = [] if latest is not None else [f"{folder / 'latest'} {problem}"]
+    for checkpoint in ([] if latest is None else [latest]) + others:
+        try:
+            found = read(checkpoint)
+        except DamagedFileError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(
+                f"{'; '.join(problems)}. Taking {checkpoint}, the newest checkpoint that is whole", stacklevel=5
+            )
+        return checkpoint, found
+    raise DamagedFileError(
+        f"{folder} holds an earlier run, and no checkpoint that is whole: {'; '.join(problems)}. Nothing was removed; "
+        "another folder starts a new run"
+    )
+
+
+def _follow(folder: Path, which: str) -> tuple[Path | None, str]:
+    """The checkpoint that a pointer names, or what is wrong with it."""
     pointer = folder / which
     if not pointer.is_file():
+        return None, "does not exist"
+    content = pointer.read_bytes()
+    name = content.decode("ascii", errors="replace").strip()
+    if not name:
+        return None, "is empty"
+    if not _NAME.fullmatch(name):
+        return None, f"does not name a checkpoint ({content[:40]!r})"
+    if not (folder / name).is_dir():
+        return None, f"names {name}, which does not exist"
+    return folder / name, ""
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [entry for entry in folder.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)]
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest first; those whose age cannot be read at the end."""
+
+    def age(entry: Path) -> tuple[int, int]:
+        config = _config_or_none(entry) or {}
+        return int(config.get("steps_taken", -1)), entry.stat().st_mtime_ns
+
+    return sorted(_checkpoints(folder), key=age, reverse=True)
+
+
+def _config_or_none(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        return read_config(checkpoint / CONFIG)
+    except DamagedFileError:  # whoever wants to read it is told then
         return None
-    target = folder / pointer.read_text(encoding="utf-8").strip()
-    return target if (target / CONFIG).is_file() else None
 
 
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
 
 
 def _sync_directory(path: Path) -> None:

@@ -17,9 +17,9 @@ import torch
 
 from pyro_dgm.infer.checkpoint import load_checkpoint
 from pyro_dgm.infer.data import TensorBatches
-from pyro_dgm.infer.distributed import ALONE, Group, join, own_device
+from pyro_dgm.infer.distributed import ALONE, Group, joined, own_device
 from pyro_dgm.infer.interrupt import InterruptRequest
-from tests.infer.distributed_worker import SAME, GivenNoise, fit, outcome, pairs, same, vae_fit
+from tests.infer.distributed_worker import SAME, GivenNoise, InterruptOne, Note, fit, outcome, pairs, same, vae_fit
 from tests.infer.fit_programs import digits_like
 from tests.infer.test_checkpoint import assert_same
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(folder: Path) -> list[dict[str, Any]]:
     """What two processes found."""
     pytest.importorskip("lightning_fabric", reason="the extra 'distributed' is not installed")
-    vae_fit(checkpoint_dir=folder / "one", epochs=2)
+    vae_fit(checkpoint_dir=folder / "one", epochs=2, transform=Note(False))
     call([*TORCHRUN, "-m", "tests.infer.distributed_worker", str(folder)])
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -112,7 +112,7 @@ def test_resuming_with_another_number_of_processes(ranks: list[dict[str, Any]], 
     alone = outcome(vae_fit())
     assert ranks[0]["from one process"]["history"]["train"][:2] == alone["history"]["train"][:2]
     # ... and what two processes made, one goes on with.
-    run = vae_fit(resume=folder / "middle")  # in an epoch's middle, at that
+    run = vae_fit(resume=folder / "middle", transform=InterruptOne(0))  # in an epoch's middle, at that
     assert (run.epochs, run.steps) == (4, 4 * 5)
     assert run.history["train"][:1] == ranks[0]["whole"]["history"]["train"][:1]
     run = vae_fit(resume=folder / "three")
@@ -198,11 +198,13 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
 
 
 def test_alone() -> None:
-    assert join(None, "cpu") is ALONE and join(1, "cpu") is ALONE
+    for devices in (None, 1):
+        with joined(devices, "cpu") as group:
+            assert group is ALONE
     assert ALONE.gather(3) == [3] and ALONE.broadcast(3) == 3 and ALONE.total(1.0, 2.0) == [1.0, 2.0]
     assert own_device(ALONE, torch.device("cpu"), "auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="give 'cuda'"):
         own_device(Group(0, 2), torch.device("cuda", 1), "cuda:1")
     for bad in (0, -1, 2.0, True, "2"):
         with pytest.raises(ValueError, match="devices must be a positive integer"):
-            join(bad, "cpu")  # type: ignore[arg-type]
+            joined(bad, "cpu").__enter__()  # type: ignore[arg-type]
