@@ -96,9 +96,12 @@ class CheckpointFolder:
     def go_on(self, source: Path, config: dict[str, Any]) -> None:
         """Go on with the run of a checkpoint here, if it is the latest; from an older one another run begins.
 
-        A process that was killed after ``latest`` was written has not come to ``best``: that is made up for.
+        A process that was killed after its first checkpoint was whole has not come to ``latest``, one that was killed
+        after that not to ``best``: both are made up for.
         """
         latest = self.pointer("latest")
+        if not (self.path / "latest").exists() and [entry.name for entry in _checkpoints(self.path)] == [source.name]:
+            latest = source
         if latest is None or not _same(source, latest) or "run_id" not in config:
             return
         self.run_id = config["run_id"]
@@ -113,10 +116,16 @@ class CheckpointFolder:
             if marked:
                 best = self.path / marked[-1]
                 warnings.warn(f"{self.path / 'best'} {_follow(self.path, 'best')[1]}; it is {best.name}", stacklevel=4)
-        if best is not None:
+        if best is None:
+            if config.get("best") is not None:
+                self._mine = {latest.name}  # which of the others was best cannot be told: all stay
+        else:
             self._named["best"] = best.name
             if self.pointer("best") != best:
                 self._point("best", best)
+        if self.pointer("latest") is None:
+            self._point("latest", latest)
+        self._prune()
 
     def save(
         self, state: ProgramState, training: dict[str, Any], config: dict[str, Any], name: str, is_best: bool

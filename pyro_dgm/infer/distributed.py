@@ -7,6 +7,7 @@ every step and come to the same decisions.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,8 @@ def started_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
+#: which process groups were made here; a reference would keep one, and its threads, from ending
+_made: set[int] = set()
 #: where the processes that were started for a fit meet for the next, this one's rank, and how many they are
 _started: tuple[Any, int, int] | None = None
 _meetings = 0
@@ -155,8 +158,9 @@ _meetings = 0
 def joined(devices: int | None, kind: str) -> Iterator[Group]:
     """The group of an argument ``devices`` inside: started here, or what ``torchrun`` started this process for.
 
-    A process group that was made here is destroyed at the end, however it ends: a process that exits with one may be
-    aborted by its threads.  One that the caller made is left alone.
+    A process group that was made here serves later fits and the caller, who may destroy it.  What is left is destroyed
+    when the process exits, for its threads may abort a process that exits with one; and at once after an error, so that
+    the others need not wait for this one.  A group that the caller made is left alone.
 
     :param devices: processes on this machine; 1 is to train alone, ``None`` to join what there is.
     :param kind: ``"cpu"`` or ``"cuda"``, one device a process.
@@ -168,20 +172,28 @@ def joined(devices: int | None, kind: str) -> Iterator[Group]:
     if devices == 1 or not dist.is_available():
         yield ALONE
         return
-    ours = not dist.is_initialized()
-    if ours:
+    if not dist.is_initialized():
         if devices is None and _started is None and not _elastic():
             yield ALONE
             return
         _meet(kind, devices)
+        _made.add(id(dist.group.WORLD))
+        if len(_made) == 1:
+            atexit.register(_leave)
     try:
         size = dist.get_world_size()
         if devices is not None and devices != size:
             raise ValueError(f"devices is {devices}, but {size} processes were started")
         yield Group(dist.get_rank(), size) if size > 1 else ALONE
-    finally:
-        if ours and dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException:
+        _leave()
+        raise
+
+
+def _leave() -> None:
+    """Destroy the process group, if it was made here."""
+    if dist.is_initialized() and id(dist.group.WORLD) in _made:
+        dist.destroy_process_group()
 
 
 def _meet(kind: str, devices: int | None) -> None:

@@ -251,7 +251,7 @@ def make_scheduler(make: Any, optimizer: Optimizer | Optimizers, interval: str) 
 
 
 def _scheduler(make: Any, optimizer: Optimizer, interval: str) -> Any:
-    scheduler = make(optimizer) if not hasattr(make, "step") else make
+    scheduler = make(optimizer) if isinstance(make, type) or not hasattr(make, "step") else make
     if not hasattr(scheduler, "step"):
         raise TypeError(f"lr_scheduler(optimizer) must give a scheduler with step(), got {type(scheduler).__name__}")
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
