@@ -103,7 +103,7 @@ def fit(
     :param clip_norm: clip the norm of the gradient of the loss per datum to this; of each optimiser of a mapping.
     :param lr_scheduler: callable from the optimiser to a scheduler of :mod:`torch.optim.lr_scheduler`, or a mapping of
         them with keys of ``optimizer``.
-        ``ReduceLROnPlateau`` is given the monitored bound, negated in its ``"min"`` mode.
+        ``ReduceLROnPlateau`` is given the monitored value so that a better one counts as such in either of its modes.
     :param lr_scheduler_interval: step it after each ``"epoch"`` or each ``"step"``.
     :param early_stopping: epochs to wait for a better bound, or an :class:`~pyro_dgm.infer.callbacks.EarlyStopping`.
     :param callbacks: functions of the :class:`~pyro_dgm.infer.run.Run` called after each epoch, or
@@ -131,14 +131,22 @@ def fit(
     :param checkpoint_every: epochs between checkpoints; the last epoch always has one.
     :param resume: ``True`` goes on from the latest checkpoint in ``checkpoint_dir``, or starts if there is none; a path
         goes on from that checkpoint, or from the latest in that folder, which then is the ``checkpoint_dir`` unless
-        another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit.
+        another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit; what
+        differs is named in an error before anything is loaded.  Where the latest checkpoint is damaged, the newest whole
+        one is taken, with a warning.
     :param check_every: steps between looks at whether loss and gradient are finite, each of which waits for the device;
         by default every step on CPU and every tenth on CUDA, where a bad step is then noticed late.
     :returns: the :class:`~pyro_dgm.infer.run.Run`.  Ctrl-C stops after the step under way, leaves a checkpoint that
-        ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.
+        ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.  SIGTERM leaves the
+        same checkpoint, where there is a ``checkpoint_dir``, and then ends the process as it does by default.
     :raises NonFiniteLossError: (:class:`pyro_dgm.infer.nonfinite.NonFiniteLossError`, a ``FloatingPointError``) when
         the loss or a gradient is not finite, naming the site it came from and the last good checkpoint.
-    :raises ValueError: for arguments that do not fit, data whose dtype is not the parameters', or no parameters.
+    :raises ValueError: for arguments that do not fit, data whose dtype is not the parameters', or no parameters; for a
+        resumed run that is another, a folder that another run writes to
+        (:class:`~pyro_dgm.infer.checkpoint.FolderInUseError`) or whose files are damaged
+        (:class:`~pyro_dgm.infer.checkpoint.DamagedFileError`).
+    :raises OSError: when a checkpoint cannot be written; the last good one is left.
+    :raises ImportError: before training, if what a logger needs is not installed.
     :raises TypeError: for objects of another kind than wanted.
 
     Example::

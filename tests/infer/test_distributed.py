@@ -24,7 +24,7 @@ from tests.infer.fit_programs import digits_like
 from tests.infer.test_checkpoint import assert_same
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -60,7 +60,18 @@ def test_the_update_is_that_of_one_process(name: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "name", [*SAME, "noisy", "begun apart", "statistics", "stopped by one", "early stopping", "whole", "resumed"]
+    "name",
+    [
+        *SAME,
+        "noisy",
+        "begun apart",
+        "statistics",
+        "stopped by one",
+        "early stopping",
+        "whole",
+        "resumed",
+        "after destroying",
+    ],
 )
 def test_the_processes_agree_to_the_bit(name: str, ranks: list[dict[str, Any]]) -> None:
     assert_same(ranks[0][name], ranks[1][name])
@@ -99,6 +110,7 @@ def test_ctrl_c_on_one_process_stops_all_and_the_run_goes_on(ranks: list[dict[st
         assert found["part"]["interrupted"] and found["part"]["epochs"] == 1
         assert found["part steps"] == 7 and "epoch-000001-step-000002" in found["part checkpoint"]
         assert_same(found["resumed"], found["whole"])
+        assert_same(found["after destroying"], found["whole"])
     with open(folder / "part" / "metrics.csv", newline="") as file:
         assert [int(float(row["epoch"])) for row in csv.DictReader(file)] == [1, 2, 3, 4]
     assert len(load_checkpoint(folder / "part")[1]["ranks"]) == 2
@@ -208,3 +220,42 @@ def test_alone() -> None:
     for bad in (0, -1, 2.0, True, "2"):
         with pytest.raises(ValueError, match="devices must be a positive integer"):
             joined(bad, "cpu").__enter__()  # type: ignore[arg-type]
+
+
+ENDING = """
+import sys, time, torch, pyro_dgm
+torch.set_num_threads(1)
+torch.manual_seed(0)
+m = pyro_dgm.models.LinearGaussian(event_dim=6, latent_dim=2)
+mode, out = sys.argv[1:]
+def fail(run):
+    if run.rank == 1 and mode == "error":
+        raise RuntimeError("on one of them")
+run = pyro_dgm.fit(m, torch.randn(400, 6), epochs=3, batch_size=40, seed=0, progress=False, callbacks=[fail])
+if mode == "destroyed":
+    torch.distributed.destroy_process_group()
+if run.rank == 0:
+    time.sleep(1)  # what a script does after training: a bound on test data, say
+    open(out, "a").write("result ")
+"""
+
+
+def end_of_a_script(folder: Path, mode: str, count: int) -> None:
+    script, out = folder / "script.py", folder / "out.txt"
+    script.write_text(ENDING)
+    for _ in range(count):
+        done = subprocess.run(
+            [*TORCHRUN, str(script), mode, str(out)], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
+            timeout=120,
+        )  # fmt: skip
+        assert "terminate called" not in done.stderr, done.stderr
+        assert (done.returncode == 0) == (mode != "error"), done.stderr
+        assert mode != "error" or "on one of them" in done.stderr
+    assert mode == "error" or out.read_text() == "result " * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["left", "destroyed", "error"])
+def test_no_process_is_aborted_at_its_end(mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="the extra 'distributed' is not installed")
+    end_of_a_script(tmp_path, mode, 3 if mode == "error" else 10)
