@@ -132,8 +132,8 @@ def fit(
     :param resume: ``True`` goes on from the latest checkpoint in ``checkpoint_dir``, or starts if there is none; a path
         goes on from that checkpoint, or from the latest in that folder, which then is the ``checkpoint_dir`` unless
         another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit; what
-        differs is named in an error before anything is loaded.  Where the latest checkpoint is damaged, the newest whole
-        one is taken, with a warning.
+        differs is named in an error before anything is loaded.  Where the latest checkpoint is damaged, the newest that
+        is whole is taken, with a warning.
     :param check_every: steps between looks at whether loss and gradient are finite, each of which waits for the device;
         by default every step on CPU and every tenth on CUDA, where a bad step is then noticed late.
     :returns: the :class:`~pyro_dgm.infer.run.Run`.  Ctrl-C stops after the step under way, leaves a checkpoint that
