@@ -17,14 +17,12 @@ checkpoint.  Where ``latest`` or what it names is damaged, the newest whole chec
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -33,8 +31,6 @@ from pyro_dgm.infer.parameters import ProgramState
 from pyro_dgm.infer.saved_files import (
     CHECKSUMS,
     DamagedFileError,
-    read_config,
-    read_state,
     read_weights,
     replace_file,
     with_reason,
@@ -42,20 +38,25 @@ from pyro_dgm.infer.saved_files import (
     write_state,
     write_weights,
 )  # fmt: skip
+from pyro_dgm.infer.whole_checkpoint import (
+    CONFIG,
+    FORMAT,
+    STATE,
+    WEIGHTS,
+    Saved,
+    checkpoints_in,
+    config_or_none,
+    follow,
+    open_checkpoint,
+    read_checkpoint_config,
+    read_from,
+)
 
 __all__ = [
     "CheckpointFolder", "DamagedFileError", "FolderInUseError", "load_checkpoint", "load_weights", "resolve_checkpoint",
 ]  # fmt: skip
 
-#: 1 had no checksums and compared less on resumption; it is still read
-FORMAT, READABLE = 2, (1, 2)
-WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.pt", "config.json"
 _TEMPORARY = ".tmp-"
-_NAME = re.compile(r"epoch-\d{6,}(-step-\d+)?(-\d+)?")
-
-T = TypeVar("T")
-#: weights, training state and configuration
-Saved = tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]
 
 
 class CheckpointFolder:
@@ -87,11 +88,11 @@ class CheckpointFolder:
     def traces(self) -> list[str]:
         """What there is of an earlier run, by name."""
         known = [name for name in ("latest", "best", "metrics.csv") if (self.path / name).exists()]
-        return known + sorted(entry.name for entry in _checkpoints(self.path))
+        return known + sorted(entry.name for entry in checkpoints_in(self.path))
 
     def pointer(self, which: str) -> Path | None:
         """The checkpoint that ``"latest"`` or ``"best"`` names."""
-        return _follow(self.path, which)[0]
+        return follow(self.path, which)[0]
 
     def go_on(self, source: Path, config: dict[str, Any]) -> None:
         """Go on with the run of a checkpoint here, if it is the latest; from an older one another run begins.
@@ -100,14 +101,14 @@ class CheckpointFolder:
         after that not to ``best``: both are made up for.
         """
         latest = self.pointer("latest")
-        if not (self.path / "latest").exists() and [entry.name for entry in _checkpoints(self.path)] == [source.name]:
+        if not (self.path / "latest").exists() and [entry.name for entry in checkpoints_in(self.path)] == [source.name]:
             latest = source
         if latest is None or not _same(source, latest) or "run_id" not in config:
             return
         self.run_id = config["run_id"]
         self._named["latest"] = latest.name
         best = self.pointer("best")
-        configs = {entry.name: _config_or_none(entry) for entry in _checkpoints(self.path)}
+        configs = {entry.name: config_or_none(entry) for entry in checkpoints_in(self.path)}
         self._mine = {name for name, c in configs.items() if c is not None and c.get("run_id") == self.run_id}
         if config.get("is_best"):
             best = latest
@@ -115,7 +116,7 @@ class CheckpointFolder:
             marked = [name for name in sorted(self._mine) if (configs[name] or {}).get("is_best")]
             if marked:
                 best = self.path / marked[-1]
-                warnings.warn(f"{self.path / 'best'} {_follow(self.path, 'best')[1]}; it is {best.name}", stacklevel=4)
+                warnings.warn(f"{self.path / 'best'} {follow(self.path, 'best')[1]}; it is {best.name}", stacklevel=4)
         if best is None:
             if config.get("best") is not None:
                 self._mine = {latest.name}  # which of the others was best cannot be told: all stay
@@ -210,7 +211,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         if missing:
             raise DamagedFileError(f"{checkpoint} is no whole checkpoint: {', '.join(missing)} is missing")
 
-    return _open(Path(path), read)[0]
+    return read_from(Path(path), read)[0]
 
 
 def load_checkpoint(path: str | Path) -> Saved:
@@ -221,37 +222,6 @@ def load_checkpoint(path: str | Path) -> Saved:
     :raises ValueError: if it is of a newer format, or there is none.
     """
     return open_checkpoint(path)[1]
-
-
-def open_checkpoint(path: str | Path) -> tuple[Path, Saved]:
-    """The checkpoint that a path means, and what :func:`load_checkpoint` reads of it."""
-    return _open(Path(path), _read_all)
-
-
-def _read_all(checkpoint: Path) -> Saved:
-    config = read_checkpoint_config(checkpoint)
-    sums = config.get(CHECKSUMS, {})
-    training = read_state(checkpoint / STATE, sums.get(STATE))
-    return read_weights(checkpoint / WEIGHTS, sums.get(WEIGHTS)), training, config
-
-
-def newest(folder: Path) -> tuple[Path, Saved] | None:
-    """The latest checkpoint of a folder, or with a warning the newest one that is whole; ``None`` without any.
-
-    :raises DamagedFileError: if there are some and none is whole.
-    """
-    return _newest(folder, _read_all)
-
-
-def folder_of(path: str | Path) -> Path:
-    """The folder of checkpoints that a path means: that of a checkpoint, or itself.
-
-    :raises ValueError: if it does not exist.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path} holds no checkpoint: it is no folder")
-    return path.parent if _is_checkpoint(path) else path
 
 
 def load_weights(program: Any, path: str | Path) -> None:
@@ -285,7 +255,7 @@ def load_weights(program: Any, path: str | Path) -> None:
 
     path = Path(path)
     if path.is_dir() and not ((path / WEIGHTS).is_file() and not (path / STATE).exists()):
-        values = _open(path, read)[1]
+        values = read_from(path, read)[1]
     else:
         path = path / WEIGHTS if path.is_dir() else path
         if not path.is_file():
@@ -294,100 +264,6 @@ def load_weights(program: Any, path: str | Path) -> None:
     state = ProgramState(program)
     # What an objective trained for itself is no part of the program.
     state.load({k: v for k, v in values.items() if not k.startswith("objective.")})
-
-
-def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint.
-
-    :raises ValueError: if it is of a format that this version does not read.
-    """
-    config = read_config(checkpoint / CONFIG)
-    if config.get("format") not in READABLE:
-        raise ValueError(
-            f"{checkpoint} has checkpoint format {config.get('format')!r}, this version reads {FORMAT} and older"
-        )
-    if config["format"] > 1 and CHECKSUMS not in config:
-        raise DamagedFileError(f"{checkpoint / CONFIG} is damaged: its checksums are missing")
-    missing = [key for key in ("epochs_finished", "history", "best", "seed") if key not in config]
-    if missing:
-        raise DamagedFileError(f"{checkpoint / CONFIG} is damaged: it has no entry {missing[0]!r}")
-    return config
-
-
-def _open(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
-    """A checkpoint and what ``read`` makes of it: the path itself, or the newest that is whole in a folder."""
-    if _is_checkpoint(path):
-        return path, read(path)
-    found = _newest(path, read)
-    if found is None:
-        raise ValueError(f"{path} holds no checkpoint (neither {CONFIG} nor a file 'latest' that names one)")
-    return found
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return any((path / name).exists() for name in (CONFIG, STATE, WEIGHTS)) or bool(_NAME.fullmatch(path.name))
-
-
-def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T] | None:
-    latest, problem = _follow(folder, "latest")
-    others = [entry for entry in _by_age(folder) if latest is None or entry.name != latest.name]
-    if latest is None and not others and not (folder / "latest").exists():
-        return None
-    problems = [] if latest is not None else [f"{folder / 'latest'} {problem}"]
-    for checkpoint in ([] if latest is None else [latest]) + others:
-        try:
-            found = read(checkpoint)
-        except DamagedFileError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            warnings.warn(
-                f"{'; '.join(problems)}. Taking {checkpoint}, the newest checkpoint that is whole", stacklevel=5
-            )
-        return checkpoint, found
-    raise DamagedFileError(
-        f"{folder} holds an earlier run, and no checkpoint that is whole: {'; '.join(problems)}. Nothing was removed; "
-        "another folder starts a new run"
-    )
-
-
-def _follow(folder: Path, which: str) -> tuple[Path | None, str]:
-    """The checkpoint that a pointer names, or what is wrong with it."""
-    pointer = folder / which
-    if not pointer.is_file():
-        return None, "does not exist"
-    content = pointer.read_bytes()
-    name = content.decode("ascii", errors="replace").strip()
-    if not name:
-        return None, "is empty"
-    if not _NAME.fullmatch(name):
-        return None, f"does not name a checkpoint ({content[:40]!r})"
-    if not (folder / name).is_dir():
-        return None, f"names {name}, which does not exist"
-    return folder / name, ""
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [entry for entry in folder.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)]
-
-
-def _by_age(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, the newest first; those whose age cannot be read at the end."""
-
-    def age(entry: Path) -> tuple[int, int]:
-        config = _config_or_none(entry) or {}
-        return int(config.get("steps_taken", -1)), entry.stat().st_mtime_ns
-
-    return sorted(_checkpoints(folder), key=age, reverse=True)
-
-
-def _config_or_none(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        return read_config(checkpoint / CONFIG)
-    except DamagedFileError:  # whoever wants to read it is told then
-        return None
 
 
 def _same(a: Path, b: Path) -> bool:

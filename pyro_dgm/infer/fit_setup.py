@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.infer.callbacks import EarlyStopping
-from pyro_dgm.infer.checkpoint import CheckpointFolder, Saved, folder_of, newest, open_checkpoint
+from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.compilation import DEPTHS, Compilation, choose_depth
 from pyro_dgm.infer.data import Batches, TensorBatches, batch_length, named_tensors
 from pyro_dgm.infer.distributed import Group
@@ -29,6 +29,7 @@ from pyro_dgm.infer.precision import PRECISIONS
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings, gradients_by_objective
+from pyro_dgm.infer.whole_checkpoint import Saved, folder_of, newest, open_checkpoint
 from pyro_dgm.programs import split_batch
 
 Optimizer = torch.optim.Optimizer

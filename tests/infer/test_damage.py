@@ -304,7 +304,10 @@ except OSError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
-@pytest.mark.parametrize("limit", [100, 400, 3000])  # within the weights, the state, config.json
+# within the weights, the state, config.json
+@pytest.mark.parametrize(
+    "limit", [pytest.param(100, marks=pytest.mark.slow), 400, pytest.param(3000, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_leaves_the_last_good_checkpoint(limit: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = subprocess.run(

@@ -95,11 +95,6 @@ def writers_at_once(folder: Path, count: int) -> None:
     assert [int(row.split(",")[1]) for row in rows] == list(range(1, 5 * count + 1))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_of_two_that_begin_at_once_one_writes(tmp_path: Path) -> None:
-    writers_at_once(tmp_path / "run", 1)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_of_two_that_begin_at_once_one_writes_twenty_times(tmp_path: Path) -> None:
@@ -215,6 +210,7 @@ def test_sigterm_leaves_a_checkpoint_and_ends_the_process(tmp_path: Path) -> Non
     assert_same(outcome(run), outcome(fit(epochs, **options)))
 
 
+@pytest.mark.slow
 def test_sigterm_without_a_folder_is_the_systems_own() -> None:
     code, out, err = terminate("")
     assert code == -signal.SIGTERM and out == "" and "interrupted" not in err
