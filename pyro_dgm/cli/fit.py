@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,6 +188,11 @@ def _check_loggers(names: list[str]) -> None:
     for name in names:
         if name not in LOGGERS:
             raise UsageError(f"--log {name} is not one of {', '.join(LOGGERS)}")
+    for made in _loggers(names, Path()):
+        try:
+            made.check()
+        except ImportError as error:
+            raise UsageError(f"--log: {error}") from error
 
 
 def _loggers(names: list[str], folder: Path) -> list[Any]:
@@ -238,8 +244,6 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
     with bad_usage_if_raised("the data do not fit the family"):
         program.check_batch(data.train if data.transform is None else data.transform(data.train[:1000]))
     asked.family_arguments = program.config()
-    if started_rank() == 0:
-        write_settings(asked, folder)
     out.print(f"{data.note}; train {len(data.train)}, validation {_count(data.validation)}, test {len(data.test)}")
     run = pyro_dgm.fit(
         program,
@@ -261,6 +265,8 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
         checkpoint_dir=folder / CHECKPOINTS,
         checkpoint_every=asked.checkpoint_every,
         resume=resuming or None,
+        # When nobody else writes there and nothing was refused, and before the first step.
+        callbacks=[_SettingsWriter(lambda: write_settings(asked, folder))],
     )
     if run.rank > 0:
         return
@@ -271,6 +277,17 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
         )
     save_fitted(run, asked, folder, **_report(run, data, objective, asked, out))
     out.print(f"wrote {folder}/weights.safetensors and {folder}/config.json")
+
+
+class _SettingsWriter:
+    """Writes the settings when training begins, so that a killed run can be resumed."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.write = write
+
+    def on_fit_start(self, run: Any) -> None:
+        if run.rank == 0:
+            self.write()
 
 
 def _check_device(device: str) -> None:
@@ -294,7 +311,10 @@ def _report(run: Any, data: Any, objective: Any, asked: Any, out: Any) -> dict[s
 
     for part in ("train", "validation"):
         if run.history[part]:
-            out.print(f"{part} bound of {objective!r}, epoch {run.epochs}: {run.history[part][-1]:.3f} nats per datum")
+            metric = run.measured[part]
+            out.print(
+                f"{part} {metric.name} of {objective!r}, epoch {run.epochs}: {run.history[part][-1]:.3f} {metric.unit}"
+            )
     if not asked.test_particles:
         return {}
     k = asked.test_particles

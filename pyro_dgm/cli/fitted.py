@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -66,36 +65,33 @@ class Fitted:
 
 def save_fitted(run: Any, settings: FitSettings, directory: Path, **more: Any) -> None:
     """Write ``weights.safetensors`` and ``config.json``."""
-    from pyro_dgm.infer.checkpoint import write_json
-
-    run.save(directory)
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    write_json({**config, "command": asdict(settings), **more}, directory / CONFIG)
+    run.save(directory, command=asdict(settings), **more)
 
 
 def write_settings(settings: FitSettings, directory: Path) -> None:
     """Write the settings before the first step, so that a killed run can be resumed."""
-    from pyro_dgm.infer.checkpoint import write_json
+    from pyro_dgm.infer.saved_files import read_config, write_config
 
     directory.mkdir(parents=True, exist_ok=True)
-    # Renamed into place: of several processes that go on with a run, others may be reading it.
-    temporary = directory / f".tmp-{CONFIG}"
-    write_json({"command": asdict(settings)}, temporary)
-    temporary.replace(directory / CONFIG)
+    path = directory / CONFIG
+    earlier = read_config(path) if path.is_file() else {}  # what a finished run has written stays, till the next one
+    write_config({**earlier, "command": asdict(settings)}, path, earlier.pop("sha256", None))
 
 
 def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:
     """Settings and whole configuration of a folder.
 
-    :raises UsageError: if it was not left by ``pyro-dgm fit`` or ``demo``.
+    :raises UsageError: if it was not left by ``pyro-dgm fit`` or ``demo``, or is damaged.
     """
+    from pyro_dgm.infer.saved_files import DamagedFileError, read_config
+
     path = directory / CONFIG
     if not path.is_file():
         raise UsageError(f"{directory} holds no {CONFIG}: give a folder that pyro-dgm fit or demo wrote")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from error
+        config = read_config(path)
+    except DamagedFileError as error:
+        raise UsageError(str(error)) from error
     command = config.get("command") if isinstance(config, dict) else None
     if not isinstance(command, dict):
         raise UsageError(f"{path} was not written by pyro-dgm fit or demo: it has no entry 'command'")
@@ -103,7 +99,16 @@ def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:
     unknown = [key for key in command if key not in known]
     if unknown:
         raise UsageError(f"{path} has the setting {unknown[0]!r}, which this version of pyro-dgm does not know")
+    wrong = [f.name for f in fields(FitSettings) if f.name in command and not _fits(command[f.name], f.type)]
+    if wrong:
+        raise UsageError(f"{path} has {command[wrong[0]]!r} for the setting {wrong[0]!r}")
     return FitSettings(**command), config
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from JSON is of a setting's type."""
+    kinds = {"str": str, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": dict}
+    return any(isinstance(value, kinds[kind.strip()]) for kind in str(annotation).split("|"))  # type: ignore[arg-type]
 
 
 def load_fitted(directory: Path) -> Fitted:

@@ -10,6 +10,7 @@ import torch
 
 from pyro_dgm.datasets.base import Dataset, as_float_images
 from pyro_dgm.datasets.cache import data_folder, fetch
+from pyro_dgm.datasets.mat import read_matrix
 
 __all__ = ["binarized_mnist", "read_amat", "read_mat"]
 
@@ -47,15 +48,7 @@ def read_mat(path: str | Path) -> np.ndarray:
     :return: uint8, shape ``(N, 784)``.
     :raises ValueError: if it is no MATLAB file of that content.
     """
-    from scipy.io import loadmat  # heavy to import
-
-    try:
-        content = loadmat(path, variable_names=["X"])
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a MATLAB file that scipy reads ({error})") from error
-    if "X" not in content:
-        raise ValueError(f"{path}: no variable X in it")
-    images = np.asarray(content["X"])
+    images = read_matrix(path, "X")
     if images.ndim != 2 or images.shape[1] != PIXELS:
         raise ValueError(f"{path}: X must have shape (N, {PIXELS}), got {images.shape}")
     if not np.isin(images, (0, 1)).all():

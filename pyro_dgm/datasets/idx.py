@@ -6,11 +6,14 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 __all__ = ["read_idx"]
 
+#: bytes that deflate makes of one at the most
+MOST_OF_A_BYTE = 1032
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -32,22 +35,42 @@ def read_idx(path: str | Path) -> np.ndarray:
         >>> read_idx(path)
         array([7, 2, 1], dtype=uint8)
     """
-    data = Path(path).read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: broken gzip file ({error})") from error
-    if len(data) < 4 or data[0] or data[1] or data[2] not in _TYPES:
-        raise ValueError(f"{path}: not an IDX file: it starts with {data[:4].hex() or 'nothing'}")
-    dtype, rank = np.dtype(_TYPES[data[2]]), data[3]
-    start = 4 + 4 * rank
-    if len(data) < start:
-        raise ValueError(f"{path}: ends within its header of {start} bytes")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=rank, offset=4))
+    path = Path(path)
+    try:
+        with _opened(path) as file:
+            return _read(file, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: broken gzip file ({error}); remove it and get it again") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _read(file: BinaryIO, path: Path) -> np.ndarray:
+    head = file.read(4)
+    if len(head) < 4 or head[0] or head[1] or head[2] not in _TYPES:
+        raise ValueError(f"{path}: not an IDX file: it starts with {head.hex() or 'nothing'}")
+    dtype, rank = np.dtype(_TYPES[head[2]]), head[3]
+    sizes = file.read(4 * rank)
+    if len(sizes) < 4 * rank:
+        raise ValueError(f"{path}: ends within its header of {4 + 4 * rank} bytes")
+    shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4", count=rank))
     expected = math.prod(shape) * dtype.itemsize
-    if len(data) - start != expected:
+    # No more is unpacked than the header says, and no more is believed than such a file can hold.
+    limit = MOST_OF_A_BYTE * path.stat().st_size
+    if expected > limit:
         raise ValueError(
-            f"{path}: shape {shape} of {dtype.name} needs {expected} bytes after the header, got {len(data) - start}"
+            f"{path}: shape {shape} of {dtype.name} needs {expected} bytes after the header, more than a file of "
+            f"{path.stat().st_size} bytes can hold; remove it and get it again"
         )
-    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    data = file.read(expected + 1)
+    if len(data) != expected:
+        more = "more" if len(data) > expected else str(len(data))
+        raise ValueError(
+            f"{path}: shape {shape} of {dtype.name} needs {expected} bytes after the header, got {more}; remove it and "
+            "get it again"
+        )
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))

@@ -49,14 +49,17 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stop when the bound has not risen for a while; the program ends with its best weights.
+    """Stop when the bound has not got better for a while; the program ends with its best weights.
 
-    :param patience: epochs to wait for a better bound, at least 1.
-    :param min_delta: smallest gain that counts, in nats per datum.
+    What is watched, and which way is better, is the objective's ``metric``: a bound rises, a loss falls.
+
+    :param patience: epochs to wait for a better value, at least 1.
+    :param min_delta: smallest gain that counts, in the metric's unit (nats per datum for a bound).
     :param monitor: ``"validation"``, ``"train"``, or ``None`` for the validation bound where there is one.
     :param restore_best: give the program the weights of its best epoch when the run ends (checkpoints keep the
         weights of their own epoch).
-    :raises ValueError: for a ``patience`` below 1, a negative ``min_delta`` or an unknown ``monitor``.
+    :raises ValueError: for a ``patience`` below 1, a negative ``min_delta`` or an unknown ``monitor``; before training,
+        for a metric of which neither way is better.
 
     Example::
 
@@ -83,7 +86,7 @@ class EarlyStopping(Callback):
             monitor,
             restore_best,
         )
-        self.best = -float("inf")
+        self.best = -float("inf")  # as a gain: of a loss, minus the loss
         self.best_epoch = 0
         self.waited = 0
         self.weights: dict[str, Tensor] = {}
@@ -96,9 +99,9 @@ class EarlyStopping(Callback):
         monitor = self.monitor or run.monitor
         if not run.history[monitor]:
             raise ValueError("EarlyStopping(monitor='validation') needs fit(validation=...)")
-        bound = run.history[monitor][-1]
-        if bound > self.best + self.min_delta:
-            self.best, self.best_epoch, self.waited = bound, run.epochs, 0
+        gain = run.measured[monitor].gain(run.history[monitor][-1])
+        if gain > self.best + self.min_delta:
+            self.best, self.best_epoch, self.waited = gain, run.epochs, 0
             if self.restore_best:
                 self.weights = run.state.snapshot()
             return
@@ -110,9 +113,23 @@ class EarlyStopping(Callback):
         if self.restore_best and self.weights:
             run.state.load({**run.state.snapshot(), **self.weights})
 
+    def check(self, run: Run) -> None:
+        """Refuse a metric that does not say how good the program is.
+
+        :raises ValueError: naming it.
+        """
+        monitor = self.monitor or run.monitor
+        if run.measured[monitor].better is None:
+            raise ValueError(
+                f"early_stopping watches the {monitor} value, which here is the {run.measured[monitor]}: it does not "
+                "say how good the program is. Give validation data with a validation_objective that does, or leave "
+                "early_stopping out"
+            )
+
     def _stop(self, run: Run) -> None:
+        monitor = self.monitor or run.monitor
         run.stop(
-            f"no better {self.monitor or run.monitor} bound in {self.patience} epochs after epoch {self.best_epoch}"
+            f"no better {monitor} {run.measured[monitor].name} in {self.patience} epochs after epoch {self.best_epoch}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,6 +149,12 @@ class FunctionCallback(Callback):
 
     def on_epoch_end(self, run: Run) -> None:
         self.fn(run)
+
+
+def keeps_state(callback: Any) -> bool:
+    """Whether a callback has a state of its own, which a checkpoint must hold."""
+    own = getattr(type(callback), "state_dict", None)
+    return own is not None and own is not Callback.state_dict
 
 
 def as_callback(obj: Any) -> Any:

@@ -17,6 +17,7 @@ from pyro_dgm.infer.elbo import ELBO, Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
 from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
+from pyro_dgm.infer.metric import metric_of
 from pyro_dgm.infer.snapshot import hook_of, module_key
 from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph
 from pyro_dgm.programs import announce_parameter, owner_modules
@@ -99,6 +100,7 @@ class CapturedELBO(Objective):
         self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
+        self.metric = metric_of(inner)
         self._pairs: list[_Pair] = []
         #: whether hooks are looked for on every call; a training loop looks at the whole program now and then
         self.looks_for_hooks = True

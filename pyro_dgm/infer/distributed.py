@@ -7,8 +7,10 @@ every step and come to the same decisions.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ALONE", "Group", "Reduced", "join", "own_device", "started_rank"]
+__all__ = ["ALONE", "Group", "Reduced", "joined", "own_device", "started_rank"]
 
 T = TypeVar("T")
 #: distance of the ranks' seeds; those next to the run's own seed have other uses
@@ -31,7 +33,7 @@ class Reduced:
     loss: float
     #: data in the step
     data: int
-    #: whether Ctrl-C has reached any rank
+    #: whether Ctrl-C or SIGTERM has reached any rank
     stop: bool
 
 
@@ -71,6 +73,25 @@ class Group:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def first(self, fn: Callable[[], T]) -> T:
+        """What rank 0 makes of a call that only it does; an error of it is raised on every rank.
+
+        :raises Exception: whatever the call raised.
+        """
+        if self.size == 1:
+            return fn()
+        value: Any = None
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                value = fn()
+            except Exception as caught:
+                error = caught
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise error
+        return value
 
     def total(self, *values: float) -> list[float]:
         """Sums over ranks, the same to the bit on each."""
@@ -126,8 +147,20 @@ def started_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-def join(devices: int | None, kind: str) -> Group:
-    """The group of an argument ``devices``: started here, or the one that ``torchrun`` started this process for.
+#: which process groups were made here; a reference would keep one, and its threads, from ending
+_made: set[int] = set()
+#: where the processes that were started for a fit meet for the next, this one's rank, and how many they are
+_started: tuple[Any, int, int] | None = None
+_meetings = 0
+
+
+@contextmanager
+def joined(devices: int | None, kind: str) -> Iterator[Group]:
+    """The group of an argument ``devices`` inside: started here, or what ``torchrun`` started this process for.
+
+    A process group that was made here serves later fits and the caller, who may destroy it.  What is left is destroyed
+    when the process exits, for its threads may abort a process that exits with one; and at once after an error, so that
+    the others need not wait for this one.  A group that the caller made is left alone.
 
     :param devices: processes on this machine; 1 is to train alone, ``None`` to join what there is.
     :param kind: ``"cpu"`` or ``"cuda"``, one device a process.
@@ -137,22 +170,66 @@ def join(devices: int | None, kind: str) -> Group:
     if devices is not None and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
         raise ValueError(f"devices must be a positive integer or None, got {devices!r}")
     if devices == 1 or not dist.is_available():
-        return ALONE
+        yield ALONE
+        return
     if not dist.is_initialized():
-        launched = dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if devices is None and not launched:
-            return ALONE
-        from pyro_dgm.interop.fabric import launch
+        if devices is None and _started is None and not _elastic():
+            yield ALONE
+            return
+        _meet(kind, devices)
+        _made.add(id(dist.group.WORLD))
+        if len(_made) == 1:
+            atexit.register(_leave)
+    try:
+        size = dist.get_world_size()
+        if devices is not None and devices != size:
+            raise ValueError(f"devices is {devices}, but {size} processes were started")
+        yield Group(dist.get_rank(), size) if size > 1 else ALONE
+    except BaseException:
+        _leave()
+        raise
 
-        here = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else devices
-        assert here is not None
-        if kind == "cuda" and here > torch.cuda.device_count():
-            raise ValueError(f"{here} processes need as many CUDA devices, there are {torch.cuda.device_count()}")
-        launch(kind, here, int(os.environ["WORLD_SIZE"]) // here if launched else 1)
-    size = dist.get_world_size()
-    if devices is not None and devices != size:
-        raise ValueError(f"devices is {devices}, but {size} processes were started")
-    return Group(dist.get_rank(), size) if size > 1 else ALONE
+
+def _leave() -> None:
+    """Destroy the process group, if it was made here."""
+    if dist.is_initialized() and id(dist.group.WORLD) in _made:
+        dist.destroy_process_group()
+
+
+def _meet(kind: str, devices: int | None) -> None:
+    """Make a process group of the processes that were started, or start them.
+
+    The first time Fabric does it.  Its meeting place cannot be used twice: ``torchrun``'s keeps the addresses of a
+    group that is gone, and one of rank 0's own may be half closed.  So the processes agree on another one, which stays,
+    and each later group has a corner of it.
+    """
+    global _started, _meetings
+    _meetings += 1
+    if _started is not None:
+        store, rank, size = _started
+        corner = dist.PrefixStore(f"fit-{_meetings}", store)
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=corner, rank=rank, world_size=size)
+        return
+    from pyro_dgm.interop.fabric import launch
+
+    elastic = _elastic()
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if elastic else devices
+    assert here is not None
+    if kind == "cuda" and here > torch.cuda.device_count():
+        raise ValueError(f"{here} processes need as many CUDA devices, there are {torch.cuda.device_count()}")
+    launch(kind, here, int(os.environ["WORLD_SIZE"]) // here if elastic else 1)
+    rank, address = dist.get_rank(), os.environ["MASTER_ADDR"]
+    store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+    place: list[Any] = [None if store is None else store.port]
+    dist.broadcast_object_list(place, src=0)
+    if store is None:
+        store = dist.TCPStore(address, place[0], is_master=False, wait_for_workers=False)
+    _started = store, rank, dist.get_world_size()
+
+
+def _elastic() -> bool:
+    """Whether ``torchrun`` has started this process, beside others."""
+    return dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def own_device(group: Group, chosen: torch.device, asked: Any) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from pyro_dgm.infer import fit_setup as setup
 from pyro_dgm.infer.callbacks import EarlyStopping, as_callback
-from pyro_dgm.infer.checkpoint import CheckpointFolder, load_checkpoint
 from pyro_dgm.infer.data import as_batches
-from pyro_dgm.infer.distributed import join, own_device
+from pyro_dgm.infer.distributed import joined, own_device
+from pyro_dgm.infer.fingerprint import describe
+from pyro_dgm.infer.interrupt import InterruptRequest
 from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.loop import Trainer
 from pyro_dgm.infer.optimizers import make_optimizer, make_scheduler
@@ -22,6 +24,7 @@ from pyro_dgm.infer.parameters import ProgramState, local_store, module_roots
 from pyro_dgm.infer.precision import check_precision, matmul_precision
 from pyro_dgm.infer.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.random_state import forked_rng, seed_everything
+from pyro_dgm.infer.resumption import check_same, describe_settings, upgraded
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings
 from pyro_dgm.programs import as_program, owner_modules
@@ -100,7 +103,7 @@ def fit(
     :param clip_norm: clip the norm of the gradient of the loss per datum to this; of each optimiser of a mapping.
     :param lr_scheduler: callable from the optimiser to a scheduler of :mod:`torch.optim.lr_scheduler`, or a mapping of
         them with keys of ``optimizer``.
-        ``ReduceLROnPlateau`` is given the monitored bound, negated in its ``"min"`` mode.
+        ``ReduceLROnPlateau`` is given the monitored value so that a better one counts as such in either of its modes.
     :param lr_scheduler_interval: step it after each ``"epoch"`` or each ``"step"``.
     :param early_stopping: epochs to wait for a better bound, or an :class:`~pyro_dgm.infer.callbacks.EarlyStopping`.
     :param callbacks: functions of the :class:`~pyro_dgm.infer.run.Run` called after each epoch, or
@@ -128,14 +131,22 @@ def fit(
     :param checkpoint_every: epochs between checkpoints; the last epoch always has one.
     :param resume: ``True`` goes on from the latest checkpoint in ``checkpoint_dir``, or starts if there is none; a path
         goes on from that checkpoint, or from the latest in that folder, which then is the ``checkpoint_dir`` unless
-        another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit.
+        another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit; what
+        differs is named in an error before anything is loaded.  Where the latest checkpoint is damaged, the newest that
+        is whole is taken, with a warning.
     :param check_every: steps between looks at whether loss and gradient are finite, each of which waits for the device;
         by default every step on CPU and every tenth on CUDA, where a bad step is then noticed late.
     :returns: the :class:`~pyro_dgm.infer.run.Run`.  Ctrl-C stops after the step under way, leaves a checkpoint that
-        ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.
+        ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.  SIGTERM leaves the
+        same checkpoint, where there is a ``checkpoint_dir``, and then ends the process as it does by default.
     :raises NonFiniteLossError: (:class:`pyro_dgm.infer.nonfinite.NonFiniteLossError`, a ``FloatingPointError``) when
         the loss or a gradient is not finite, naming the site it came from and the last good checkpoint.
-    :raises ValueError: for arguments that do not fit, data whose dtype is not the parameters', or no parameters.
+    :raises ValueError: for arguments that do not fit, data whose dtype is not the parameters', or no parameters; for a
+        resumed run that is another, a folder that another run writes to
+        (:class:`~pyro_dgm.infer.checkpoint.FolderInUseError`) or whose files are damaged
+        (:class:`~pyro_dgm.infer.checkpoint.DamagedFileError`).
+    :raises OSError: when a checkpoint cannot be written; the last good one is left.
+    :raises ImportError: before training, if what a logger needs is not installed.
     :raises TypeError: for objects of another kind than wanted.
 
     Example::
@@ -162,35 +173,46 @@ def fit(
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
     if lr_scheduler_interval not in ("epoch", "step"):
         raise ValueError(f"lr_scheduler_interval must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
+    writers = setup.check_loggers(loggers)
     roots = module_roots(program)
     place = setup.choose_device(device, roots, data)
-    group = join(devices, place.type)
-    place = own_device(group, place, device)
-    source, checkpoint_dir = setup.resume_source(resume, checkpoint_dir)
-    saved = None if source is None else load_checkpoint(source)
-    base_seed = group.broadcast(setup.choose_base_seed(seed, saved))
-    seed = seed if saved is None else saved[2]["seed"]
-    batches = as_batches(data, batch_size, shuffle, base_seed, place, group=group)
-    held_out = None
-    if validation is not None:
-        own = isinstance(validation, torch.utils.data.DataLoader)
-        size = None if own else getattr(batches, "batch_size", batch_size)
-        held_out = as_batches(validation, size, False, base_seed, place, "validation", group)
-    watchers = [as_callback(c) for c in callbacks]
-    if early_stopping is not None:
-        stopping = EarlyStopping(early_stopping) if isinstance(early_stopping, int) else early_stopping
-        watchers.append(as_callback(stopping))
-    for root in roots.values():
-        root.to(place)
-        if not root.training:
-            root.train()
-    check_every = check_every or (10 if place.type == "cuda" else 1)
+    with ExitStack() as stack:
+        interrupt = InterruptRequest()
+        stack.callback(interrupt.deliver)  # SIGTERM ends the process when all else is closed
+        group = stack.enter_context(joined(devices, place.type))
+        place = own_device(group, place, device)
+        folder, source, saved = setup.open_folder(resume, checkpoint_dir, group, stack)
+        base_seed = group.broadcast(setup.choose_base_seed(seed, saved))
+        seed = seed if saved is None else saved[2]["seed"]
+        batches = as_batches(data, batch_size, shuffle, base_seed, place, group=group)
+        held_out = None
+        if validation is not None:
+            own = isinstance(validation, torch.utils.data.DataLoader)
+            size = None if own else getattr(batches, "batch_size", batch_size)
+            held_out = as_batches(validation, size, False, base_seed, place, "validation", group)
+        watchers = [as_callback(c) for c in callbacks]
+        if early_stopping is not None:
+            stopping = EarlyStopping(early_stopping) if isinstance(early_stopping, int) else early_stopping
+            watchers.append(as_callback(stopping))
+        for root in roots.values():
+            root.to(place)
+            if not root.training:
+                root.train()
+        check_every = check_every or (10 if place.type == "cuda" else 1)
+        # As they are before training: some change with it.
+        asked = {
+            "objective": describe(objective), "validation_objective": describe(validation_objective),
+            "shuffle": getattr(batches, "shuffle", shuffle), "clip_norm": clip_norm, "num_data": num_data,
+            "transform": describe(transform), "validation_transform": describe(validation_transform),
+            "lr_scheduler_interval": lr_scheduler_interval,
+        }  # fmt: skip
 
-    # Several processes draw noise of their own even where no seed was asked for.
-    noise_seed = base_seed if seed is None and group.size > 1 else seed
-    noise_seed = None if noise_seed is None else group.seed(noise_seed)
-    keep = forked_rng(place, noise_seed, enabled=noise_seed is not None or saved is not None)
-    with keep, local_store(roots), matmul_precision(precision):
+        # Several processes draw noise of their own even where no seed was asked for.
+        noise_seed = base_seed if seed is None and group.size > 1 else seed
+        noise_seed = None if noise_seed is None else group.seed(noise_seed)
+        keep = forked_rng(place, noise_seed, enabled=noise_seed is not None or saved is not None)
+        for context in (keep, local_store(roots), matmul_precision(precision)):
+            stack.enter_context(context)
         state = ProgramState(program, objective)
         with forked_rng(place):
             seed_everything(base_seed + 1, place)
@@ -200,19 +222,19 @@ def fit(
             if group.size > 1 or accumulate > 1:
                 what = f"accumulate={accumulate}" if group.size == 1 else f"training on {group.size} devices"
                 setup.check_divisible(program, objective, first, state, num_data, what)
-        if saved is not None:
-            state.load(saved[0], saved[1]["extras"])
-        group.share([*state.named_tensors().values(), *state.buffers()])
+        if saved is None:
+            group.share([*state.named_tensors().values(), *state.buffers()])
         names = setup.initial_names(state, saved)
         check_precision(precision, names)
         made = make_optimizer(optimizer, names, lambda: setup.find_roles(program, names, first, state, place))
-        config = setup.make_config(program, objective, made, batches, place, epochs, seed, accumulate, precision)
-        if saved is not None:
-            setup.check_same(config, saved[2])
-        run = Run(program, objective, seed=seed, device=place, optimizer=made, config=config, state=state)
-        run.rank = group.rank
-        run.monitor = "train" if held_out is None else "validation"
+        run = Run(program, objective, seed=seed, device=place, optimizer=made, state=state, rank=group.rank)
+        setup.name_metrics(run, validation_objective, held_out is not None)
+        options = [{k: v for k, v in g.items() if k != "params"} for g in made.param_groups]
         run.scheduler = make_scheduler(lr_scheduler, made, lr_scheduler_interval)
+        setup.check_directions(run, watchers)
+        compared = describe_settings(run, batches, held_out, watchers, asked, content=folder is not None)
+        config = setup.make_config(run, batches, epochs, accumulate, precision, compared)
+        run.config = config
         # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
         plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
         settings = Settings(
@@ -220,26 +242,42 @@ def fit(
             lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
             accumulate=accumulate, group=group, precision=precision,
         )  # fmt: skip
-        folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
         steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
-        bar = ProgressBar(epochs, steps) if progress and group.rank == 0 else SilentProgress()
+        measured = run.measured["train"], run.measured["validation"]
+        bar = ProgressBar(epochs, steps, *measured) if progress and group.rank == 0 else SilentProgress()
         compilation = setup.make_compilation(compile, run, settings, batches, first, saved)
         config["compile"] = compilation.depth
         trainer = Trainer(
-            run, module, settings, batches, held_out, list(names), watchers, folder, bar, compilation=compilation
-        )
-        if saved is not None:
-            run.load_record(saved[2])
+            run, module, settings, batches, held_out, list(names), watchers, folder, bar, compilation=compilation,
+            interrupt=interrupt,
+        )  # fmt: skip
+        if saved is not None and source is not None:
+            try:  # all is looked at before anything of the caller's is changed
+                check_same(config, saved[2], saved[0], run, source)
+                state.check(saved[0])
+                trainer.check_training_state(saved[1])
+                if folder is not None:
+                    setup.metrics_table(folder).check()
+            except Exception:
+                for group_of, before in zip(made.param_groups, options, strict=True):
+                    group_of.update(before)  # a scheduler has begun to set them
+                raise
+            state.load(saved[0], saved[1]["extras"])
+            group.share([*state.named_tensors().values(), *state.buffers()])
+            if folder is not None and group.rank == 0:
+                folder.go_on(source, saved[2])
+            run.load_record(upgraded(saved[2], run))
             run.checkpoint, run.best_checkpoint = source, None if folder is None else folder.pointer("best")
             run.stop_reason = saved[2]["stop_reason"] if saved[2]["epochs"] == epochs else ""
             trainer.load_training_state(saved[1])
-        trainer.loggers = setup.make_loggers(loggers, folder, run, resumed=saved is not None)
+        trainer.loggers = setup.make_loggers(writers, folder, run, resumed=saved is not None)
         try:
             with bar:
                 if group.rank == 0:
                     header = setup.header(run, place, device, source, group.size, compilation, precision)
-                    logger.info(header)
-                    bar.header(header)
+                    for line in filter(None, (header, setup.no_best_message(run) if folder is not None else None)):
+                        logger.info(line)
+                        bar.header(line)
                 trainer.train()
                 if run.interrupted and group.rank == 0:
                     message = setup.interrupted_message(run, trainer)

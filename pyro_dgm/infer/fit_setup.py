@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,22 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_dgm.infer.checkpoint import CheckpointFolder, resolve_checkpoint
+from pyro_dgm.infer.callbacks import EarlyStopping
+from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.compilation import DEPTHS, Compilation, choose_depth
 from pyro_dgm.infer.data import Batches, TensorBatches, batch_length, named_tensors
+from pyro_dgm.infer.distributed import Group
 from pyro_dgm.infer.elbo import Objective
 from pyro_dgm.infer.loggers import CSVLogger, Logger, as_loggers
 from pyro_dgm.infer.loop import Trainer
-from pyro_dgm.infer.optimizers import Optimizers, split_by_role
+from pyro_dgm.infer.metric import metric_of
+from pyro_dgm.infer.optimizers import Optimizers, check_plateau, split_by_role
 from pyro_dgm.infer.parameters import ParameterRecorder, ProgramState
 from pyro_dgm.infer.precision import PRECISIONS
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings, gradients_by_objective
+from pyro_dgm.infer.whole_checkpoint import Saved, folder_of, newest, open_checkpoint
 from pyro_dgm.programs import split_batch
 
 Optimizer = torch.optim.Optimizer
@@ -47,26 +54,46 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}")
 
 
-def resume_source(
-    resume: bool | str | Path | None, checkpoint_dir: str | Path | None
-) -> tuple[Path | None, str | Path | None]:
-    """The checkpoint to start from, and where to write new ones."""
-    if resume is None or resume is False:
-        if checkpoint_dir is not None and (Path(checkpoint_dir) / "latest").is_file():
+def open_folder(
+    resume: bool | str | Path | None, checkpoint_dir: str | Path | None, group: Group, stack: ExitStack
+) -> tuple[CheckpointFolder | None, Path | None, Saved | None]:
+    """The folder to write checkpoints to, held until the stack is closed, and the checkpoint to start from.
+
+    :raises ValueError: if the folder holds an earlier run and ``resume`` is not given, or none that is whole.
+    :raises FolderInUseError: if another run writes to it.
+    """
+    if resume is True and checkpoint_dir is None:
+        raise ValueError("resume=True needs the checkpoint_dir to resume from (or give its path as resume=)")
+    saved: Saved | None = None
+
+    def look() -> tuple[Path | None, Path | None]:
+        nonlocal saved
+        target = checkpoint_dir
+        if target is None and isinstance(resume, (str, Path)):
+            target = folder_of(resume)
+        if target is None:
+            return None, None
+        folder = CheckpointFolder(target)
+        stack.enter_context(folder.lock())
+        source = None
+        if isinstance(resume, (str, Path)):
+            source, saved = open_checkpoint(resume)
+        elif resume and (found := newest(folder.path)):
+            source, saved = found
+        elif not resume and (traces := folder.traces()):
             raise ValueError(
-                f"checkpoint_dir {checkpoint_dir} holds the checkpoints of an earlier run: resume=True goes on with "
-                "it, another folder starts a new one"
+                f"checkpoint_dir {target} holds an earlier run ({', '.join(traces[:4])}): resume=True goes on with it, "
+                "another folder starts a new one"
             )
-        return None, checkpoint_dir
-    if resume is True:
-        if checkpoint_dir is None:
-            raise ValueError("resume=True needs the checkpoint_dir to resume from (or give its path as resume=)")
-        return CheckpointFolder(checkpoint_dir).pointer("latest"), checkpoint_dir
-    source = resolve_checkpoint(resume)
-    return source, source.parent if checkpoint_dir is None else checkpoint_dir
+        return folder.path, source
+
+    target, source = group.first(look)
+    if source is not None and saved is None:
+        saved = open_checkpoint(source)[1]
+    return None if target is None else CheckpointFolder(target), source, saved
 
 
-def choose_base_seed(seed: int | None, saved: Any) -> int:
+def choose_base_seed(seed: int | None, saved: Saved | None) -> int:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62):
         raise ValueError(f"seed must be an integer from 0 to 2**62, got {seed!r}")
     if saved is not None:
@@ -162,48 +189,35 @@ def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:
             "the program has no parameters to train: no module with parameters that require gradients, and no "
             "pyro.param statement on the first batch"
         )
-    if saved is None:
-        return leaves
-    return {name: leaves[name] for name in saved[1]["initial"] if name in leaves}
+    order = [] if saved is None else saved[1].get("initial", [])
+    if not order or any(name not in leaves for name in order):
+        return leaves  # of a new run; what is another program's will be refused
+    return {name: leaves[name] for name in order}
 
 
 def make_config(
-    program: Any,
-    objective: Any,
-    optimizer: Optimizer | Optimizers,
-    batches: Batches,
-    device: torch.device,
-    epochs: int,
-    seed: int | None,
-    accumulate: int,
-    precision: str | None,
+    run: Run, batches: Batches, epochs: int, accumulate: int, precision: str | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
+    """What was asked for, as JSON can hold it."""
     from pyro_dgm import __version__
 
-    return {
+    program = run.program
+    config = {
         "program": type(program).__name__,
         "program_config": program.config() if callable(getattr(program, "config", None)) else None,
-        "objective": type(objective).__name__,
-        "optimizer": optimizer_names(optimizer),
+        "objective": type(run.objective).__name__,
+        "optimizer": optimizer_names(run.optimizer),
         "accumulate": accumulate,
         "precision": precision,
         "epochs": epochs,
         "batch_size": getattr(batches, "batch_size", None),
         "data_length": batches.length,
-        "seed": seed,
-        "device": str(device),
+        "seed": run.seed,
+        "device": str(run.device),
+        "settings": settings,
         "versions": {"pyro_dgm": __version__, "pyro": pyro.__version__, "torch": torch.__version__},
     }
-
-
-def check_same(config: dict[str, Any], saved: dict[str, Any]) -> None:
-    saved = {"accumulate": 1, "precision": None, **saved}  # what checkpoints of before had no choice of
-    for key in ("program", "objective", "optimizer", "accumulate", "precision", "batch_size", "data_length"):
-        if config[key] != saved[key]:
-            raise ValueError(
-                f"resume: {key} is {config[key]!r}, the checkpoint has {saved[key]!r}; the run would not go on as it "
-                "was (load_weights starts a new run from saved weights)"
-            )
+    return json.loads(json.dumps(config, default=str))
 
 
 def optimizer_names(optimizer: Any) -> str | dict[str, str]:
@@ -212,19 +226,39 @@ def optimizer_names(optimizer: Any) -> str | dict[str, str]:
     return type(optimizer).__name__
 
 
-def make_loggers(loggers: Any, folder: CheckpointFolder | None, run: Run, resumed: bool) -> list[Logger]:
-    """The loggers of rank 0: those asked for, and a table beside the checkpoints."""
+def check_loggers(loggers: Any) -> list[Logger]:
+    """The loggers that an argument holds, each able to log.
+
+    :raises ImportError: if what one needs is not installed.
+    """
     made = as_loggers(loggers)
+    for logger in made:
+        if hasattr(logger, "check"):
+            logger.check()
+    return made
+
+
+def make_loggers(made: list[Logger], folder: CheckpointFolder | None, run: Run, resumed: bool) -> list[Logger]:
+    """The loggers of rank 0: those asked for, and a table beside the checkpoints."""
     if run.rank > 0:
         return []
     for logger in made:
         if resumed and hasattr(logger, "resume"):
             logger.resume(run.steps)
-    if folder is not None:
-        table = CSVLogger(folder.path / "metrics.csv")
-        table.resume(run.steps)  # the folder is this run's: rows past its checkpoint are of a process that was killed
-        made.append(table)
-    return made
+    if folder is None:
+        return made
+    table = metrics_table(folder)
+    if not resumed and table.path.exists():  # of a run whose checkpoints are gone
+        kept = next(path for i in itertools.count(1) if not (path := table.path.with_name(f"metrics-{i}.csv")).exists())
+        table.path.rename(kept)
+        warnings.warn(f"{table.path} is of an earlier run without a checkpoint: it is now {kept.name}", stacklevel=3)
+    table.resume(run.steps)  # the folder is this run's: rows past its checkpoint are of a process that was killed
+    return [*made, table]
+
+
+def metrics_table(folder: CheckpointFolder) -> CSVLogger:
+    """The table beside the checkpoints."""
+    return CSVLogger(folder.path / "metrics.csv")
 
 
 def find_roles(
@@ -309,6 +343,32 @@ def header(
     if source is not None:
         parts.append(f"resumed from {source} after epoch {run.epochs}")
     return "fit: " + ", ".join(parts)
+
+
+def name_metrics(run: Run, validation_objective: Any, validated: bool) -> None:
+    """Say on the run what its numbers are, and which of them tells how good an epoch is."""
+    held_out = run.objective if validation_objective is None else validation_objective
+    run.measured = {"train": metric_of(run.objective), "validation": metric_of(held_out)}
+    run.monitor = "validation" if validated else "train"
+
+
+def check_directions(run: Run, watchers: list[Any]) -> None:
+    """Refuse to wait for a better value of a metric of which neither way is better."""
+    check_plateau(run.scheduler, run.measured[run.monitor])
+    for watcher in watchers:
+        if isinstance(watcher, EarlyStopping):
+            watcher.check(run)
+
+
+def no_best_message(run: Run) -> str | None:
+    """Where no epoch is better than another, why."""
+    metric = run.measured[run.monitor]
+    if metric.better is not None:
+        return None
+    return (
+        f"no best epoch is kept: the {run.monitor} value is the {metric}; validation data with a validation_objective "
+        "that has a better direction would say"
+    )
 
 
 def interrupted_message(run: Run, trainer: Trainer) -> str:

@@ -2,15 +2,18 @@
 
 A logger is any object with the two methods of :class:`Logger`.  :func:`pyro_dgm.fit` calls ``log`` after each epoch
 with the epoch's number, bounds (nats per datum), gradient norm, learning rate and seconds, and ``close`` at its end.
-One that has ``resume(step)`` too is told where a resumed run goes on, so that what came after is not there twice.
+One that has ``resume(step)`` too is told where a resumed run goes on, so that what came after is not there twice; one
+that has ``check()`` is asked before training whether it can log.
 """
 
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from pyro_dgm.infer.saved_files import replace_file, with_reason
 
 __all__ = ["CSVLogger", "Logger", "MLflowLogger", "TensorBoardLogger", "WandbLogger", "as_loggers"]
 
@@ -55,8 +58,11 @@ class CSVLogger:
         if not set(row) <= set(columns):
             self._write([*columns, *(key for key in row if key not in columns)], [*rows, row])
             return
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise with_reason(error, f"{self.path} could not be written: {error.strerror or error}") from error
 
     def resume(self, step: int) -> None:
         """Drop the rows after a step, and one that a killed process left unfinished."""
@@ -67,21 +73,39 @@ class CSVLogger:
     def close(self) -> None:
         """Nothing is held back."""
 
+    def check(self) -> None:
+        """Look at what the file holds.
+
+        :raises ValueError: if it is no table of steps.
+        """
+        self._read()
+
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self.path.is_file():
             return [], []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        reader = csv.DictReader(line for line in lines if line.endswith("\n"))
-        return list(reader.fieldnames or []), list(reader)
+        try:
+            lines = self.path.read_bytes().decode("utf-8").splitlines(keepends=True)
+            if any("\0" in line for line in lines):
+                raise ValueError("it holds NUL bytes")
+            reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+            columns, rows = list(reader.fieldnames or []), list(reader)
+            for row in rows:
+                int(row["step"])
+                if None in row or None in row.values():
+                    raise ValueError(f"the row of step {row['step']} has not {len(columns)} columns")
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            reason = "it has no column 'step'" if isinstance(error, KeyError) else error
+            message = f"{self.path} is damaged ({reason}): mend it, or move it away to begin a new one"
+            raise ValueError(message) from error
+        return columns, rows
 
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self.path, text.getvalue().encode())
 
 
 class TensorBoardLogger:
@@ -91,7 +115,7 @@ class TensorBoardLogger:
 
     :param directory: folder of the event files.
     :param prefix: put before each name: ``"fit/"`` makes a group of them.
-    :raises ImportError: at the first call, if ``tensorboard`` is not installed.
+    :raises ImportError: before training, if ``tensorboard`` is not installed.
 
     Example::
 
@@ -116,11 +140,20 @@ class TensorBoardLogger:
         for key, value in metrics.items():
             self._writer.add_scalar(self.prefix + key, value, step)
 
-    def _open(self) -> Any:
+    def check(self) -> None:
+        """Look for TensorBoard.
+
+        :raises ImportError: if it is not installed.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise ImportError("TensorBoardLogger needs TensorBoard: pip install tensorboard") from error
+
+    def _open(self) -> Any:
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
         return SummaryWriter(str(self.directory), purge_step=self._purge)
 
     def close(self) -> None:
@@ -136,7 +169,7 @@ class WandbLogger:
     To have a resumed fit go on with the run, give its ``id`` and ``resume="allow"``.
 
     :param options: arguments of ``wandb.init``: ``project``, ``name``, ``dir``, ``mode="offline"``, ``id``, ...
-    :raises ImportError: at the first call, if ``wandb`` is not installed.
+    :raises ImportError: before training, if ``wandb`` is not installed.
 
     Example::
 
@@ -149,13 +182,22 @@ class WandbLogger:
         self.options = options
         self._run: Any = None
 
+    def check(self) -> None:
+        """Look for Weights & Biases.
+
+        :raises ImportError: if it is not installed.
+        """
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise ImportError("WandbLogger needs Weights & Biases: pip install wandb") from error
+
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log all at one step."""
         if self._run is None:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ImportError("WandbLogger needs Weights & Biases: pip install wandb") from error
+            self.check()
+            import wandb
+
             self._run = wandb.init(**self.options)
         self._run.log(dict(metrics), step=step)
 
@@ -175,7 +217,7 @@ class MLflowLogger:
     :param tracking_uri: a server, or a local store (``"sqlite:///mlruns.db"``); by default what MLflow is set to.
     :param run_id: a run to go on with.
     :param run_name: name of a new run.
-    :raises ImportError: at the first call, if ``mlflow`` is not installed.
+    :raises ImportError: before training, if ``mlflow`` is not installed.
 
     Example::
 
@@ -201,11 +243,20 @@ class MLflowLogger:
         for key, value in metrics.items():
             self._client.log_metric(self.run_id, key, value, step=step)
 
-    def _open(self) -> None:
+    def check(self) -> None:
+        """Look for MLflow.
+
+        :raises ImportError: if it is not installed.
+        """
         try:
-            from mlflow.tracking import MlflowClient
+            import mlflow.tracking  # noqa: F401
         except ImportError as error:
             raise ImportError("MLflowLogger needs MLflow: pip install mlflow (or mlflow-skinny)") from error
+
+    def _open(self) -> None:
+        self.check()
+        from mlflow.tracking import MlflowClient
+
         # A client of its own leaves the caller's active run and tracking address alone.
         self._client = MlflowClient(tracking_uri=self.tracking_uri)
         if self.run_id is None:

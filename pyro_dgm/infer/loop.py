@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pyro_dgm.infer.callbacks import keeps_state
 from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.compilation import Compilation
 from pyro_dgm.infer.data import Batches, Block, TensorBatches, batch_length
@@ -52,6 +53,7 @@ class Trainer:
         progress: SilentProgress,
         loggers: Sequence[Logger] = (),
         compilation: Compilation | None = None,
+        interrupt: InterruptRequest | None = None,
     ) -> None:
         self.run, self.settings, self.batches, self.validation = run, settings, batches, validation
         self.callbacks, self.folder, self.progress, self.loggers = callbacks, folder, progress, loggers
@@ -62,7 +64,10 @@ class Trainer:
         self.best_saved = -float("inf")
         self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
         self._middle: RandomState | None = None
-        self.interrupt = InterruptRequest(echo=0.0 if self.group.size == 1 else 5.0)
+        # Without a folder there is nothing to leave behind when the process is told to end.
+        self.interrupt = interrupt or InterruptRequest()
+        self.interrupt.terminate = folder is not None
+        self.interrupt.echo = 0.0 if self.group.size == 1 else 5.0
 
     @property
     def steps_in_epoch(self) -> int:
@@ -77,7 +82,7 @@ class Trainer:
 
     @property
     def stopping(self) -> bool:
-        """Whether Ctrl-C has come; several processes know it when all do."""
+        """Whether Ctrl-C or SIGTERM has come; several processes know it when all do."""
         return self.interrupt.requested if self.group.size == 1 else self.stepper.stop
 
     # The run
@@ -149,20 +154,22 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         run, totals = self.run, self.stepper.totals
-        bound = self._validate() if self.validation is not None else None
-        run.history["train"].append(totals.bound)
-        if bound is not None:
-            run.history["validation"].append(bound)
+        value = self._validate() if self.validation is not None else None
+        train = run.measured["train"].of(-totals.bound)
+        run.history["train"].append(train)
+        if value is not None:
+            run.history["validation"].append(value)
         run.history["gradient_norm"].append(totals.norm / totals.steps)
         run.history["learning_rate"].append(totals.learning_rate)
         run.history["seconds"].append(totals.seconds)
         run.epochs += 1
-        monitored = run.history[run.monitor][-1]
-        if monitored > (-float("inf") if run.best is None else run.best.bound):
+        monitored, metric = run.history[run.monitor][-1], run.measured[run.monitor]
+        gain = metric.gain(monitored)
+        if metric.better is not None and gain > (-float("inf") if run.best is None else metric.gain(run.best.value)):
             run.best = Best(run.epochs, monitored)
         if self.settings.step_scheduler_each == "epoch":
-            step_scheduler(run.scheduler, monitored)
-        self.progress.epoch(run.epochs, totals.bound, bound)
+            step_scheduler(run.scheduler, gain)
+        self.progress.epoch(run.epochs, train, value)
         self._epoch_start = None
         for logger in self.loggers:
             logger.log(run.metrics(), run.steps)
@@ -170,8 +177,8 @@ class Trainer:
         self._agree()
         last = run.epochs >= self.settings.epochs or bool(run.stop_reason) or self.stopping
         if last or run.epochs % self.settings.checkpoint_every == 0:
-            best = monitored > self.best_saved
-            self.best_saved = max(self.best_saved, monitored)
+            best = metric.better is not None and gain > self.best_saved
+            self.best_saved = max(self.best_saved, gain) if best else self.best_saved
             self._save(f"epoch-{run.epochs:06d}", best)
         if self.stopping and run.epochs < self.settings.epochs and not run.stop_reason:
             run.interrupted = True
@@ -218,7 +225,7 @@ class Trainer:
                 data += length
         self.validation.load_state_dict(order)
         loss, count = self.group.total(loss, data)
-        return -loss / count
+        return run.measured["validation"].of(loss / count)
 
     def _warn_of_nan(self, objective: Any, batch: Any, before: torch.Tensor) -> None:
         """A NaN in validation spoils no weights, so that training goes on; it is said where it came from."""
@@ -231,8 +238,9 @@ class Trainer:
         torch.set_rng_state(before)
         culprit = find_culprit(objective, self.run.program, batch, call, self.run.state.trainable())
         text = "; ".join(culprit.findings) or "no site is at fault"
+        name = self.run.measured["validation"].name
         warnings.warn(
-            f"validation: the bound of epoch {self.run.epochs + 1} is NaN: {text}", RuntimeWarning, stacklevel=2
+            f"validation: the {name} of epoch {self.run.epochs + 1} is NaN: {text}", RuntimeWarning, stacklevel=2
         )
 
     # Stopping and going on
@@ -240,12 +248,12 @@ class Trainer:
     def _save(self, name: str, best: bool) -> None:
         if self.folder is None:
             return
-        run = self.run
-        training, saved = self.training_state(), None
-        if self.group.rank == 0:
-            saved = self.folder.save(run.state, training, {**run.config, **run.record()}, name, best)
-        run.checkpoint = self.group.broadcast(saved)
-        run.best_checkpoint = self.folder.pointer("best")
+        run, folder = self.run, self.folder
+        training = self.training_state()
+        run.checkpoint = self.group.first(
+            lambda: folder.save(run.state, training, {**run.config, **run.record()}, name, best)
+        )
+        run.best_checkpoint = folder.pointer("best")
 
     def training_state(self) -> dict[str, Any]:
         """All that going on needs beside weights and history, for ``torch.load(weights_only=True)``."""
@@ -256,7 +264,7 @@ class Trainer:
             "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
             "initial": self.initial,
             "late": self.stepper.late,
-            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else {} for c in self.callbacks],
+            "callbacks": [c.state_dict() if keeps_state(c) else {} for c in self.callbacks],
             "objective": run.objective.state_dict() if _keeps_state(run.objective) else {},
             "extras": run.state.extras(),
             "rng": now.state_dict(),
@@ -267,22 +275,47 @@ class Trainer:
             "best_saved": self.best_saved,
         }
 
+    def check_training_state(self, training: dict[str, Any]) -> None:
+        """Refuse what :meth:`load_training_state` could not take, before anything is loaded.
+
+        :raises ValueError: if the optimiser has other parameters, or the callbacks that have a state are not as many.
+        """
+        missing = [key for key in _TRAINING if key not in training]
+        if missing:
+            raise ValueError(f"the checkpoint's training state has no entry {missing[0]!r}")
+        saved = training["optimizer"]
+        states = [saved] if "param_groups" in saved else list(saved.values())
+        count = sum(len(group["params"]) for state in states for group in state["param_groups"])
+        if count - len(training["late"]) != len(self.stepper.parameters):
+            raise ValueError(
+                f"the optimizer has {len(self.stepper.parameters)} parameters, that of the checkpoint "
+                f"{count - len(training['late'])}"
+            )
+        self._states_of_callbacks(training["callbacks"])
+
+    def _states_of_callbacks(self, saved: list[dict[str, Any]]) -> list[tuple[Any, dict[str, Any]]]:
+        """Each callback that keeps a state with the saved one: functions may come and go between two runs."""
+        own = [callback for callback in self.callbacks if keeps_state(callback)]
+        states = [state for state in saved if state]
+        if len(states) == len(own):
+            return list(zip(own, states, strict=True))
+        if len(saved) != len(self.callbacks):
+            raise ValueError(
+                f"the checkpoint was made with {len(states)} callbacks that keep a state (early stopping is one), this "
+                f"fit has {len(own)}"
+            )
+        return [(c, state) for c, state in zip(self.callbacks, saved, strict=True) if c in own]
+
     def load_training_state(self, training: dict[str, Any]) -> None:
-        """Undo :meth:`training_state`; weights and history are back already."""
+        """Undo :meth:`training_state`; weights and history are back already, and :meth:`check_training_state` was."""
         run = self.run
         for name in training["late"]:
             self.stepper.add_late(name, run.state.named_tensors()[name])
         self.stepper.optimizer.load_state_dict(training["optimizer"])
         if run.scheduler is not None and training["scheduler"] is not None:
             run.scheduler.load_state_dict(training["scheduler"])
-        if len(training["callbacks"]) != len(self.callbacks):
-            raise ValueError(
-                f"the checkpoint was made with {len(training['callbacks'])} callbacks (early stopping is one), "
-                f"this fit has {len(self.callbacks)}"
-            )
-        for callback, state in zip(self.callbacks, training["callbacks"], strict=True):
-            if hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(state)
+        for callback, state in self._states_of_callbacks(training["callbacks"]):
+            callback.load_state_dict(state)
         if _keeps_state(run.objective):
             run.objective.load_state_dict(training["objective"])
         self.best_saved = training["best_saved"]
@@ -320,6 +353,13 @@ def _apply(transform: Callable[[Any], Any], batch: Any) -> Any:
 def validation_seed(base_seed: int) -> int:
     """Seed of every validation: the same numbers each epoch, and none of those that training draws."""
     return base_seed + 2
+
+
+#: what a training state cannot do without
+_TRAINING = (
+    "optimizer", "scheduler", "initial", "late", "callbacks", "objective", "extras", "rng", "epoch_start", "totals",
+    "base_seed", "best_saved",
+)  # fmt: skip
 
 
 def _keeps_state(objective: Any) -> bool:

@@ -10,10 +10,19 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_dgm.infer.metric import Metric
 from pyro_dgm.infer.parameter_roles import find_parameters
 from pyro_dgm.infer.parameters import OBJECTIVE_PREFIX
 
-__all__ = ["Optimizers", "clip_gradients", "make_optimizer", "make_scheduler", "split_by_role", "step_scheduler"]
+__all__ = [
+    "Optimizers",
+    "check_plateau",
+    "clip_gradients",
+    "make_optimizer",
+    "make_scheduler",
+    "split_by_role",
+    "step_scheduler",
+]
 
 Optimizer = torch.optim.Optimizer
 #: whose parameters an optimiser of a mapping may have
@@ -242,7 +251,7 @@ def make_scheduler(make: Any, optimizer: Optimizer | Optimizers, interval: str) 
 
 
 def _scheduler(make: Any, optimizer: Optimizer, interval: str) -> Any:
-    scheduler = make(optimizer) if not hasattr(make, "step") else make
+    scheduler = make(optimizer) if isinstance(make, type) or not hasattr(make, "step") else make
     if not hasattr(scheduler, "step"):
         raise TypeError(f"lr_scheduler(optimizer) must give a scheduler with step(), got {type(scheduler).__name__}")
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
@@ -252,11 +261,30 @@ def _scheduler(make: Any, optimizer: Optimizer, interval: str) -> Any:
     return scheduler
 
 
-def step_scheduler(scheduler: Any, bound: float) -> None:
-    """Step what :func:`make_scheduler` made; one that waits for a plateau is given the bound in its own sense."""
-    schedulers: Iterable[Any] = scheduler.schedulers.values() if isinstance(scheduler, Schedulers) else [scheduler]
-    for one in schedulers:
+def check_plateau(scheduler: Any, metric: Metric) -> None:
+    """Refuse to wait for a plateau of a metric of which neither way is better.
+
+    :raises ValueError: naming it.
+    """
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    if metric.better is None and any(isinstance(one, plateau) for one in _each(scheduler)):
+        raise ValueError(
+            f"ReduceLROnPlateau waits for a better value, but that of each epoch is the {metric}: take another "
+            "lr_scheduler, or give validation data with a validation_objective that has a better direction"
+        )
+
+
+def step_scheduler(scheduler: Any, gain: float) -> None:
+    """Step what :func:`make_scheduler` made; one that waits for a plateau is given the value in its own sense.
+
+    :param gain: the monitored value as a number of which more is better.
+    """
+    for one in _each(scheduler):
         if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            one.step(bound if one.mode == "max" else -bound)
+            one.step(gain if one.mode == "max" else -gain)
         elif one is not None:
             one.step()
+
+
+def _each(scheduler: Any) -> Iterable[Any]:
+    return scheduler.schedulers.values() if isinstance(scheduler, Schedulers) else [scheduler]

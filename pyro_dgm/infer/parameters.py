@@ -155,8 +155,8 @@ class ProgramState:
         """Copies of :meth:`named_tensors`, on their devices."""
         return {name: t.detach().clone() for name, t in self.named_tensors().items()}
 
-    def load(self, values: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None) -> None:
-        """Copy values in place, so that optimisers and closures keep their tensors.
+    def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Refuse values that :meth:`load` could not take; gives back the tensors that they would go to, by name.
 
         :raises ValueError: if the names or the shapes differ.
         """
@@ -179,6 +179,14 @@ class ProgramState:
                 raise ValueError(
                     f"saved {name!r} has shape {tuple(value.shape)}, the program's {tuple(own[name].shape)}"
                 )
+        return own
+
+    def load(self, values: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None) -> None:
+        """Copy values in place, so that optimisers and closures keep their tensors.
+
+        :raises ValueError: if the names or the shapes differ; then nothing was copied.
+        """
+        own = self.check(values)
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)

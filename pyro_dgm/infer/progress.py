@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from pyro_dgm.infer.metric import BOUND, Metric
+
 __all__ = ["ProgressBar", "SilentProgress"]
 
 REFRESH_SECONDS = 0.1
@@ -26,20 +28,23 @@ class SilentProgress:
         """A line above the bar."""
 
     def step(self, epoch: int, done: int, bound: float) -> None:
-        """``done`` steps of an epoch are over, whose bound so far is this (nats per datum)."""
+        """``done`` steps of an epoch are over, with minus the loss per datum so far."""
 
     def epoch(self, epoch: int, train: float, validation: float | None) -> None:
         """An epoch is over."""
 
 
 class ProgressBar(SilentProgress):
-    """A rich bar over all epochs' steps, with the live bound in nats per datum.
+    """A rich bar over all epochs' steps, with the live bound (or whatever the objective's metric is).
 
     :param epochs: epochs in all.
     :param num_batches: steps an epoch, ``None`` if unknown: then the bar counts epochs.
+    :param metric: what is shown of the training data, and ``validation`` of held-out ones.
     """
 
-    def __init__(self, epochs: int, num_batches: int | None) -> None:
+    def __init__(
+        self, epochs: int, num_batches: int | None, metric: Metric = BOUND, validation: Metric | None = None
+    ) -> None:
         from rich.progress import (
             BarColumn,
             Progress,
@@ -49,6 +54,7 @@ class ProgressBar(SilentProgress):
         )
 
         self.num_batches = num_batches
+        self.metric, self.validation = metric, validation or metric
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),  # takes what the rest leaves, on 80 columns too
@@ -78,12 +84,14 @@ class ProgressBar(SilentProgress):
             return
         self._last = now
         completed = (epoch - 1) * self.num_batches + done if self.num_batches else epoch - 1
-        self._show(epoch, completed, bound)
+        self._show(epoch, completed, self.metric.of(-bound))
 
     def epoch(self, epoch: int, train: float, validation: float | None) -> None:
-        self._validation = "" if validation is None else f"  validation {validation:.3f}"
+        other = "" if self.validation == self.metric else f" {self.validation.name}"
+        self._validation = "" if validation is None else f"  validation{other} {validation:.3f}"
         self._show(epoch, epoch * (self.num_batches or 1), train)
 
-    def _show(self, epoch: int, completed: int, bound: float) -> None:
-        bounds = f"bound {bound:.3f}{self._validation} nats"
+    def _show(self, epoch: int, completed: int, value: float) -> None:
+        unit = " nats" if self.metric.unit.startswith("nats") else ""
+        bounds = f"{self.metric.name} {value:.3f}{self._validation}{unit}"
         self._progress.update(self._task, completed=completed, epoch=f"{epoch}/{self._epochs}", bounds=bounds)

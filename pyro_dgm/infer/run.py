@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyro_dgm.infer.metric import BOUND, Metric
 from pyro_dgm.infer.optimizers import Optimizers
 from pyro_dgm.infer.parameters import ProgramState
 
@@ -21,10 +23,15 @@ HISTORY_KEYS = ("train", "validation", "gradient_norm", "learning_rate", "second
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far: its number (from 1) and its bound, in nats per datum."""
+    """The best epoch so far: its number (from 1) and its value of the metric (for an ELBO the bound per datum)."""
 
     epoch: int
-    bound: float
+    value: float
+
+    @property
+    def bound(self) -> float:
+        """The value, under the name that it has for an ELBO."""
+        return self.value
 
 
 @dataclass(eq=False)
@@ -33,13 +40,18 @@ class Run:
 
     :ivar program: the program, trained in place.
     :ivar objective: the objective that it was trained on.
-    :ivar history: a list for each key, one entry an epoch: ``"train"`` and ``"validation"`` (bound per datum, in nats),
+    :ivar history: a list for each key, one entry an epoch: ``"train"`` and ``"validation"`` (for an ELBO the bound per
+        datum, in nats; else what :attr:`measured` says),
         ``"gradient_norm"`` (mean over the epoch's steps of the norm before clipping, of the loss per datum),
         ``"learning_rate"`` (of the first parameter group), ``"seconds"`` (of training, without validation).
         ``"validation"`` is empty where no validation data were given.
     :ivar epochs: finished epochs.
     :ivar steps: optimiser steps taken.
-    :ivar best: epoch and bound of the best epoch by :attr:`monitor`; ``None`` before the first.
+    :ivar measured: for ``"train"`` and ``"validation"`` the :class:`~pyro_dgm.infer.metric.Metric` of the history: its
+        name, its unit, and which way is better.
+    :ivar monitor: which of them says how good an epoch is: ``"validation"`` where there are validation data.
+    :ivar best: epoch and value of the best epoch by :attr:`monitor`; ``None`` before the first, and for a metric of
+        which neither way is better.
     :ivar seed: the seed asked for, or ``None``.
     :ivar device: where it ran.
     :ivar interrupted: stopped by Ctrl-C before its last epoch.
@@ -60,6 +72,7 @@ class Run:
     seed: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     monitor: str = "train"
+    measured: dict[str, Metric] = field(default_factory=lambda: {"train": BOUND, "validation": BOUND})
     interrupted: bool = False
     stop_reason: str = ""
     checkpoint: Path | None = None
@@ -86,19 +99,26 @@ class Run:
         columns = {key: values for key, values in self.history.items() if len(values) == self.epochs}
         return pandas.DataFrame(columns, index=pandas.RangeIndex(1, self.epochs + 1, name="epoch"))
 
-    def save(self, directory: str | Path) -> Path:
+    def save(self, directory: str | Path, **more: Any) -> Path:
         """Write ``weights.safetensors`` and ``config.json`` (configuration and history) into a folder.
 
-        Read them back with :func:`pyro_dgm.infer.load_weights`.
+        Read them back with :func:`pyro_dgm.infer.load_weights`, which notices a file that was damaged since.
 
+        :param more: further entries of the configuration, as JSON can hold them.
         :returns: the folder.
+        :raises OSError: if a file cannot be written; what was there before is then left.
         """
-        from pyro_dgm.infer.checkpoint import write_json, write_weights
+        from pyro_dgm.infer.saved_files import write_config, write_weights
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_weights(self.state, directory / "weights.safetensors")
-        write_json({**self.config, **self.record()}, directory / "config.json")
+        temporary = directory / f".tmp-weights-{os.getpid()}"
+        try:
+            write_weights(self.state.named_tensors(), temporary)
+            os.replace(temporary, directory / "weights.safetensors")
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_config({**self.config, **self.record(), **more}, directory / "config.json")
         return directory
 
     def record(self) -> dict[str, Any]:
@@ -107,7 +127,7 @@ class Run:
             "epochs_finished": self.epochs,
             "steps_taken": self.steps,
             "history": self.history,
-            "best": None if self.best is None else {"epoch": self.best.epoch, "bound": self.best.bound},
+            "best": None if self.best is None else {"epoch": self.best.epoch, "bound": self.best.value},
             "stop_reason": self.stop_reason,
         }
 
@@ -115,13 +135,13 @@ class Run:
         """Undo :meth:`record`."""
         self.epochs, self.steps = record["epochs_finished"], record["steps_taken"]
         self.history = {key: list(record["history"][key]) for key in HISTORY_KEYS}
-        self.best = None if record["best"] is None else Best(**record["best"])
+        self.best = None if record["best"] is None else Best(record["best"]["epoch"], record["best"]["bound"])
 
     def __repr__(self) -> str:
         parts = [f"epochs={self.epochs}"]
         parts += [f"{k}={self.history[k][-1]:.4f}" for k in ("train", "validation") if self.history[k]]
         if self.best is not None:
-            parts.append(f"best={self.best.bound:.4f} at epoch {self.best.epoch}")
+            parts.append(f"best={self.best.value:.4f} at epoch {self.best.epoch}")
         if self.interrupted:
             parts.append("interrupted")
         elif self.stop_reason:

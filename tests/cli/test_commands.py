@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,3 +257,49 @@ def test_doctor_ends_with_1_when_it_finds_something(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(tmp_path))
     result = run("doctor", code=1)
     assert "a saved parameter store cannot be loaded" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "nul", "flip", "latin"])
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_a_damaged_file_is_named_without_a_traceback(name: str, how: str, fitted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(fitted, tmp_path / "run")
+    content = (folder / name).read_bytes()
+    middle = len(content) // 2
+    (folder / name).write_bytes(
+        {
+            "empty": b"", "cut": content[:middle], "nul": bytes(len(content)), "latin": b"\xff" + content,
+            "flip": content[:-9] + bytes([content[-9] ^ 0x04]) + content[-8:],
+        }[how]
+    )  # fmt: skip
+    result = CliRunner().invoke(app, ["sample", str(folder), "--num", "4"])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    assert str(folder / name) in result.output.replace("\n", "") and "Traceback" not in result.output
+
+
+def test_resume_of_a_damaged_checkpoint_is_told_and_leaves_the_folder(fitted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(fitted, tmp_path / "run")
+    for state in (folder / "checkpoints").glob("epoch-*/state.pt"):
+        state.write_bytes(state.read_bytes()[:-40])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    result = CliRunner().invoke(app, ["fit", "--resume", str(folder), "--epochs", "4", "--quiet"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    assert "state.pt is damaged" in result.output and "Nothing was removed" in result.output
+    assert "Traceback" not in result.output
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_logger_that_is_not_there_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, option in (("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")):
+        monkeypatch.setitem(sys.modules, module, None)  # as import finds one that is not installed
+        result = CliRunner().invoke(app, ["fit", "--log", option, "--output", str(tmp_path / "run"), *TINY])
+        assert result.exit_code == 2 and "pip install" in result.output and isinstance(result.exception, SystemExit)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_wrong_type_are_told(fitted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(fitted, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in (("epochs", "ten"), ("lr", [1]), ("family_arguments", None)):
+        command = {**config["command"], key: value}
+        (folder / "config.json").write_text(json.dumps({"command": command}))
+        assert f"for the setting '{key}'" in run("sample", folder, code=2).output

@@ -188,5 +188,33 @@ def test_mat_reader(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_mat(path)
     path.write_bytes(b"not a MATLAB file, and long enough to have a header" * 10)
-    with pytest.raises(ValueError, match="not a MATLAB file that scipy reads"):
+    with pytest.raises(ValueError, match="not a whole MATLAB file of version 5"):
         read_mat(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_mat_file_is_a_value_error(tmp_path: Path, compressed: bool) -> None:
+    path = tmp_path / "a.mat"
+    images = np.random.default_rng(0).integers(0, 2, (3, 784)).astype(np.uint8)
+    scipy.io.savemat(path, {"X": images}, do_compression=compressed)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(1)
+    cuts = [whole[:n] for n in (0, 1, 100, 127, 128, 130, 140, 200, len(whole) // 2, len(whole) - 1)]
+    flips = []
+    for i in [*range(124 * 8, 200 * 8, 5), *generator.integers(0, len(whole) * 8, 60)]:
+        data = bytearray(whole)
+        data[i // 8] ^= 1 << i % 8
+        flips.append(bytes(data))
+    others = [bytes(len(whole)), b"\x80\x04\x95#\x00" + whole[5:], b"\x89HDF\r\n\x1a\n" + bytes(600)]
+    refused = 0
+    for content in cuts + flips + others:
+        path.write_bytes(content)
+        try:
+            found = read_mat(path)
+        except ValueError as error:
+            if str(path) not in str(error):
+                raise
+            refused += 1
+        else:  # a bit of the text in the header, or a pixel of a file without checksums
+            assert found.shape == images.shape
+    assert refused >= len(cuts) + len(others) + 20

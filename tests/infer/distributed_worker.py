@@ -110,13 +110,26 @@ class InterruptOne:
     """Ctrl-C on one process only, in the middle of the second epoch."""
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.seen = rank, 0
+        self.here, self.seen = rank, 0
 
     def __call__(self, batch: Any) -> Any:
         if in_training():
             self.seen += 1
-            if self.rank == 1 and self.seen == 7:
+            if self.here == 1 and self.seen == 7:
                 os.kill(os.getpid(), signal.SIGINT)
+        return batch
+
+
+class Note:
+    """Notes a random number for each training batch, where it is asked to."""
+
+    def __init__(self, note: bool = True) -> None:
+        self.noting = note
+        self.draws: list[float] = []
+
+    def __call__(self, batch: Any) -> Any:
+        if self.noting and in_training():
+            self.draws.append(torch.rand(()).item())
         return batch
 
 
@@ -147,18 +160,12 @@ def late_parameter() -> None:
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     found: dict[str, Any] = {name: same(name) for name in SAME}
-    draws: list[float] = []
-
-    def note(batch: torch.Tensor) -> torch.Tensor:
-        if in_training():
-            draws.append(torch.rand(()).item())
-        return batch
-
-    found["noise"] = draws
+    note = Note()
     found["noisy"] = outcome(vae_fit(transform=note, validation=digits_like(20)))
-    draws = []
+    found["noise"] = note.draws
+    note = Note()
     vae_fit(seed=None, transform=note, epochs=1)
-    found["noise without a seed"] = draws
+    found["noise without a seed"] = note.draws
     m = GivenNoise()
     with torch.no_grad():
         for p in m.parameters():
@@ -174,17 +181,20 @@ def main(folder: Path) -> None:
     found["early stopping"] = outcome(vae_fit(**early))
 
     found["whole"] = outcome(vae_fit())
+    # The group is the user's to destroy; the next fit makes another.
+    torch.distributed.destroy_process_group()
+    found["after destroying"] = outcome(vae_fit())
     part = vae_fit(checkpoint_dir=folder / "part", transform=InterruptOne(rank))
     found["part"] = outcome(part)
     if rank == 0:
         shutil.copytree(folder / "part", folder / "middle")
     found["part steps"] = part.steps
     found["part checkpoint"] = str(part.checkpoint)
-    found["resumed"] = outcome(vae_fit(checkpoint_dir=folder / "part", resume=True))
+    found["resumed"] = outcome(vae_fit(checkpoint_dir=folder / "part", resume=True, transform=InterruptOne(0)))
     vae_fit(checkpoint_dir=folder / "three", epochs=3)
-    draws = []
+    note = Note()
     found["from one process"] = outcome(vae_fit(checkpoint_dir=folder / "one", resume=True, transform=note))
-    found["noise after one process"] = draws
+    found["noise after one process"] = note.draws
 
     found["errors"] = [
         raised(lambda: fit(auto_program(), torch.randn(20), epochs=1)),

@@ -17,14 +17,14 @@ import torch
 
 from pyro_dgm.infer.checkpoint import load_checkpoint
 from pyro_dgm.infer.data import TensorBatches
-from pyro_dgm.infer.distributed import ALONE, Group, join, own_device
+from pyro_dgm.infer.distributed import ALONE, Group, joined, own_device
 from pyro_dgm.infer.interrupt import InterruptRequest
-from tests.infer.distributed_worker import SAME, GivenNoise, fit, outcome, pairs, same, vae_fit
+from tests.infer.distributed_worker import SAME, GivenNoise, InterruptOne, Note, fit, outcome, pairs, same, vae_fit
 from tests.infer.fit_programs import digits_like
 from tests.infer.test_checkpoint import assert_same
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(folder: Path) -> list[dict[str, Any]]:
     """What two processes found."""
     pytest.importorskip("lightning_fabric", reason="the extra 'distributed' is not installed")
-    vae_fit(checkpoint_dir=folder / "one", epochs=2)
+    vae_fit(checkpoint_dir=folder / "one", epochs=2, transform=Note(False))
     call([*TORCHRUN, "-m", "tests.infer.distributed_worker", str(folder)])
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -60,7 +60,18 @@ def test_the_update_is_that_of_one_process(name: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "name", [*SAME, "noisy", "begun apart", "statistics", "stopped by one", "early stopping", "whole", "resumed"]
+    "name",
+    [
+        *SAME,
+        "noisy",
+        "begun apart",
+        "statistics",
+        "stopped by one",
+        "early stopping",
+        "whole",
+        "resumed",
+        "after destroying",
+    ],
 )
 def test_the_processes_agree_to_the_bit(name: str, ranks: list[dict[str, Any]]) -> None:
     assert_same(ranks[0][name], ranks[1][name])
@@ -99,6 +110,7 @@ def test_ctrl_c_on_one_process_stops_all_and_the_run_goes_on(ranks: list[dict[st
         assert found["part"]["interrupted"] and found["part"]["epochs"] == 1
         assert found["part steps"] == 7 and "epoch-000001-step-000002" in found["part checkpoint"]
         assert_same(found["resumed"], found["whole"])
+        assert_same(found["after destroying"], found["whole"])
     with open(folder / "part" / "metrics.csv", newline="") as file:
         assert [int(float(row["epoch"])) for row in csv.DictReader(file)] == [1, 2, 3, 4]
     assert len(load_checkpoint(folder / "part")[1]["ranks"]) == 2
@@ -112,7 +124,7 @@ def test_resuming_with_another_number_of_processes(ranks: list[dict[str, Any]], 
     alone = outcome(vae_fit())
     assert ranks[0]["from one process"]["history"]["train"][:2] == alone["history"]["train"][:2]
     # ... and what two processes made, one goes on with.
-    run = vae_fit(resume=folder / "middle")  # in an epoch's middle, at that
+    run = vae_fit(resume=folder / "middle", transform=InterruptOne(0))  # in an epoch's middle, at that
     assert (run.epochs, run.steps) == (4, 4 * 5)
     assert run.history["train"][:1] == ranks[0]["whole"]["history"]["train"][:1]
     run = vae_fit(resume=folder / "three")
@@ -198,11 +210,52 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
 
 
 def test_alone() -> None:
-    assert join(None, "cpu") is ALONE and join(1, "cpu") is ALONE
+    for devices in (None, 1):
+        with joined(devices, "cpu") as group:
+            assert group is ALONE
     assert ALONE.gather(3) == [3] and ALONE.broadcast(3) == 3 and ALONE.total(1.0, 2.0) == [1.0, 2.0]
     assert own_device(ALONE, torch.device("cpu"), "auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="give 'cuda'"):
         own_device(Group(0, 2), torch.device("cuda", 1), "cuda:1")
     for bad in (0, -1, 2.0, True, "2"):
         with pytest.raises(ValueError, match="devices must be a positive integer"):
-            join(bad, "cpu")  # type: ignore[arg-type]
+            joined(bad, "cpu").__enter__()  # type: ignore[arg-type]
+
+
+ENDING = """
+import sys, time, torch, pyro_dgm
+torch.set_num_threads(1)
+torch.manual_seed(0)
+m = pyro_dgm.models.LinearGaussian(event_dim=6, latent_dim=2)
+mode, out = sys.argv[1:]
+def fail(run):
+    if run.rank == 1 and mode == "error":
+        raise RuntimeError("on one of them")
+run = pyro_dgm.fit(m, torch.randn(400, 6), epochs=3, batch_size=40, seed=0, progress=False, callbacks=[fail])
+if mode == "destroyed":
+    torch.distributed.destroy_process_group()
+if run.rank == 0:
+    time.sleep(1)  # what a script does after training: a bound on test data, say
+    open(out, "a").write("result ")
+"""
+
+
+def end_of_a_script(folder: Path, mode: str, count: int) -> None:
+    script, out = folder / "script.py", folder / "out.txt"
+    script.write_text(ENDING)
+    for _ in range(count):
+        done = subprocess.run(
+            [*TORCHRUN, str(script), mode, str(out)], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
+            timeout=120,
+        )  # fmt: skip
+        assert "terminate called" not in done.stderr, done.stderr
+        assert (done.returncode == 0) == (mode != "error"), done.stderr
+        assert mode != "error" or "on one of them" in done.stderr
+    assert mode == "error" or out.read_text() == "result " * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["left", "destroyed", "error"])
+def test_no_process_is_aborted_at_its_end(mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="the extra 'distributed' is not installed")
+    end_of_a_script(tmp_path, mode, 3 if mode == "error" else 10)

@@ -60,17 +60,18 @@ def test_resumed_to_the_bit(depth, tmp_path):
 
 def test_interrupted_in_the_middle_of_an_epoch(tmp_path):
     _, want = train("step", epochs=2, checkpoint_dir=tmp_path / "a")
-    steps = {"n": 0}
+    steps = {"n": 0, "stop": 17}
 
     def interrupting(batch):
         steps["n"] += 1
-        if steps["n"] == 17:
+        if steps["n"] == steps["stop"]:
             signal.raise_signal(signal.SIGINT)
         return batch
 
     run, _ = train("step", epochs=2, checkpoint_dir=tmp_path / "b", transform=interrupting)
     assert run.interrupted
-    run, got = train("step", epochs=2, checkpoint_dir=tmp_path / "b", transform=lambda b: b, resume=True)
+    steps["stop"] = 0
+    run, got = train("step", epochs=2, checkpoint_dir=tmp_path / "b", transform=interrupting, resume=True)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 

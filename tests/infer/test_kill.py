@@ -97,3 +97,98 @@ def test_killed_at_three_moments(tmp_path: Path) -> None:
 def test_killed_at_twenty_moments(tmp_path: Path) -> None:
     seen = kill_and_compare(tmp_path, epochs=300, kills=20)
     assert len(set(seen)) == 20
+
+
+#: Kills at each call that changes the disk, from the first to the last of a save: it is the order that is tested.
+POINTS = """
+import os, shutil, signal, sys
+from pathlib import Path
+import torch
+from pyro_dgm.infer.checkpoint import load_checkpoint
+from tests.infer.test_checkpoint import assert_same, outcome
+from tests.infer.test_damage import data, fit
+from tests.infer.test_metric import distance
+
+base, first, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+def lr(optimizer):  # the second epoch is the best one; what follows goes the other way
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch < 2 else -5.0)
+
+def train(folder):
+    return fit(4, checkpoint_dir=folder, objective=distance, optimizer=sgd, lr_scheduler=lr, validation=data(),
+               resume=True)
+
+def armed(number, left):
+    # After the number-th of these calls, or in its place, comes the end.
+    def arm(owner, name):
+        original = getattr(owner, name)
+        def call(*args, **kwargs):
+            left[0] -= 1
+            last = left[0] == 0  # a call may be within another
+            if last and number % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        setattr(owner, name, call)
+    for owner, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (Path, "rename"), (shutil, "rmtree")):
+        arm(owner, name)
+
+whole = train(base + "/whole")
+want, best = outcome(whole), whole.best_checkpoint.name
+assert best == "epoch-000002" and whole.checkpoint.name == "epoch-000004", (best, whole.history["train"])
+killed, number = 0, first
+while True:
+    folder = f"{base}/{number}"
+    pid = os.fork()
+    if pid == 0:
+        armed(number, [number // 2 + 1])
+        train(folder)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL), (number, code)
+    if code == 0:
+        break
+    killed += 1
+    if Path(folder, "latest").exists():
+        config = load_checkpoint(folder)[2]
+        assert len(config["history"]["train"]) == config["epochs_finished"]
+    run = train(folder)
+    assert_same(outcome(run), want, str(number))
+    kept = sorted(p.name for p in Path(folder).iterdir() if p.is_dir())
+    assert run.best_checkpoint.name.startswith(best), (number, kept)
+    assert load_checkpoint(run.best_checkpoint)[2]["epochs_finished"] == 2, (number, kept)
+    assert len(kept) == 2, (number, kept)
+    assert not list(Path(folder).glob(".tmp-*")), number
+    number += step
+print(killed)
+"""
+
+
+def kill_at_points(folder: Path, first: int, step: int) -> int:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", POINTS, str(folder), str(first), str(step)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_some_calls_that_change_the_disk(tmp_path: Path) -> None:
+    assert kill_at_points(tmp_path, 3, 17) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path) -> None:
+    assert kill_at_points(tmp_path, 0, 1) >= 60

@@ -96,9 +96,13 @@ def test_a_resumed_run_has_each_epoch_once(tmp_path: Path) -> None:
     assert [float(row["train"]) for row in rows] == run.history["train"]
 
 
-def test_rows_of_a_run_that_left_no_checkpoint_go(tmp_path: Path) -> None:
+def test_rows_of_a_run_that_left_no_checkpoint_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,epoch,train\n3,1,-5.0\n")
-    fit(small_vae(), digits_like(40), epochs=1, checkpoint_dir=tmp_path, resume=True)
+    (tmp_path / "metrics-1.csv").write_text("older")
+    with pytest.warns(UserWarning, match=r"metrics.csv is of an earlier run .* now metrics-2.csv"):
+        fit(small_vae(), digits_like(40), epochs=1, checkpoint_dir=tmp_path, resume=True)
+    assert (tmp_path / "metrics-1.csv").read_text() == "older"
+    assert read(tmp_path / "metrics-2.csv")[0]["train"] == "-5.0"
     assert len(read(tmp_path / "metrics.csv")) == 1 and read(tmp_path / "metrics.csv")[0]["step"] == "1"
 
 

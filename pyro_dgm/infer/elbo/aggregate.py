@@ -21,6 +21,7 @@ from pyro_dgm.infer.elbo.baselines import per_datum
 from pyro_dgm.infer.elbo.elbo import ELBO
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.metric import Metric
 
 __all__ = [
     "AggregateObjective",
@@ -46,6 +47,7 @@ class AggregateObjective(Objective):
 
     side = None
     under_vmap = False  # moments of distributions are asked for
+    metric = Metric("penalised objective")
     #: fewest data that a batch must hold; 0 where a program without a plate of data will do too
     min_data = 1
     #: whether the penalty compares with draws of the model's prior

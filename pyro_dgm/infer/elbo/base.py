@@ -20,6 +20,7 @@ from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
 from pyro_dgm.infer.elbo.vectorization import is_other_way
+from pyro_dgm.infer.metric import BOUND, Metric
 from pyro_dgm.programs import announce_parameters, announcing, owner_modules
 
 __all__ = ["Objective", "ObjectiveModule"]
@@ -81,6 +82,8 @@ class Objective(PyroELBO):
     min_particles = 1
     #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
     side: str | None = "lower"
+    #: what the value per datum is called in a run's history, its unit, and which way is better
+    metric: Metric = BOUND
     #: networks that the objective trains beside the program's (a baseline, a discriminator); built at first sight of it
     learned: torch.nn.Module | None = None
     #: training evaluations so far; what follows a schedule is a function of it

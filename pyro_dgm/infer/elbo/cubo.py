@@ -11,6 +11,7 @@ from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.dreaming import DetachSamples
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.score_function import cut_terms
+from pyro_dgm.infer.metric import Metric
 from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["CUBO"]
@@ -29,8 +30,8 @@ class CUBO(Objective):
     *Direction.*  The loss is *plus* the scaled sum of the bounds, so that every optimiser minimises it.  The model's
     parameters get gradients of zero: to lower an upper bound of :math:`\log p(x)` by the model is to make the data
     less likely, and to raise it need not raise :math:`\log p(x)`.  Train the model by a lower bound.  An optimiser
-    with weight decay would still decay the model: give it the guide's parameters alone.  What reports *minus* the loss
-    as a bound (the history of :func:`~pyro_dgm.fit`) shows this one with its sign turned.
+    with weight decay would still decay the model: give it the guide's parameters alone.  The
+    history of :func:`~pyro_dgm.fit` holds the bound itself, of which lower is better.
 
     *What is a bound and what is not.*  What ``bound`` gives is the estimate from K particles,
 
@@ -76,6 +77,7 @@ class CUBO(Objective):
     needs_replay = True
     min_particles = 2
     side = "upper"
+    metric = Metric("upper bound", better="lower")
 
     def __init__(self, n: float = 2.0, num_particles: int = 10, *args: Any, **kwargs: Any) -> None:
         if isinstance(n, bool) or not isinstance(n, (int, float)) or not 1 < n < math.inf:

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_dgm.infer.elbo.base import ObjectiveModule
 from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.infer.metric import Metric
 
 __all__ = ["EnergyObjective", "EnergySite", "energy_site"]
 
@@ -94,12 +95,12 @@ class EnergyObjective(PyroELBO):
     :func:`pyro_dgm.fit`, in :class:`pyro.infer.SVI` and as ``objective(model, guide)``, a module whose value on a
     batch is the loss.  The program has one observed site, of unnormalised density, in the plate of the data; the
     guide is empty. The loss is a sum over the batch, in nats where the surrogate is a difference of energies.  It is
-    *not* a bound on the likelihood: :attr:`meaning` says what ``run.history["train"]`` then holds, the loss per datum
-    with its sign turned.
+    *not* a bound on the likelihood: :attr:`metric` says what ``run.history["train"]`` then holds and which way is
+    better.
     """
 
-    #: what minus the loss per datum is
-    meaning = ""
+    #: what the value per datum is called in a run's history, its unit, and which way is better
+    metric: Metric
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
+from pyro_dgm.infer.metric import Metric
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
@@ -25,7 +26,8 @@ class ContrastiveDivergence(EnergyObjective):
     fast; :class:`PersistentCD` for likelihoods.
 
     ``run.history["train"]`` holds :math:`F(x^{(k)}) - F(x)` per datum: how much lower the energy of data is than that
-    of their chains.  It tends to zero as the model comes to fit *and* when chains do not move: it is no likelihood.
+    of their chains.  It tends to zero as the model comes to fit *and* when chains do not move: it is no likelihood, and
+    neither way is better, so that no best epoch is kept by it.
 
     :param k: transitions.
     :raises ValueError: for ``k`` below 1; in training, for energies that are not finite.
@@ -44,7 +46,7 @@ class ContrastiveDivergence(EnergyObjective):
         torch.Size([6, 3])
     """
 
-    meaning = "energy of the chains minus energy of the data, nats per datum"
+    metric = Metric("energy gap of chains and data", better=None)
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class PersistentCD(ContrastiveDivergence):
         torch.Size([20, 6])
     """
 
-    meaning = "mean energy of the persistent chains minus energy of the data, nats per datum"
+    metric = Metric("energy gap of persistent chains and data", better=None)
     #: states of the chains, or of the whole buffer; ``None`` before the first batch
     chains: Tensor | None = None
 
@@ -133,6 +135,7 @@ class PersistentCD(ContrastiveDivergence):
         if initial not in ("noise", "data"):
             raise ValueError(f"initial must be 'noise' or 'data', got {initial!r}")
         self.num_chains, self.buffer, self.reinit, self.initial = num_chains, buffer, float(reinit), initial
+        self._size = num_chains  # C, once it is known
         self._model: Any = None
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -143,12 +146,12 @@ class PersistentCD(ContrastiveDivergence):
 
     def negative_state(self, site: EnergySite) -> Tensor:
         """The persistent chains of this step, moved, or as they are in an evaluation."""
-        size = self.num_chains or site.num_data
+        size = self._size or site.num_data
         chains = self.chains
         if chains is None:
             chains = self._begin(site, max(size, self.buffer or size))
-            if self.num_chains is None and self.buffer is None:
-                self.num_chains = size
+            if self.buffer is None:
+                self._size = size
         chains = chains.to(site.value.device)
         size = min(size, len(chains))
         index = None if size == len(chains) else torch.randperm(len(chains), device=chains.device)[:size]
@@ -179,11 +182,11 @@ class PersistentCD(ContrastiveDivergence):
 
     def state_dict(self) -> dict[str, Any]:
         """The chains, for a checkpoint."""
-        return {"chains": self.chains, "num_chains": self.num_chains}
+        return {"chains": self.chains, "num_chains": self._size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.chains, self.num_chains = state["chains"], state["num_chains"]
+        self.chains, self._size = state["chains"], state["num_chains"]
 
     def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be copied
         return {**self.__dict__, "_model": None}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import LogProb, ScoreObjective, score
+from pyro_dgm.infer.metric import Metric
 
 __all__ = ["DenoisingScoreMatching"]
 
@@ -33,7 +34,7 @@ class DenoisingScoreMatching(ScoreObjective):
     A level for each datum is drawn evenly from those given.  The blur should be small against the features of the data
     that matter; the noise of the gradient grows as :math:`\sigma` falls.
 
-    ``run.history["train"]`` holds :math:`-J / N`; with :math:`J / N` about D / 2 for D dimensions the energy says
+    ``run.history["train"]`` holds :math:`J / N`; with it about D / 2 for D dimensions the energy says
     nothing yet.
 
     :param noise_levels: :math:`\sigma`, in units of the data: a number, or a sequence of them.
@@ -55,7 +56,7 @@ class DenoisingScoreMatching(ScoreObjective):
         >>> run = pyro_dgm.fit(ebm, torch.randn(50, 2), objective=dsm, epochs=2, progress=False)
     """
 
-    meaning = "minus the denoising score matching loss per datum"
+    metric = Metric("denoising score matching loss", "per datum", "lower")
 
     def __init__(self, noise_levels: float | Sequence[float] = 0.1) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
+from pyro_dgm.infer.metric import Metric
 from pyro_dgm.programs import announcing
 
 __all__ = ["ShortRunML"]
@@ -60,7 +61,7 @@ class ShortRunML(EnergyObjective):
         >>> run = pyro_dgm.fit(program, torch.randn(20, 5), objective=objective, epochs=2, progress=False)
     """
 
-    meaning = "log-likelihood given posterior draws, plus log prior there minus at prior draws, nats per datum"
+    metric = Metric("log-likelihood at posterior draws, plus the prior's gap", better=None)
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
+from pyro_dgm.infer.metric import Metric
 from pyro_dgm.programs import announce_parameters, announcing
 
 __all__ = ["NoiseContrastive"]
@@ -56,7 +57,7 @@ class NoiseContrastive(EnergyObjective):
         True
     """
 
-    meaning = "log-likelihood of telling data from noise, nats per datum"
+    metric = Metric("log-likelihood of telling data from noise")
     #: holds c, trained beside the program's parameters; built when a program is first seen
     learned: Any = None
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import ScoreObjective, score_and_curvature
+from pyro_dgm.infer.metric import Metric
 
 __all__ = ["ScoreMatching"]
 
@@ -26,7 +27,7 @@ class ScoreMatching(ScoreObjective):
     of the weights of modes that are far apart.  Data that lie on few values (pixels) have no density whose score could
     be matched: dequantise them, or take :class:`DenoisingScoreMatching`.
 
-    ``run.history["train"]`` holds :math:`-J / N`.
+    ``run.history["train"]`` holds :math:`J / N`.
 
     :param chunk_size: dimensions whose second derivatives are taken at once; all of them by default.
     :raises ValueError: for ``chunk_size`` below 1; in training, for a support that is not all reals, or energies or
@@ -43,7 +44,7 @@ class ScoreMatching(ScoreObjective):
         >>> run = pyro_dgm.fit(ebm, torch.randn(50, 2), objective=ScoreMatching(), epochs=2, progress=False)
     """
 
-    meaning = "minus the score matching loss per datum"
+    metric = Metric("score matching loss", "per datum", "lower")
 
     def __init__(self, chunk_size: int | None = None) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import ScoreObjective, score_and_curvature
+from pyro_dgm.infer.metric import Metric
 
 __all__ = ["SlicedScoreMatching"]
 
@@ -22,7 +23,7 @@ class SlicedScoreMatching(ScoreObjective):
     the trace's alone.  Take it where there are too many dimensions for the exact trace.  What is said there of smooth
     energies, of far modes and of data on few values holds here too.
 
-    ``run.history["train"]`` holds :math:`-J / N`.
+    ``run.history["train"]`` holds :math:`J / N`.
 
     :param num_slices: directions a datum and step.
     :param directions: their law: ``"rademacher"`` (signs, whose trace has the least noise), ``"normal"`` or
@@ -43,7 +44,7 @@ class SlicedScoreMatching(ScoreObjective):
         >>> run = pyro_dgm.fit(ebm, torch.randn(50, 2), objective=SlicedScoreMatching(), epochs=2, progress=False)
     """
 
-    meaning = "minus the sliced score matching loss per datum"
+    metric = Metric("sliced score matching loss", "per datum", "lower")
     DIRECTIONS = ("rademacher", "normal", "sphere")
 
     def __init__(self, num_slices: int = 1, directions: str = "rademacher", variance_reduction: bool = True) -> None:
