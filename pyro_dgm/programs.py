@@ -137,6 +137,8 @@ def as_program(obj: Any, argument: str = "program") -> Any:
     """Check that ``obj`` has a ``model`` and a ``guide``; a ``(model, guide)`` pair is made into a program."""
     if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
         return Program(*obj)
+    if isinstance(obj, type):
+        raise TypeError(f"{argument} must be an instance, {obj.__name__}(...), got the class itself")
     if callable(getattr(obj, "model", None)) and callable(getattr(obj, "guide", None)):
         return obj
     raise TypeError(

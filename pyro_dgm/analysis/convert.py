@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_dgm.analysis.groups import Conversion
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.programs import split_batch
 
 __all__ = ["to_arviz"]
@@ -93,6 +94,11 @@ def to_arviz(
         >>> dict(arviz_adapter.get_group(idata, "log_likelihood").sizes)
         {'chain': 4, 'draw': 25, 'data': 5}
     """
+    check_seed(seed)
+    check_count("num_samples", num_samples)
+    check_count("chunk_size", chunk_size)
+    if not isinstance(prior, bool):
+        check_count("prior", prior)
     given = (tuple(args or ()), dict(kwargs or {})) if args is not None or kwargs is not None else None
     if data is not None:
         if given is not None:

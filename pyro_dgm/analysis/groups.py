@@ -169,8 +169,6 @@ class Conversion:
             self._put_draws("posterior_predictive", name, array, self._drawn_dims(self.layout.sites[name], array))
 
     def _add_prior(self, num_draws: int) -> None:
-        if num_draws < 1:
-            raise ValueError(f"prior must be a positive number of draws, got {num_draws}")
         sites = [s for s in self.layout.sites.values() if s.kind != "factor"]
 
         def draw(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -182,8 +182,6 @@ def map_draws(
 
     :param values: ``(num_draws, ...)`` tensors; ``fn`` gets the slices of one draw.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 draw, got {chunk_size}")
     parts: list[dict[str, np.ndarray]] = []
     vectorised = True
     with torch.no_grad(), pyro.validation_enabled(False):

@@ -274,13 +274,10 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
 
 
 def _check_device(device: str) -> None:
-    import torch
+    from pyro_dgm.ops.arguments import check_device
 
     if device != "auto":
-        try:
-            torch.empty(0, device=torch.device(device))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"{device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        check_device(device)
 
 
 def _count(x: Any) -> int:

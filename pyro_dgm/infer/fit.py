@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer import fit_setup as setup
+from pyro_dgm.infer.batch import refuse_inference_mode
 from pyro_dgm.infer.callbacks import EarlyStopping, as_callback
 from pyro_dgm.infer.checkpoint import CheckpointFolder, load_checkpoint
 from pyro_dgm.infer.data import as_batches
@@ -77,7 +78,8 @@ def fit(
         object with ``model`` and ``guide``.  Modules' parameters are trained, and those of ``pyro.param`` and
         ``pyro.module`` statements, found by running the program on a first batch; that also builds a lazy guide.
     :param data: a tensor, a tuple of tensors (positional arguments of the program) or a mapping of them (keyword
-        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.
+        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.  Data are constants: no
+        gradient reaches them.
     :param epochs: passes over the data in all; a resumed run counts those it had.
     :param objective: an objective of :mod:`pyro_dgm.infer`, any ``pyro.infer.ELBO``, or any callable that makes of
         ``(model, guide)`` a callable whose value on a batch is the loss; ``None`` is :class:`~pyro_dgm.infer.ELBO`.
@@ -87,7 +89,8 @@ def fit(
         use) and ``"objective"`` (for networks that the objective trains), each over those parameters.
     :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.  Several
         devices share it.
-    :param shuffle: a new order each epoch; a batch of all the data keeps their order.
+    :param shuffle: a new order each epoch; a batch of all the data keeps their order, and an ``IterableDataset`` its
+        own.
     :param transform: called with each batch on its device, random numbers from torch's global generator:
         ``torch.bernoulli`` is dynamic binarisation.
     :param validation: held-out data, of any form that ``data`` takes.
@@ -147,6 +150,7 @@ def fit(
         (2, 2)
     """
     program = as_program(program)
+    refuse_inference_mode()
     if objective is None:
         from pyro_dgm.infer import ELBO
 

@@ -12,15 +12,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_dgm.infer.batch import checked_batch, model_and_guide
+from pyro_dgm.infer.elbo.structure import guide_messenger, probe
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["sample_posterior"]
 
@@ -60,7 +63,8 @@ def sample_posterior(
     :param progress: show a progress bar on a terminal, for runs longer than two seconds.
     :returns: draws ``(num_chains, num_samples, *site_shape)`` of every latent, with statistics and data.
     :raises TypeError: if there is no model to be found, or ``method`` is neither a name nor a kernel.
-    :raises ValueError: for an unknown name, a guide asked for and missing, or a program that the method cannot use.
+    :raises ValueError: for an unknown name, a guide asked for and missing, data that the program refuses, or a program
+        that the method cannot use: model and guide are checked against each other as an objective checks them.
 
     Example::
 
@@ -73,10 +77,10 @@ def sample_posterior(
         Posterior(method='mala', {z: (4, 10, 3, 2)})
     """
     model, guide = model_and_guide(program_or_model)
-    args, kwargs = split_batch(data[0]) if len(data) == 1 else (data, {})
-    check = getattr(program_or_model, "check_batch", None)
-    if callable(check):
-        check(*args, **kwargs)
+    check_seed(seed)
+    for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
+        check_count(argument, value)
+    args, kwargs = checked_batch(program_or_model, data[0] if len(data) == 1 else data, "data")
     with evaluation_mode(program_or_model, model, guide):
         if isinstance(method, Kernel) or (isinstance(method, str) and method in KERNELS):
             kernel = method.with_model(model) if isinstance(method, Kernel) else KERNELS[method](model)
@@ -98,25 +102,7 @@ def sample_posterior(
                 "method='guide' needs a program with a guide, got a model alone; "
                 "use method='hmc', or program(model, guide)"
             )
-        for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
         return _from_guide(model, guide, args, kwargs, num_samples, num_chains, seed)
-
-
-def model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-    """The model, and the guide where there is one, of a program, a pair of callables or a bare model.
-
-    :raises TypeError: if there is no model to be found.
-    """
-    if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
-        return obj
-    model, guide = getattr(obj, "model", None), getattr(obj, "guide", None)
-    if callable(model):
-        return model, guide if callable(guide) else None
-    if callable(obj):
-        return obj, None
-    raise TypeError(f"program_or_model must have .model (and .guide), or be a Pyro model, got {type(obj).__name__}")
 
 
 def _from_guide(
@@ -130,27 +116,10 @@ def _from_guide(
 ) -> Posterior:
     began = time.perf_counter()
     device = device_of(model, args, kwargs)
-    with (
-        torch.no_grad(),
-        poutine.block(),
-        pyro.validation_enabled(False),
-        nullcontext() if seed is None else forked_rng(device, seed),
-    ):
-        # The first run builds a lazy guide, and shows what there is to draw.
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        refuse_subsampling(model_trace, "a posterior draw")
-        names = list(latent_sites(model_trace))
-        missing = [name for name in names if name not in guide_trace]
-        if missing:
-            raise ValueError(
-                f"the guide has no site for the latents {missing}; sum them out in the model, or add them to the guide"
-            )
-
-        values = (site.get("value") for site in model_trace.nodes.values())
-        width = sum(value.numel() for value in values if isinstance(value, Tensor))
-        drawer = _GuideDraws(model, guide, args, kwargs, guide_trace, names)
-        samples, log_p, log_q = drawer.many(num_samples * num_chains, max(1, CHUNK // max(1, width)))
+    with torch.no_grad(), poutine.block(), nullcontext() if seed is None else forked_rng(device, seed):
+        probe(model, guide, args, kwargs)  # builds a lazy guide; everything after it runs without validation
+        with pyro.validation_enabled(False):
+            samples, log_p, log_q = _draw(model, guide, args, kwargs, num_samples * num_chains)
     shape = (num_chains, num_samples)
     return Posterior(
         samples={k: v.reshape(*shape, *v.shape[1:]) for k, v in samples.items()},
@@ -166,12 +135,36 @@ def _from_guide(
 Draws = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
+def _draw(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], total: int
+) -> Draws:
+    # The first run shows what there is to draw.
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    if guide_messenger(guide) is None:
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    else:
+        model_trace = guide_trace  # it has run its model, and that trace has the model's plates
+    refuse_subsampling(model_trace, "a posterior draw")
+    names = list(latent_sites(model_trace))
+    missing = [name for name in names if name not in guide_trace]
+    if missing:
+        raise ValueError(
+            f"the guide has no site for the latents {missing}; sum them out in the model, or add them to the guide"
+        )
+
+    values = (site.get("value") for site in model_trace.nodes.values())
+    width = sum(value.numel() for value in values if isinstance(value, Tensor))
+    drawer = _GuideDraws(model, guide, args, kwargs, guide_trace, names)
+    return drawer.many(total, max(1, CHUNK // max(1, width)))
+
+
 class _GuideDraws:
     """Independent draws from a guide with their log-densities, vectorised where the program can be.
 
     The guide draws inside an outer plate; the densities are then taken draw by draw under ``vmap``, which needs nothing
     of the model's shapes.  A guide that mixes draws (it reduces over dimensions that are not its own) shows in a
-    log-density that differs between the two, and is run draw by draw.
+    log-density that differs between the two, and is run draw by draw.  A ``GuideMessenger`` guide runs the model
+    itself, and its two traces are taken from it.
     """
 
     def __init__(
@@ -184,6 +177,7 @@ class _GuideDraws:
         names: list[str],
     ) -> None:
         self.model, self.guide, self.args, self.kwargs, self.names = model, guide, args, kwargs, names
+        self.messenger = guide_messenger(guide)
         # A Delta site is computed, not drawn; giving it its value back would compare floats for equality.
         self.drawn = {n: s for n, s in latent_sites(prototype).items() if not _is_delta(s["fn"])}
         dims = [
@@ -212,22 +206,36 @@ class _GuideDraws:
         samples = {k: torch.cat([p[0][k] for p in parts]) for k in self.names}
         return samples, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
 
+    def _guide_trace(self) -> Any:
+        if self.messenger is None:
+            return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        self.guide(*self.args, **self.kwargs)
+        return self.messenger.get_traces()[1]
+
     def _one(self, values: dict[str, Tensor]) -> Draws:
         """One draw; sites in ``values`` are given."""
-        given = poutine.Trace()
-        for name, value in values.items():
-            given.add_node(name, **{**self.drawn[name], "value": value})
-        q = poutine.trace(poutine.replay(self.guide, trace=given)).get_trace(*self.args, **self.kwargs)
-        p = poutine.trace(poutine.replay(self.model, trace=q)).get_trace(*self.args, **self.kwargs)
+        with _Given(values):
+            q = self._guide_trace()
+        if self.messenger is None:
+            p = poutine.trace(poutine.replay(self.model, trace=q)).get_trace(*self.args, **self.kwargs)
+        else:
+            p, q = self.messenger.get_traces()
+        found = latent_sites(p)
+        changed = sorted(set(found) ^ set(self.names))
+        if changed:
+            raise ValueError(
+                f"the latent sites {changed} are in some draws of the guide and not in others, so draws cannot be put "
+                "together in arrays: give the guide the same sites on every run, or condition on what decides them"
+            )
         return (
-            {name: torch.as_tensor(p.nodes[name]["value"]) for name in self.names},
+            {name: torch.as_tensor(found[name]["value"]) for name in self.names},
             torch.as_tensor(p.log_prob_sum()),
             torch.as_tensor(q.log_prob_sum()),
         )
 
     def _together(self, count: int) -> Draws:
         with pyro.plate("_draws", count, dim=self.dim):
-            trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+            trace = self._guide_trace()
         trace.compute_log_prob()
         values: dict[str, Tensor] = {}
         for name, site in self.drawn.items():
@@ -249,6 +257,18 @@ class _GuideDraws:
                 "it reduces over the plate's dimension"
             )
         return samples, log_p, exact
+
+
+class _Given(Messenger):
+    """Give sites their values and leave all else of them as it is: replay would take a messenger's prior away."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def _is_delta(fn: Any) -> bool:

@@ -17,6 +17,7 @@ from pyro_dgm.distributions.visible_units import (
     VisibleUnits,
 )
 from pyro_dgm.models.boltzmann import BoltzmannFamily
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["RBM"]
 
@@ -69,8 +70,7 @@ class RBM(BoltzmannFamily):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         for argument, value in (("num_visible", num_visible), ("num_hidden", num_hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument} must be a positive integer, got {value!r}")
+            check_count(argument, value)
         units = _make_units(visible, num_visible, num_categories, scale, event_shape)
         super().__init__(units.event_shape)
         self.units = units
@@ -137,8 +137,7 @@ def _make_units(
     if visible != "gaussian" and scale != 1.0:
         raise ValueError(f"scale is for visible='gaussian', got it with {visible!r}")
     if visible == "categorical":
-        if isinstance(num_categories, bool) or not isinstance(num_categories, int) or num_categories < 2:
-            raise ValueError(f"num_categories must be an integer of at least 2, got {num_categories!r}")
+        check_count("num_categories", num_categories, 2)
         made = CategoricalUnits(num_visible, num_categories)
         if event_shape is not None and torch.Size(event_shape) != made.event_shape:
             raise ValueError(

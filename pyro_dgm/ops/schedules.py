@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["CyclicalSchedule", "LinearSchedule", "SigmoidSchedule"]
 
 
@@ -138,10 +140,7 @@ class CyclicalSchedule:
 
 
 def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_count("steps", steps)
 
 
 def _between(start: float, end: float, share: float) -> float:

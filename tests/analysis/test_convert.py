@@ -402,9 +402,9 @@ def test_bad_input():
         pyro_dgm.to_arviz(thin, data=torch.zeros(5, 3))
     with pytest.raises(ValueError, match="no draws of any site"):
         pyro_dgm.to_arviz(Posterior({}))
-    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1"):
         pyro_dgm.to_arviz(post, data=torch.zeros(4, 3), chunk_size=0)
-    with pytest.raises(ValueError, match="prior must be a positive number"):
+    with pytest.raises(ValueError, match="prior must be an integer of at least 1"):
         pyro_dgm.to_arviz(post, data=torch.zeros(4, 3), prior=-3)
 
 

@@ -112,7 +112,7 @@ def test_fit_other_family_and_dynamic_data(tmp_path: Path) -> None:
     [
         (["--dataset", "mnits"], "there is no data set 'mnits'; there are binarized_mnist, digits, mnist"),
         (["--objective", "IWEA(5)"], "there is no objective 'IWEA'; there are AdversarialELBO, BetaTC, CIWAE"),
-        (["--objective", "IWAE(-1)"], "num_particles must be at least 1"),
+        (["--objective", "IWAE(-1)"], "num_particles must be an integer of at least 1"),
         (["--family", "GAN"], "there is no family 'GAN'; there are"),
         (["--family", "LinearGaussian", "--hidden", "3"], "has no option 'hidden'"),
         (["--binarize", "none"], "outside {0, 1}"),

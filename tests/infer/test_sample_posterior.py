@@ -218,7 +218,7 @@ X = torch.zeros(3)
         (
             lambda: sample_posterior((scale_model, lambda x: None), X),
             ValueError,
-            r"no site for the latents \['scale', 'weights'\]",
+            r"samples \['scale', 'weights'\] but the guide does not",
         ),
         (
             lambda: sample_posterior((scale_model, AutoNormal(scale_model)), X, num_chains=0),

@@ -36,7 +36,7 @@ def test_own_networks():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="network must be"):
         VAE((4,), 2, network="transformer")
-    with pytest.raises(ValueError, match="latent_dim must be at least 1"):
+    with pytest.raises(ValueError, match="latent_dim must be an integer of at least 1"):
         VAE((4,), 0)
     with pytest.raises(ValueError, match="event_shape must hold positive sizes"):
         VAE((4, 0), 2)

@@ -20,6 +20,7 @@ from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.recorded import Transitions
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["MCMC"]
 
@@ -103,8 +104,7 @@ class MCMC:
             ("thinning", thinning, 1),
             ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
+            check_count(argument, value, least)
         if chain_method not in ("vectorized", "sequential"):
             raise ValueError(f"chain_method must be 'vectorized' or 'sequential', got {chain_method!r}")
         if thinning > num_samples:

@@ -15,6 +15,7 @@ from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.smc.potential import PathPotential
 from pyro_dgm.ops.annealing import anneal
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["KernelPath"]
 
@@ -42,8 +43,7 @@ class KernelPath:
         plates: Sequence[int] = (),
     ) -> None:
         check_kernel(kernel)
-        if isinstance(num_transitions, bool) or not isinstance(num_transitions, int) or num_transitions < 1:
-            raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
+        check_count("num_transitions", num_transitions)
         self.kernel = copy.copy(kernel)
         self.kernel.potential = self.potential = PathPotential(both)
         self.num_transitions, self.data = num_transitions, torch.Size(plates).numel()
