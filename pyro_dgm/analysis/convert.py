@@ -105,7 +105,7 @@ def to_arviz(
             raise ValueError("give the model's arguments as data= or as args= and kwargs=, not both")
         given = split_batch(data)
     drawn_here = not isinstance(result, Posterior) and _program_of(result) is not None
-    posterior = _posterior(result, given, num_samples, seed)
+    posterior = own = _posterior(result, given, num_samples, seed)
     if model is not None:
         posterior = replace(posterior, model=model)
     if given is not None:
@@ -116,8 +116,8 @@ def to_arviz(
         posterior_predictive = drawn_here
     device = next(iter(posterior.samples.values())).device
     with forked_rng(device, seed, enabled=seed is not None):
-        conversion = Conversion(posterior, dims or {}, chunk_size)
-        return conversion.build(log_likelihood, log_prior, posterior_predictive, prior, coords or {})
+        conversion = Conversion(posterior, dims or {}, coords or {}, chunk_size, own)
+        return conversion.build(log_likelihood, log_prior, posterior_predictive, prior)
 
 
 def _program_of(result: Any) -> Any:
