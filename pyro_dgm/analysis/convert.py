@@ -42,11 +42,17 @@ def to_arviz(
     Use it on whatever comes out of inference, before ``arviz.summary``, ``arviz.loo``, plots or a netCDF file.
     The model is run again over the draws (in ``eval()`` mode, vectorised, ``chunk_size`` draws at a time) for:
 
-    - ``posterior``: the latents, and the model's ``pyro.deterministic`` sites (if every latent has draws);
+    - ``posterior``: the latents, and what follows from them: ``pyro.deterministic`` sites, and sites that a
+      reparameterisation (``LocScaleReparam``, ``NeuTraReparam``, ...) or the model itself computes from latents and
+      marks as observed (where the latents they depend on have draws);
     - ``log_likelihood``: for each observed site :math:`\\log p(x_n \\mid z^{(s)})` in nats, one for each element of
-      its batch shape, masked but not scaled by subsampling, as ``arviz.loo`` wants it;
-    - ``log_prior``: likewise for each latent site;
-    - ``posterior_predictive``: observed sites drawn anew from the model, at each draw of the latents;
+      its batch shape, not scaled by subsampling, as ``arviz.loo`` wants it.  Elements that are masked are no data and
+      are left out: those of a masked site are in one dimension, ``<site>_unmasked``, whose coordinates
+      ``<site>_<plate>`` say where they were;
+    - ``log_prior``: likewise for each latent site, masked ones being zero, and for computed sites with a density of
+      their own (a Jacobian);
+    - ``posterior_predictive``: observed sites drawn anew from the model, at each draw of the latents.  For predictions
+      at new inputs give those as ``args=``, with ``None`` or stand-ins of the right shape for what is to be predicted;
     - ``prior`` and ``prior_predictive``: draws of the whole model;
     - ``sample_stats`` as the sampler gave them, ``observed_data``, and ``constant_data`` (tensors among the
       arguments that are not observed).
@@ -59,8 +65,8 @@ def to_arviz(
     :param result: a :class:`~pyro_dgm.infer.posterior.Posterior`; :class:`pyro_dgm.infer.mcmc.MCMC` or
         :class:`pyro.infer.MCMC` after ``run``; a fitted run of :func:`pyro_dgm.fit`, or any program, of which the
         guide is drawn from.
-    :param data: the batch of data, where the result does not keep it (a run, a program): a tensor, or a tuple or
-        mapping of the model's arguments.
+    :param data: the batch of data, where the result does not keep it (a run, a program), or new ones: a tensor, or a
+        tuple or mapping of the model's arguments.
     :param model: model to use in place of the one that the result keeps.
     :param args: positional arguments of the model, an alternative to ``data``.
     :param kwargs: keyword arguments of the model, likewise.
@@ -78,7 +84,9 @@ def to_arviz(
     :raises TypeError: if ``result`` is none of these.
     :raises ValueError: if the data are needed and not given; if a latent site of the model has no draws (an
         enumerated one) while a group is asked for that depends on it; if a latent lies in a plate that subsamples at
-        random (which rows its draws belong to is then unknown: give the plate its ``subsample=``).
+        random (which rows its draws belong to is then unknown: give the plate its ``subsample=``); if a predictive
+        group needs draws of a distribution that cannot be drawn; for a name in ``dims`` or ``coords`` that is no site
+        or dimension.
 
     Example::
 

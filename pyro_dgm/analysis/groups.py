@@ -138,7 +138,7 @@ class Conversion:
 
     def _sites_of_own_data(self, first: Mapping[str, Tensor]) -> set[str]:
         """Sites that were observed when the draws were made."""
-        if self.own is None or self.own.model is None:
+        if self.own is None or self.own.model is None or (self.own.args, self.own.kwargs) == ((), {}):
             return set()
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run(self.own.model, self.own.args, self.own.kwargs, first)

@@ -137,7 +137,7 @@ def run(
                 raise
             raise ValueError(
                 f"site {name!r} ({type(fn).__name__}) cannot be drawn, as predictive and prior draws need: pass "
-                f"posterior_predictive=False and prior=False ({error or 'its distribution has no sample()'})"
+                f"posterior_predictive=False and prior=False ({str(error) or 'its distribution has no sample()'})"
             ) from error
     nodes = trace.trace.nodes
     sites = {
@@ -186,10 +186,10 @@ def _site(name: str, node: Mapping[str, Any], origin: Origin | None) -> Site:
     density = value.new_zeros(()) if kind in ("deterministic", "factor") else log_prob(node)
     batch = tuple(density.shape)
     mask = _mask(node, density.shape) if kind == "observed" else None
-    if mask is not None and origin is not None and origin.mask:
+    if kind == "observed" and origin is not None and origin.mask:
         warnings.warn(
-            f"the mask of site {name!r} depends on the latents {sorted(origin.mask)}, so its log_likelihood holds zeros "
-            "where it is masked, which arviz.loo counts as data",
+            f"the mask of site {name!r} depends on the latents {sorted(origin.mask)}, so its log_likelihood holds "
+            "zeros where it is masked, which arviz.loo counts as data",
             UserWarning,
             stacklevel=2,
         )
@@ -210,7 +210,10 @@ def _is_point(fn: Any, value: Tensor) -> bool:
     if not isinstance(fn, pyro.distributions.Delta):
         return False
     point = fn.v
-    return point.numel() > 0 and value.numel() % point.numel() == 0 and torch.equal(point.expand_as(value), value)
+    fits = point.dim() <= value.dim() and all(
+        a in (1, b) for a, b in zip(reversed(point.shape), reversed(value.shape), strict=False)
+    )
+    return fits and torch.equal(point.expand_as(value), value)
 
 
 def _mask(node: Mapping[str, Any], shape: torch.Size) -> Tensor | None:

@@ -104,7 +104,8 @@ def _check_binds(role: str, fn: Any, args: Any, kwargs: Any, batch: Any, argumen
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f"{argument}: the {role} takes {signature}, but the batch gives it ({batch_arguments(batch)}): {error}. A "
+            f"{argument}: the {role} takes ({', '.join(signature.parameters)}), but the batch gives it "
+            f"({batch_arguments(batch)}): {error}. A "
             "tuple or list is passed as positional arguments and a mapping as keyword arguments; where the program "
             "takes one tensor, give that tensor alone (arrays and lists of numbers: torch.as_tensor)"
         ) from error

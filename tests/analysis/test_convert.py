@@ -162,9 +162,11 @@ def test_masked_scaled_and_factored_densities():
     idata = pyro_dgm.to_arviz(Posterior({"mu": mu}, model=model, args=(x, mask)))
     likelihood = group(idata, "log_likelihood")
     assert list(likelihood.data_vars) == ["x"]
-    want = scipy.stats.norm.logpdf(x.numpy(), mu.numpy()[..., None]) * mask.numpy()  # not times 10/3
+    want = scipy.stats.norm.logpdf(x.numpy(), mu.numpy()[..., None])[..., mask.numpy()]  # not times 10/3
     np.testing.assert_allclose(likelihood["x"].values, want, rtol=1e-5, atol=1e-6)
-    assert likelihood["data"].values.tolist() == [7, 2, 5]
+    assert likelihood["x"].dims == ("chain", "draw", "x_unmasked")
+    assert likelihood["x_data"].values.tolist() == [7, 5]
+    assert group(idata, "observed_data")["data"].values.tolist() == [7, 2, 5]
     assert group(idata, "constant_data")["mask"].values.tolist() == [True, False, True]
 
 
