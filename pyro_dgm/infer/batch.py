@@ -16,7 +16,14 @@ from torch import Tensor
 from pyro_dgm.infer.data import batch_arguments, constant_tensors, named_tensors, refuse_meta
 from pyro_dgm.programs import owner_modules, split_batch
 
-__all__ = ["check_batch", "check_dtypes", "checked_batch", "model_and_guide", "refuse_inference_mode"]
+__all__ = [
+    "check_batch",
+    "check_dtypes",
+    "checked_arguments",
+    "checked_batch",
+    "model_and_guide",
+    "refuse_inference_mode",
+]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,11 +56,19 @@ def checked_batch(program: Any, batch: Any, argument: str = "x", *, gradients: b
     :raises TypeError: if the model does not take these arguments, or the program's ``check_batch`` says so.
     :raises ValueError: for tensors without values or on another device than the parameters, or likewise.
     """
+    args, kwargs = split_batch(batch)
+    return checked_arguments(program, args, kwargs, argument, gradients=gradients)
+
+
+def checked_arguments(
+    program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], argument: str = "x", *, gradients: bool = False
+) -> Arguments:
+    """As :func:`checked_batch`, of a batch that is split already."""
     if gradients:
         refuse_inference_mode()
-    batch = constant_tensors(batch)
-    check_batch(program, batch, argument)
-    return split_batch(batch)
+    args, kwargs = constant_tensors(args), constant_tensors(kwargs)
+    check_batch(program, args, kwargs, argument)
+    return args, kwargs
 
 
 def refuse_inference_mode() -> None:
@@ -62,19 +77,27 @@ def refuse_inference_mode() -> None:
         raise RuntimeError("gradients are needed here: call this outside torch.inference_mode()")
 
 
-def check_batch(program: Any, batch: Any, argument: str = "x") -> None:
-    """Check a batch against a program: its arguments, devices, dtypes, and the program's own ``check_batch``.
+def check_batch(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], argument: str = "x") -> None:
+    """Check a batch against a program: its tensors, the program's arguments, devices, and its own ``check_batch``.
 
     :raises TypeError: as :func:`checked_batch`.
     :raises ValueError: likewise.
     """
     model, guide = model_and_guide(program)
-    args, kwargs = split_batch(batch)
-    tensors = list(named_tensors(batch, argument))
+    alone = len(args) == 1 and not kwargs
+    tensors = list(named_tensors(args[0] if alone else args, argument)) + list(named_tensors(kwargs, argument))
     refuse_meta(tensors)
+    for name, tensor in tensors:
+        if tensor.is_quantized:
+            raise TypeError(
+                f"{name} is quantised ({tensor.dtype}), and densities take real numbers: {name}.dequantize()"
+            )
+    rows = [tensor.shape[0] for _, tensor in tensors if tensor.dim() > 0]
     for role, fn in (("model", model), ("guide", guide)):
         if fn is not None:
-            _check_binds(role, fn, args, kwargs, batch, argument)
+            _check_binds(role, fn, args, kwargs, argument)
+    if rows and not any(rows):
+        raise ValueError(f"{argument} holds no data: the shapes are {[tuple(t.shape) for _, t in tensors]}")
     owners = [m for part in (program, model, guide) if part is not None for m in owner_modules(part)]
     parameters = [p for m in dict.fromkeys(owners) for p in m.parameters()]
     _check_devices(tensors, parameters)
@@ -95,7 +118,7 @@ def check_dtypes(tensors: list[tuple[str, Tensor]], dtypes: set[torch.dtype]) ->
             )
 
 
-def _check_binds(role: str, fn: Any, args: Any, kwargs: Any, batch: Any, argument: str) -> None:
+def _check_binds(role: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], argument: str) -> None:
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # a callable that does not say what it takes
@@ -105,7 +128,7 @@ def _check_binds(role: str, fn: Any, args: Any, kwargs: Any, batch: Any, argumen
     except TypeError as error:
         raise TypeError(
             f"{argument}: the {role} takes ({', '.join(signature.parameters)}), but the batch gives it "
-            f"({batch_arguments(batch)}): {error}. A "
+            f"({batch_arguments(args, kwargs)}): {error}. A "
             "tuple or list is passed as positional arguments and a mapping as keyword arguments; where the program "
             "takes one tensor, give that tensor alone (arrays and lists of numbers: torch.as_tensor)"
         ) from error

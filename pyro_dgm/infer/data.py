@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_dgm.infer.distributed import ALONE, Group
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs import split_batch
 
 __all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches", "batch_length", "map_tensors", "named_tensors"]
 
@@ -151,6 +150,11 @@ class TensorBatches:
         if not tensors:
             raise ValueError(f"{argument} holds no tensor")
         for name, tensor in tensors:
+            if tensor.layout != torch.strided:
+                raise TypeError(
+                    f"{name} has layout {tensor.layout}, and batches are cut from dense tensors: give {name}.to_dense(), or "
+                    "a DataLoader"
+                )
             if tensor.dim() == 0:
                 raise ValueError(
                     f"{name} is a scalar; every tensor of {argument} needs the data as its leading dimension"
@@ -341,9 +345,8 @@ def _cut(batch: Any, part: slice) -> Any:
     return map_tensors(lambda t: t[part] if t.dim() > 0 and t.shape[0] == length else t, batch)
 
 
-def batch_arguments(batch: Any) -> str:
+def batch_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """One line that says what a batch passes to the program."""
-    args, kwargs = split_batch(batch)
     shown = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
     shown += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
     return ", ".join(shown)

@@ -109,7 +109,7 @@ def check_data(
         if isinstance(source, TensorBatches) and transform is None:
             if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
                 whole = source.data
-        check_batch(program, whole, argument)
+        check_batch(program, *split_batch(whole), argument)
     return first
 
 

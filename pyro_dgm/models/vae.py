@@ -73,6 +73,7 @@ class VAE(Family):
         check_count("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
         self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
+        self.takes_integers = isinstance(self.likelihood, CallableLikelihood)
         self._network_name = network if isinstance(network, str) else "custom"
         self.hidden = (
             tuple(hidden) if hidden is not None else {"mlp": (400, 400), "conv": (32, 64)}.get(self._network_name, ())
