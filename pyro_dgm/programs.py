@@ -90,6 +90,8 @@ class Program(torch.nn.Module):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         super().__init__()
         for name, fn in (("model", model), ("guide", guide)):
+            if isinstance(fn, type):
+                raise TypeError(f"program(): {name} must be a callable with Pyro sites, got the class {fn.__name__}")
             if not callable(fn):
                 raise TypeError(f"program(): {name} must be a callable with Pyro sites, got {type(fn).__name__}")
         self.model = model

@@ -18,6 +18,7 @@ from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
 from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import evaluate
+from pyro_dgm.infer.fit_setup import check_objective
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import local_store, module_roots
 from pyro_dgm.infer.random_state import forked_rng
@@ -146,8 +147,7 @@ def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: st
     if not named:
         raise ValueError(f"{argument} must hold at least one objective, got none")
     for label, estimator in named.items():
-        if isinstance(estimator, type):
-            raise TypeError(f"{argument} must hold instances, {estimator.__name__}(), got the class {label} itself")
+        check_objective(f"{argument}: {label}", estimator)
         if not callable(getattr(estimator, "differentiable_loss", None)):
             raise TypeError(f"{argument}: {label} ({type(estimator).__name__}) has no differentiable_loss")
     return named

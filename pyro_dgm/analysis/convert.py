@@ -15,7 +15,7 @@ from pyro_dgm.analysis.groups import Conversion
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
-from pyro_dgm.programs import split_batch
+from pyro_dgm.programs import as_program, split_batch
 
 __all__ = ["to_arviz"]
 
@@ -130,6 +130,10 @@ def to_arviz(
 
 def _program_of(result: Any) -> Any:
     program = getattr(result, "program", result)
+    if isinstance(program, tuple) and len(program) == 2 and all(callable(fn) for fn in program):
+        return as_program(program)
+    if isinstance(program, type):
+        return None
     return program if callable(getattr(program, "model", None)) and callable(getattr(program, "guide", None)) else None
 
 

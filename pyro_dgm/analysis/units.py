@@ -15,7 +15,7 @@ from pyro_dgm.infer.elbo.structure import probe, sample_sites
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.arguments import check_count, check_number, check_seed
 from pyro_dgm.programs import as_program
 
 __all__ = ["ActiveUnits", "active_units"]
@@ -84,6 +84,8 @@ def active_units(
     """
     check_count("num_samples", num_samples, 2)
     check_seed(seed)
+    check_number("threshold", threshold)
+    check_number("threshold", threshold)
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold!r}")
     program = as_program(program)

@@ -152,7 +152,7 @@ class TensorBatches:
         for name, tensor in tensors:
             if tensor.layout != torch.strided:
                 raise TypeError(
-                    f"{name} has layout {tensor.layout}, and batches are cut from dense tensors: give {name}.to_dense(), or "
+                    f"{name} has layout {tensor.layout}, and batches are cut from dense tensors: {name}.to_dense(), or "
                     "a DataLoader"
                 )
             if tensor.dim() == 0:

@@ -25,6 +25,7 @@ from pyro_dgm.infer.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.random_state import forked_rng, seed_everything
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings
+from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.programs import as_program, owner_modules
 
 __all__ = ["fit"]
@@ -162,6 +163,9 @@ def fit(
         epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every,
         accumulate=accumulate,
     )  # fmt: skip
+    check_number("clip_norm", clip_norm, optional=True)
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
     if lr_scheduler_interval not in ("epoch", "step"):

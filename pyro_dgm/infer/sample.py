@@ -80,9 +80,9 @@ def sample_posterior(
     check_seed(seed)
     for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
         check_count(argument, value)
-    args, kwargs = checked_batch(
-        program_or_model, data[0] if len(data) == 1 else data, "data", gradients=method != "guide"
-    )
+    check_count("warmup_steps", warmup_steps, 0, optional=True)
+    batch = data[0] if len(data) == 1 else data
+    args, kwargs = checked_batch(program_or_model, batch, "data", gradients=method != "guide")
     with evaluation_mode(program_or_model, model, guide):
         if isinstance(method, Kernel) or (isinstance(method, str) and method in KERNELS):
             kernel = method.with_model(model) if isinstance(method, Kernel) else KERNELS[method](model)

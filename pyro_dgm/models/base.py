@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_sizes
 from pyro_dgm.programs import announce_parameters
 
 __all__ = ["Family", "program_method"]
@@ -60,9 +61,7 @@ class Family(PyroModule):
         # A PyroModule decides when it is made whether it has a parameter scope of its own.
         with pyro.settings.context(module_local_params=True):
             super().__init__()
-        self.event_shape = torch.Size(int(s) for s in event_shape)
-        if any(s <= 0 for s in self.event_shape):
-            raise ValueError(f"event_shape must hold positive sizes, got {tuple(event_shape)}")
+        self.event_shape = torch.Size(check_sizes("event_shape", event_shape))
 
     def check_batch(self, x: Tensor) -> None:
         """Check a batch once, before training or capture.

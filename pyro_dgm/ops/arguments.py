@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
-__all__ = ["LARGEST_COUNT", "LARGEST_SEED", "check_count", "check_device", "check_seed"]
+__all__ = ["LARGEST_COUNT", "LARGEST_SEED", "check_count", "check_device", "check_number", "check_seed", "check_sizes"]
 
 #: largest count that is taken: more draws, particles or steps than this are a slip of the pen
 LARGEST_COUNT = 2**31 - 1
@@ -43,6 +44,18 @@ def check_count(argument: str, value: Any, least: int = 1, *, optional: bool = F
     if value > LARGEST_COUNT:
         raise ValueError(f"{argument} must be an integer from {least} to 2**31 - 1, got {value!r}")
     return int(value)
+
+
+def check_sizes(argument: str, value: Any, least: int = 1) -> tuple[int, ...]:
+    """Check a sequence of sizes: each an integer of at least ``least``.
+
+    :returns: them as a tuple of ``int``.
+    :raises TypeError: if it is no sequence, or holds what is no integer.
+    :raises ValueError: if a size is out of range.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(f"{argument} must be a tuple or list of integers, got {value!r}")
+    return tuple(check_count(f"{argument}[{i}]", size, least) for i, size in enumerate(value))
 
 
 def check_seed(value: Any, argument: str = "seed", *, optional: bool = True) -> Any:
@@ -93,3 +106,17 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
             f"{argument} must be a device that is there, got {str(value)!r}, which torch cannot use: {reason}"
         ) from error
     return made
+
+
+def check_number(argument: str, value: Any, *, optional: bool = False) -> Any:
+    """Check that an argument is a real number at all, before it is compared with anything; scalar tensors count.
+
+    :param optional: whether ``None`` is accepted too.
+    :raises TypeError: for anything else, ``True`` and ``"3"`` too.
+    """
+    if value is None and optional:
+        return None
+    scalar = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+    if isinstance(value, bool) or not (isinstance(value, Real) or scalar):
+        raise TypeError(f"{argument} must be a number{', or None' if optional else ''}, got {value!r}")
+    return value

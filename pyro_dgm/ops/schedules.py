@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["CyclicalSchedule", "LinearSchedule", "SigmoidSchedule"]
 
@@ -82,6 +82,8 @@ class SigmoidSchedule:
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
+        check_number("steepness", self.steepness)
+        check_number("steepness", self.steepness)
         if not 0 < self.steepness < math.inf:
             raise ValueError(f"steepness must be a finite number above 0, got {self.steepness!r}")
 
@@ -126,8 +128,12 @@ class CyclicalSchedule:
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
+        check_number("cycles", self.cycles)
+        check_number("cycles", self.cycles)
         if not 1 <= self.cycles <= self.steps:
             raise ValueError(f"cycles must be from 1 to steps = {self.steps}, got {self.cycles!r}")
+        check_number("ratio", self.ratio)
+        check_number("ratio", self.ratio)
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio!r}")
 

@@ -108,7 +108,7 @@ def test_mnist_binarized_is_repeatable(data_dir: Path) -> None:
     first = datasets.mnist(binarize="stochastic", seed=3, download=False).test
     assert first.unique().tolist() == [0.0, 1.0]
     assert torch.equal(first, datasets.mnist(binarize="stochastic", seed=3, download=False).test)
-    with pytest.raises(ValueError, match="num_validation must be a count from 0 to 59999, got 60000"):
+    with pytest.raises(ValueError, match="num_validation must be below the 60000 images there are, got 60000"):
         datasets.mnist(num_validation=60_000)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.aggregate import counted, log_prior, reconstruction, spread
 from pyro_dgm.infer.elbo.factorised import FactorisedObjective, pairwise_log_q
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["BetaTC"]
 
@@ -74,6 +74,8 @@ class BetaTC(FactorisedObjective):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
+            check_number(name, value)
+            check_number(name, value)
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value!r}")
         check_count("num_data", num_data, optional=True)

@@ -14,6 +14,7 @@ from pyro_dgm.infer.elbo.logits import Hidden, relaxed_log_prob
 from pyro_dgm.infer.elbo.particles import Particles, particle_plate
 from pyro_dgm.infer.elbo.pathwise import with_values
 from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["REBAR"]
 
@@ -54,6 +55,8 @@ class REBAR(ControlVariate):
         self, num_particles: int = 1, *args: Any, temperature: float = 0.5, control_scale: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("temperature", temperature)
+        check_number("temperature", temperature)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         self.temperature, self.control_scale = float(temperature), float(control_scale)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.aggregate import AggregateObjective, counted, latents, prior_draws, reconstruction, spread
 from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.ops.divergences import sliced_wasserstein
 
 __all__ = ["SlicedWasserstein"]
@@ -55,6 +55,8 @@ class SlicedWasserstein(AggregateObjective):
         self, num_particles: int = 1, *args: Any, lam: float = 10.0, num_projections: int = 50, **kwargs: Any
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("lam", lam)
+        check_number("lam", lam)
         if not lam >= 0:
             raise ValueError(f"lam must be at least 0, got {lam!r}")
         check_count("num_projections", num_projections)

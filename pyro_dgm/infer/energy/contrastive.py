@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
@@ -127,6 +127,8 @@ class PersistentCD(ContrastiveDivergence):
             check_count(argument, value, optional=True)
         if buffer is not None and buffer < (num_chains or 1):
             raise ValueError(f"buffer must hold at least num_chains = {num_chains} states, got {buffer}")
+        check_number("reinit", reinit)
+        check_number("reinit", reinit)
         if not 0.0 <= reinit <= 1.0:
             raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
         if initial not in ("noise", "data"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announcing
 
 __all__ = ["ShortRunML"]
@@ -73,6 +73,8 @@ class ShortRunML(EnergyObjective):
         super().__init__()
         for argument, value in (("posterior_steps", posterior_steps), ("prior_steps", prior_steps)):
             check_count(argument, value, optional=argument == "prior_steps")
+        check_number("posterior_step_size", posterior_step_size)
+        check_number("posterior_step_size", posterior_step_size)
         if not (posterior_step_size > 0 and math.isfinite(posterior_step_size)):
             raise ValueError(f"posterior_step_size must be positive and finite, got {posterior_step_size}")
         self.posterior_steps, self.posterior_step_size = posterior_steps, float(posterior_step_size)

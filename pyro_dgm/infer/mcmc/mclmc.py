@@ -16,7 +16,7 @@ from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import select
 from pyro_dgm.infer.mcmc.isokinetic import minimal_norm_step, unit
 from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["MCLMC"]
 
@@ -123,6 +123,8 @@ class MCLMC(Kernel):
             ("energy_variance", energy_variance),
             ("max_energy_error", max_energy_error),
         ):
+            check_number(argument, value)
+            check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.chains import per_chain
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = [
     "TemperedPotential",
@@ -170,6 +170,8 @@ def ladder_of(num_temperatures: int, max_temperature: float, given: Sequence[flo
             raise ValueError(f"inverse_temperatures must fall from 1 and stay positive, at least two, got {ladder}")
         return ladder
     check_count("num_temperatures", num_temperatures, 2)
+    check_number("max_temperature", max_temperature)
+    check_number("max_temperature", max_temperature)
     if not (max_temperature > 1 and math.isfinite(max_temperature)):
         raise ValueError(f"max_temperature must be above 1 and finite, got {max_temperature}")
     return [max_temperature ** (-r / (num_temperatures - 1)) for r in range(num_temperatures)]

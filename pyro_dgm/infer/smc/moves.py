@@ -162,6 +162,8 @@ def check_kernel(kernel: Kernel) -> None:
     :raises TypeError: for what is no kernel.
     :raises ValueError: for one with a target of its own, at another temperature, or that leaves no density invariant.
     """
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel must be an instance, {kernel.__name__}(), got the class itself")
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be one of pyro_dgm.infer.mcmc, HMC() say, got {type(kernel).__name__}")
     name = type(kernel).__name__

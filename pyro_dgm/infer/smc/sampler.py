@@ -16,7 +16,7 @@ from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.resampling import next_temperature, systematic
-from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.arguments import check_count, check_number, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer, warn_of_low_ess
 from pyro_dgm.ops.logmeanexp import normalized_ess
 
@@ -92,8 +92,12 @@ class SMCSampler:
         resample_at: float = 0.5,
         max_temperatures: int = 1000,
     ) -> None:
+        check_number("target_ess", target_ess)
+        check_number("target_ess", target_ess)
         if not 0.0 < target_ess < 1.0:
             raise ValueError(f"target_ess must be in (0, 1), got {target_ess!r}")
+        check_number("resample_at", resample_at)
+        check_number("resample_at", resample_at)
         if not 0.0 < resample_at <= 1.0:
             raise ValueError(f"resample_at must be in (0, 1], got {resample_at!r}")
         for argument, value in (("num_moves", num_moves), ("max_temperatures", max_temperatures)):
