@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.analysis.groups import Conversion
+from pyro_dgm.infer.batch import checked_arguments
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
@@ -150,7 +151,7 @@ def _posterior(
             )
         from pyro_dgm.infer.sample import sample_posterior
 
-        args, kwargs = given
+        args, kwargs = checked_arguments(program, *given, "data")
         batch = args if not kwargs else dict(inspect.signature(program.guide).bind(*args, **kwargs).arguments)
         return sample_posterior(
             program, batch, method="guide", num_samples=num_samples, num_chains=4, seed=seed, progress=False

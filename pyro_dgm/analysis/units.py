@@ -85,7 +85,6 @@ def active_units(
     check_count("num_samples", num_samples, 2)
     check_seed(seed)
     check_number("threshold", threshold)
-    check_number("threshold", threshold)
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold!r}")
     program = as_program(program)

@@ -117,7 +117,6 @@ class _DensityPotential:
 
 def _langevin(potential: _DensityPotential, u: Tensor, num_steps: int, step_size: float) -> tuple[Tensor, Tensor]:
     check_number("step_size", step_size)
-    check_number("step_size", step_size)
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
     size = u.new_tensor(step_size)

@@ -102,7 +102,6 @@ class EnergyDistribution(UnnormalizedDistribution):
         positive = [("temperature", temperature), ("step_size", step_size)]
         for argument, value in positive + ([] if noise_level is None else [("noise_level", noise_level)]):
             check_number(argument, value)
-            check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, given in (("base", base), ("initial", initial)):

@@ -118,12 +118,9 @@ class GaussianLikelihood(Likelihood):
             self.kind = scale
         else:
             check_number("scale", scale)
-            check_number("scale", scale)
             if not scale > 0:
                 raise ValueError(f"scale must be positive, got {scale}")
             self.kind, init_scale = "fixed", float(scale)
-        check_number("init_scale", init_scale)
-        check_number("min_scale", min_scale)
         check_number("init_scale", init_scale)
         check_number("min_scale", min_scale)
         if not init_scale > 0 or not min_scale > 0:

@@ -47,7 +47,6 @@ class ReplayBuffer(nn.Module):
         super().__init__()
         check_count("capacity", capacity)
         check_number("reinit", reinit)
-        check_number("reinit", reinit)
         if not 0.0 <= reinit <= 1.0:
             raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
         self.capacity, self.reinit, self.event_shape = capacity, float(reinit), torch.Size(event_shape)

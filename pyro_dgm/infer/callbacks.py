@@ -75,7 +75,6 @@ class EarlyStopping(Callback):
     ) -> None:
         check_count("patience", patience, why="epochs")
         check_number("min_delta", min_delta)
-        check_number("min_delta", min_delta)
         if not min_delta >= 0:
             raise ValueError(f"min_delta must be at least 0 (nats per datum), got {min_delta!r}")
         if monitor not in (None, "train", "validation"):

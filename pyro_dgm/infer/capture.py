@@ -18,6 +18,7 @@ from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
 from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
 from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameter, owner_modules
 
 __all__ = ["CapturedELBO"]
@@ -89,7 +90,9 @@ class CapturedELBO(Objective):
             strict_enumeration_warning=inner.strict_enumeration_warning,
             retain_graph=inner.retain_graph,
         )
-        self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
+        check_count("max_graphs", max_graphs)
+        check_count("compile_after", compile_after, optional=True)
+        self.inner, self.backend, self.max_graphs = inner, backend, max_graphs
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
         self._pairs: list[_Pair] = []

@@ -164,8 +164,6 @@ def fit(
         accumulate=accumulate,
     )  # fmt: skip
     check_number("clip_norm", clip_norm, optional=True)
-    if clip_norm is not None:
-        check_number("clip_norm", clip_norm)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
     if lr_scheduler_interval not in ("epoch", "step"):

@@ -13,7 +13,7 @@ __all__ = ["check_observed"]
 
 
 def check_observed(sites: Mapping[str, Any]) -> None:
-    """Refuse observed values that are no dense tensors of real numbers, or bools that the site's law does not take.
+    """Refuse observed values that are no dense tensors of real numbers, or integers or bools that the site's law does not take.
 
     :param sites: sample sites of a trace by name.
     :raises TypeError: naming the site, what came, and how to convert it.
@@ -30,14 +30,15 @@ def check_observed(sites: Mapping[str, Any]) -> None:
             raise TypeError(f"site {name!r} is observed at complex numbers ({value.dtype}), which have no density here")
         if value.layout != torch.strided:
             raise TypeError(f"site {name!r} is observed at a tensor of layout {value.layout}: give x.to_dense()")
-        if value.dtype == torch.bool:
-            _check_bool(name, site, value)
+        if not value.is_floating_point():
+            _check_integers(name, site, value)
 
 
-def _check_bool(name: str, site: Any, value: Tensor) -> None:
+def _check_integers(name: str, site: Any, value: Tensor) -> None:
     try:
         site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     except RuntimeError as error:
         raise TypeError(
-            f"site {name!r} is observed at bools, which {type(site['fn']).__name__} does not take: give x.float()"
+            f"site {name!r} is observed at {value.dtype}, which {type(site['fn']).__name__} does not take: give "
+            "x.float()"
         ) from error

@@ -74,7 +74,6 @@ def run_nuts(
     ):
         check_count(argument, value, least)
     check_number("target_accept_prob", target_accept_prob)
-    check_number("target_accept_prob", target_accept_prob)
     if not 0 < target_accept_prob < 1:
         raise ValueError(f"target_accept_prob must be between 0 and 1, got {target_accept_prob!r}")
     seed = int(torch.randint(2**31, ()).item()) if seed is None else int(seed)

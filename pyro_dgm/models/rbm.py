@@ -146,7 +146,6 @@ def _make_units(
         return made
     if visible == "gaussian":
         check_number("scale", scale)
-        check_number("scale", scale)
         if not 0.0 < scale < float("inf"):
             raise ValueError(f"scale must be positive and finite, got {scale!r}")
         return GaussianUnits(num_visible, scale, event_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -108,15 +109,19 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
     return made
 
 
-def check_number(argument: str, value: Any, *, optional: bool = False) -> Any:
+def check_number(argument: str, value: Any, *, optional: bool = False, finite: bool = False) -> Any:
     """Check that an argument is a real number at all, before it is compared with anything; scalar tensors count.
 
     :param optional: whether ``None`` is accepted too.
+    :param finite: whether it must be finite, where nothing else is asked of it.
     :raises TypeError: for anything else, ``True`` and ``"3"`` too.
+    :raises ValueError: for a number that is not finite, where it must be.
     """
     if value is None and optional:
         return None
     scalar = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
     if isinstance(value, bool) or not (isinstance(value, Real) or scalar):
         raise TypeError(f"{argument} must be a number{', or None' if optional else ''}, got {value!r}")
+    if finite and not math.isfinite(value):
+        raise ValueError(f"{argument} must be a finite number, got {value!r}")
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_dgm.ops.arguments import check_count, check_number
 
@@ -42,7 +43,8 @@ class LinearSchedule:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        _check_ends(self)
+        check_number("delay", self.delay, finite=True)
         if self.delay < 0:
             raise ValueError(f"delay must be at least 0, got {self.delay!r}")
 
@@ -81,8 +83,7 @@ class SigmoidSchedule:
     steepness: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        check_number("steepness", self.steepness)
+        _check_ends(self)
         check_number("steepness", self.steepness)
         if not 0 < self.steepness < math.inf:
             raise ValueError(f"steepness must be a finite number above 0, got {self.steepness!r}")
@@ -127,12 +128,10 @@ class CyclicalSchedule:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        check_number("cycles", self.cycles)
+        _check_ends(self)
         check_number("cycles", self.cycles)
         if not 1 <= self.cycles <= self.steps:
             raise ValueError(f"cycles must be from 1 to steps = {self.steps}, got {self.cycles!r}")
-        check_number("ratio", self.ratio)
         check_number("ratio", self.ratio)
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio!r}")
@@ -145,8 +144,10 @@ class CyclicalSchedule:
         return _between(self.start, self.end, min(1.0, share / self.ratio))
 
 
-def _check_steps(steps: int) -> None:
-    check_count("steps", steps)
+def _check_ends(schedule: Any) -> None:
+    check_count("steps", schedule.steps)
+    check_number("start", schedule.start, finite=True)
+    check_number("end", schedule.end, finite=True)
 
 
 def _between(start: float, end: float, share: float) -> float:

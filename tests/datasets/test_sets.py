@@ -59,8 +59,8 @@ def test_digits_binarized(method: str) -> None:
     ("kwargs", "error", "message"),
     [
         ({"binarize": "coin"}, ValueError, r"binarize must be None or one of .*'coin'"),
-        ({"num_test": -1}, ValueError, "num_test must be a count"),
-        ({"num_validation": 0.1}, ValueError, "num_validation must be a count"),
+        ({"num_test": -1}, ValueError, "num_test must be an integer of at least 0"),
+        ({"num_validation": 0.1}, TypeError, "num_validation must be an integer of at least 0"),
         ({"num_test": 1797}, ValueError, "must be below 1797"),
         ({"dtype": torch.uint8}, TypeError, "floating-point type, got torch.uint8"),
     ],

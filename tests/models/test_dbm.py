@@ -139,7 +139,7 @@ def test_middle_layers_are_halved():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="hidden must hold two or more layers"):
         DBM(4, (3,))
-    with pytest.raises(ValueError, match="must be positive integers"):
+    with pytest.raises(ValueError, match=r"hidden\[1\] must be an integer of at least 1"):
         DBM(4, (3, 0))
     with pytest.raises(ValueError, match="num_mean_field must be an integer of at least 1"):
         DBM(4, (3, 2), num_mean_field=0)

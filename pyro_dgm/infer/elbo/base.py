@@ -92,6 +92,8 @@ class Objective(PyroELBO):
         retain_graph: bool | None = None,
     ) -> None:
         check_count("num_particles", num_particles)
+        if max_plate_nesting != float("inf"):
+            check_count("max_plate_nesting", max_plate_nesting, 0)
         super().__init__(
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,

@@ -75,7 +75,6 @@ class BetaTC(FactorisedObjective):
         super().__init__(num_particles, *args, **kwargs)
         for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
             check_number(name, value)
-            check_number(name, value)
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value!r}")
         check_count("num_data", num_data, optional=True)

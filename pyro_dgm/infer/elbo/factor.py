@@ -72,7 +72,6 @@ class FactorVAE(AggregateObjective):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         check_number("gamma", gamma)
-        check_number("gamma", gamma)
         if not gamma >= 0:
             raise ValueError(f"gamma must be at least 0, got {gamma!r}")
         self.gamma, self.hidden, self.network = float(gamma), check_network(hidden, network), network

@@ -82,15 +82,14 @@ class MMDELBO(AggregateObjective):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         check_number("alpha", alpha)
-        check_number("alpha", alpha)
         if not alpha <= 1:
             raise ValueError(f"alpha must be at most 1, got {alpha!r}")
-        check_number("lam", lam)
         check_number("lam", lam)
         if not alpha + lam >= 1:
             raise ValueError(f"lam must be at least 1 - alpha = {1 - alpha:g}, got {lam!r}: the MMD would be rewarded")
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be 'rbf' or 'imq', got {kernel!r}")
+        check_number("bandwidth", bandwidth, optional=True)
         if (bandwidth is not None and not bandwidth > 0) or not scales or not min(scales) > 0:
             raise ValueError(f"bandwidth and scales must be positive, got {bandwidth!r} and {tuple(scales)}")
         self.alpha, self.lam, self.kernel = float(alpha), float(lam), kernel

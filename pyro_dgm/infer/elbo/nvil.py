@@ -66,7 +66,6 @@ class NVIL(Objective):
         super().__init__(num_particles, *args, **kwargs)
         check_count("hidden", hidden)
         check_number("decay", decay)
-        check_number("decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         if bound not in ("elbo", "iwae"):

@@ -56,9 +56,9 @@ class REBAR(ControlVariate):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         check_number("temperature", temperature)
-        check_number("temperature", temperature)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        check_number("control_scale", control_scale, finite=True)
         self.temperature, self.control_scale = float(temperature), float(control_scale)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:

@@ -56,7 +56,6 @@ class SlicedWasserstein(AggregateObjective):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         check_number("lam", lam)
-        check_number("lam", lam)
         if not lam >= 0:
             raise ValueError(f"lam must be at least 0, got {lam!r}")
         check_count("num_projections", num_projections)

@@ -78,7 +78,6 @@ class TVO(Objective):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be 'log' or 'equal', got {schedule!r}")
         check_number("beta_1", beta_1)
-        check_number("beta_1", beta_1)
         if not 0 < beta_1 < 1:
             raise ValueError(f"beta_1 must be between 0 and 1, got {beta_1!r}")
         super().__init__(num_particles, *args, **kwargs)

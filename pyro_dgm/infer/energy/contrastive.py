@@ -128,7 +128,6 @@ class PersistentCD(ContrastiveDivergence):
         if buffer is not None and buffer < (num_chains or 1):
             raise ValueError(f"buffer must hold at least num_chains = {num_chains} states, got {buffer}")
         check_number("reinit", reinit)
-        check_number("reinit", reinit)
         if not 0.0 <= reinit <= 1.0:
             raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
         if initial not in ("noise", "data"):

@@ -74,7 +74,6 @@ class ShortRunML(EnergyObjective):
         for argument, value in (("posterior_steps", posterior_steps), ("prior_steps", prior_steps)):
             check_count(argument, value, optional=argument == "prior_steps")
         check_number("posterior_step_size", posterior_step_size)
-        check_number("posterior_step_size", posterior_step_size)
         if not (posterior_step_size > 0 and math.isfinite(posterior_step_size)):
             raise ValueError(f"posterior_step_size must be positive and finite, got {posterior_step_size}")
         self.posterior_steps, self.posterior_step_size = posterior_steps, float(posterior_step_size)

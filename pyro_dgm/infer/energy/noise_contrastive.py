@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announce_parameters, announcing
 
 __all__ = ["NoiseContrastive"]
@@ -66,6 +66,7 @@ class NoiseContrastive(EnergyObjective):
         check_count("num_noise", num_noise)
         if noise is not None and not (callable(getattr(noise, "sample", None)) and hasattr(noise, "log_prob")):
             raise TypeError(f"noise must be a distribution, got {type(noise).__name__}")
+        check_number("log_normalizer", log_normalizer, optional=True)
         if log_normalizer is not None and not math.isfinite(log_normalizer):
             raise ValueError(f"log_normalizer must be finite, got {log_normalizer}")
         self.noise, self.num_noise, self._start = noise, num_noise, log_normalizer

@@ -125,7 +125,6 @@ class Kernel(MCMCKernel):
             if fn is not None and not callable(fn):
                 raise TypeError(f"{argument} must be callable, got {type(fn).__name__}")
         check_number("temperature", temperature)
-        check_number("temperature", temperature)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):

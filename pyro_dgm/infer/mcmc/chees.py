@@ -118,7 +118,6 @@ class ChEES(HMC):
             init_strategy=init_strategy, compile=compile,
         )  # fmt: skip
         check_number("learning_rate", learning_rate)
-        check_number("learning_rate", learning_rate)
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
         self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)

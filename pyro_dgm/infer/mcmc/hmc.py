@@ -123,18 +123,14 @@ class HMC(Kernel):
             ("trajectory_length", trajectory_length),
             ("max_energy_error", max_energy_error),
         ):
-            check_number(argument, value, optional=True)
-            if value is not None:
-                check_number(argument, value)
+            check_number(argument, value, optional=argument == "trajectory_length")
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
             check_count(argument, count, optional=True)
         check_number("jitter", jitter)
-        check_number("jitter", jitter)
         if not 0.0 <= jitter < 1.0:
             raise ValueError(f"jitter must be in [0, 1), got {jitter}")
-        check_number("target_accept_prob", target_accept_prob)
         check_number("target_accept_prob", target_accept_prob)
         if not 0.0 < target_accept_prob < 1.0:
             raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")

@@ -91,9 +91,7 @@ class Langevin(Kernel):
             ("max_grad_norm", max_grad_norm),
             ("max_grad_value", max_grad_value),
         ):
-            check_number(argument, value, optional=True)
-            if value is not None:
-                check_number(argument, value)
+            check_number(argument, value, optional=argument != "step_size")
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         if schedule is not None and not callable(schedule):
@@ -117,7 +115,6 @@ class Langevin(Kernel):
             '1.25e-06'
         """
         for argument, value in (("step", step), ("noise", noise)):
-            check_number(argument, value)
             check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")

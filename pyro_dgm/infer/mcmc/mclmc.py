@@ -124,7 +124,6 @@ class MCLMC(Kernel):
             ("max_energy_error", max_energy_error),
         ):
             check_number(argument, value)
-            check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):

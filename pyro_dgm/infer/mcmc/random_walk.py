@@ -81,11 +81,8 @@ class RandomWalk(Kernel):
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
         check_number("step_size", step_size, optional=True)
-        if step_size is not None:
-            check_number("step_size", step_size)
         if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
             raise ValueError(f"step_size must be positive and finite, got {step_size}")
-        check_number("target_accept_prob", target_accept_prob)
         check_number("target_accept_prob", target_accept_prob)
         if not 0.0 < target_accept_prob < 1.0:
             raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")

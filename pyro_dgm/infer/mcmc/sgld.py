@@ -131,10 +131,8 @@ class SGLD(Langevin):
         if preconditioner not in (None, "rmsprop"):
             raise ValueError(f"preconditioner must be None or 'rmsprop', got {preconditioner!r}")
         check_number("decay", decay)
-        check_number("decay", decay)
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        check_number("damping", damping)
         check_number("damping", damping)
         if not (damping > 0 and math.isfinite(damping)):
             raise ValueError(f"damping must be positive and finite, got {damping}")

@@ -39,10 +39,8 @@ class PolynomialDecay:
 
     def __post_init__(self) -> None:
         check_number("offset", self.offset)
-        check_number("offset", self.offset)
         if not (self.offset > 0 and math.isfinite(self.offset)):
             raise ValueError(f"offset must be positive and finite, got {self.offset}")
-        check_number("exponent", self.exponent)
         check_number("exponent", self.exponent)
         if not 0.0 < self.exponent <= 1.0:
             raise ValueError(f"exponent must be in (0, 1], got {self.exponent}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -164,13 +164,14 @@ def ladder_of(num_temperatures: int, max_temperature: float, given: Sequence[flo
     :raises ValueError: for a ladder that is none; the message names the setting.
     """
     if given is not None:
-        ladder = [float(b) for b in given]
+        if not isinstance(given, Iterable):
+            raise TypeError(f"inverse_temperatures must be a sequence of numbers, got {given!r}")
+        ladder = [float(check_number("inverse_temperatures", b)) for b in given]
         falls = all(a > b > 0 for a, b in zip(ladder, ladder[1:], strict=False))
         if len(ladder) < 2 or ladder[0] != 1.0 or not falls:
             raise ValueError(f"inverse_temperatures must fall from 1 and stay positive, at least two, got {ladder}")
         return ladder
     check_count("num_temperatures", num_temperatures, 2)
-    check_number("max_temperature", max_temperature)
     check_number("max_temperature", max_temperature)
     if not (max_temperature > 1 and math.isfinite(max_temperature)):
         raise ValueError(f"max_temperature must be above 1 and finite, got {max_temperature}")

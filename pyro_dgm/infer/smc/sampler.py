@@ -93,10 +93,8 @@ class SMCSampler:
         max_temperatures: int = 1000,
     ) -> None:
         check_number("target_ess", target_ess)
-        check_number("target_ess", target_ess)
         if not 0.0 < target_ess < 1.0:
             raise ValueError(f"target_ess must be in (0, 1), got {target_ess!r}")
-        check_number("resample_at", resample_at)
         check_number("resample_at", resample_at)
         if not 0.0 < resample_at <= 1.0:
             raise ValueError(f"resample_at must be in (0, 1], got {resample_at!r}")
