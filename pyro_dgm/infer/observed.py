@@ -13,7 +13,7 @@ __all__ = ["check_observed"]
 
 
 def check_observed(sites: Mapping[str, Any]) -> None:
-    """Refuse observed values that are no dense tensors of real numbers, or integers or bools that the site's law does not take.
+    """Refuse observed values that are no dense tensors of real numbers, and integers that the site's law does not take.
 
     :param sites: sample sites of a trace by name.
     :raises TypeError: naming the site, what came, and how to convert it.
@@ -38,6 +38,10 @@ def _check_integers(name: str, site: Any, value: Tensor) -> None:
     try:
         site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     except RuntimeError as error:
+        try:
+            site["fn"].log_prob(value.to(torch.get_default_dtype()), *site["args"], **site["kwargs"])
+        except (RuntimeError, ValueError):
+            return  # not for its dtype: the evaluation says what is wrong
         raise TypeError(
             f"site {name!r} is observed at {value.dtype}, which {type(site['fn']).__name__} does not take: give "
             "x.float()"
