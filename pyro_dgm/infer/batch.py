@@ -7,7 +7,7 @@ model and guide fit each other is checked by running them once (:func:`pyro_dgm.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,7 +134,7 @@ def _check_binds(role: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, An
         ) from error
 
 
-def _check_devices(tensors: list[tuple[str, Tensor]], parameters: list[Tensor]) -> None:
+def _check_devices(tensors: list[tuple[str, Tensor]], parameters: Sequence[Tensor]) -> None:
     there = {p.device for p in parameters}
     for name, tensor in tensors:
         if there and tensor.dim() > 0 and tensor.device not in there:

@@ -78,7 +78,8 @@ class EnergyFamily(Family):
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Draw with a seed inside and leave the global generators as they were; with ``None`` do nothing."""
-    if check_seed(seed) is None:
+    check_seed(seed)
+    if seed is None:
         yield
         return
     on_cuda = device.type == "cuda"

@@ -137,8 +137,7 @@ def _make_units(
     if visible != "gaussian" and scale != 1.0:
         raise ValueError(f"scale is for visible='gaussian', got it with {visible!r}")
     if visible == "categorical":
-        check_count("num_categories", num_categories, 2)
-        made = CategoricalUnits(num_visible, num_categories)
+        made = CategoricalUnits(num_visible, check_count("num_categories", num_categories, 2))
         if event_shape is not None and torch.Size(event_shape) != made.event_shape:
             raise ValueError(
                 f"event_shape of categorical units is {tuple(made.event_shape)}, got {tuple(event_shape)}: leave it out"

@@ -40,11 +40,12 @@ def check_count(argument: str, value: Any, least: int = 1, *, optional: bool = F
     wanted = f"an integer of at least {least}{f' ({why})' if why else ''}{', or None' if optional else ''}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{argument} must be {wanted}, got {value!r}")
-    if value < least:
+    count = int(value)
+    if count < least:
         raise ValueError(f"{argument} must be {wanted}, got {value!r}")
-    if value > LARGEST_COUNT:
+    if count > LARGEST_COUNT:
         raise ValueError(f"{argument} must be an integer from {least} to 2**31 - 1, got {value!r}")
-    return int(value)
+    return count
 
 
 def check_sizes(argument: str, value: Any, least: int = 1) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ def check_seed(value: Any, argument: str = "seed", *, optional: bool = True) -> 
     wanted = f"{argument} must be an integer from 0 to 2**62{', or None' if optional else ''}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(wanted)
-    if not 0 <= value < LARGEST_SEED:
+    if not 0 <= int(value) < LARGEST_SEED:
         raise ValueError(wanted)
     return int(value)
 

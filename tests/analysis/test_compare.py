@@ -262,7 +262,7 @@ def test_bad_input(problem):
         pyro_dgm.compare_elbos(m, x, [ELBO()], num_replicates=1)
     with pytest.raises(ValueError, match="at least one objective"):
         pyro_dgm.compare_elbos(m, x, [])
-    with pytest.raises(TypeError, match="no differentiable_loss"):
+    with pytest.raises(TypeError, match="must be an ELBO or a callable|no differentiable_loss"):
         pyro_dgm.compare_elbos(m, x, [object()])
     with pytest.raises(ValueError, match="reference must be 'exact'"):
         pyro_dgm.compare_elbos(m, x, [ELBO()], reference="ais")

@@ -120,7 +120,7 @@ def test_fit_other_family_and_dynamic_data(tmp_path: Path) -> None:
         (["--latent-dim", "0"], "latent-dim"),
         (["--lr", "-1"], "--lr must be positive"),
         (["--epochs", "many"], "epochs"),
-        (["--device", "cuda:99"], "cannot be used here"),
+        (["--device", "cuda:99"], "device that is there"),
         (["--test-particles", "1"], "at least 2"),
         (["--set", "latent_dim"], "KEY=VALUE"),
     ],
