@@ -222,7 +222,7 @@ def _mask(node: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     while isinstance(fn, pyro.distributions.MaskedDistribution):
         found.append(fn._mask)
         fn = fn.base_dist
-    mask = torch.ones(shape, dtype=torch.bool)
+    mask = torch.ones(shape, dtype=torch.bool, device="cpu")
     for part in found:
         if part is not None:
             mask = mask & torch.as_tensor(part).cpu()
