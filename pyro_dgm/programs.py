@@ -90,6 +90,8 @@ class Program(torch.nn.Module):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
         super().__init__()
         for name, fn in (("model", model), ("guide", guide)):
+            if isinstance(fn, type):
+                raise TypeError(f"program(): {name} must be a callable with Pyro sites, got the class {fn.__name__}")
             if not callable(fn):
                 raise TypeError(f"program(): {name} must be a callable with Pyro sites, got {type(fn).__name__}")
         self.model = model
@@ -137,6 +139,8 @@ def as_program(obj: Any, argument: str = "program") -> Any:
     """Check that ``obj`` has a ``model`` and a ``guide``; a ``(model, guide)`` pair is made into a program."""
     if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
         return Program(*obj)
+    if isinstance(obj, type):
+        raise TypeError(f"{argument} must be an instance, {obj.__name__}(...), got the class itself")
     if callable(getattr(obj, "model", None)) and callable(getattr(obj, "guide", None)):
         return obj
     raise TypeError(

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import guide_messenger, probe, sample_sites
@@ -21,7 +22,8 @@ from pyro_dgm.infer.elbo.vectorization import strategy_for
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.programs import as_program, split_batch
+from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.programs import as_program
 
 __all__ = ["AggregateTerms", "aggregate_terms"]
 
@@ -53,15 +55,12 @@ def aggregate_terms(
     :raises ValueError: for a program without one plate of data, or too few samples.
     """
     program = as_program(program)
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(
-            f"num_samples must be an integer of at least 2 (a standard error needs two), got {num_samples}"
-        )
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
+    check_count("num_samples", num_samples, 2, why="a standard error needs two")
+    check_count("chunk_size", chunk_size)
+    check_seed(seed)
     if guide_messenger(program.guide) is not None:
         raise TypeError(f"{who} evaluates the guide at given values, which a GuideMessenger guide cannot do")
-    args, kwargs = split_batch(x)
+    args, kwargs = checked_batch(program, x)
     with (
         torch.no_grad(),
         evaluation_mode(program.model, program.guide),

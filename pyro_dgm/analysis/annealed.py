@@ -16,6 +16,7 @@ from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.program import ProgramEnds, simulate
 from pyro_dgm.ops.annealing import annealing_schedule
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["Annealing", "LogLikelihoodBracket", "annealed", "bracketed"]
@@ -39,8 +40,7 @@ class Annealing:
     chunk_size: int | None = 20_000
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_chains, bool) or not isinstance(self.num_chains, int) or self.num_chains < 2:
-            raise ValueError(f"num_chains must be an integer of at least 2, got {self.num_chains!r}")
+        check_count("num_chains", self.num_chains, 2)
         annealing_schedule(self.schedule, self.num_temperatures)
 
     @property

@@ -67,6 +67,7 @@ def build(
     dims: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     coords: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Mapping[str, tuple[str, Any]]] | None = None,
 ) -> Any:
     """Make ArviZ's container of arrays, their dimensions and coordinates.
 
@@ -76,6 +77,7 @@ def build(
         variable is not named its dimensions are ``<variable>_dim_0``, ``<variable>_dim_1``, ...
     :param coords: dimension name to labels; dimensions not named are labelled 0, 1, ...
     :param attrs: attributes of the whole and of the group ``posterior``; what netCDF cannot hold is written as JSON.
+    :param labels: group name to coordinate name to a dimension of that group and further labels along it.
     :returns: ``arviz.InferenceData`` (ArviZ 0.23) or :class:`xarray.DataTree` (ArviZ >= 1.0).
     :raises ValueError: for a group that is not one of :data:`GROUPS`, a variable without the dimensions that it must
         have, or coordinates of the wrong length.
@@ -101,7 +103,7 @@ def build(
         if wrong:
             raise ValueError(f"coords: {group} has other sizes than the labels given, (labels, size): {wrong}")
         used = {d: c for d, c in coords.items() if d in sizes}
-        datasets[group] = _dataset(group, variables, names, used)
+        datasets[group] = _dataset(group, variables, names, used).assign_coords((labels or {}).get(group, {}))
     if "posterior" in datasets:
         datasets["posterior"].attrs.update(clean)
     az = _arviz()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from pyro_dgm.analysis.comparison import Comparison
 from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gradient, signal_to_noise
 from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
+from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import evaluate
+from pyro_dgm.infer.fit_setup import check_objective
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import local_store, module_roots
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops import normalized_ess
-from pyro_dgm.programs import as_program, split_batch
+from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.programs import as_program
 
 __all__ = ["compare_elbos"]
 
@@ -92,12 +95,13 @@ def compare_elbos(
         ['IWAE(num_particles=8)', 'DReG(num_particles=8)']
     """
     program = as_program(program)
-    args, kwargs = split_batch(x)
+    check_seed(seed)
+    args, kwargs = checked_batch(program, x, gradients=True)
     named = named_objectives(estimators, "estimators")
     references = num_replicates if num_reference_replicates is None else num_reference_replicates
     for argument, count in (("num_replicates", num_replicates), ("num_reference_replicates", references)):
-        if count < 2:
-            raise ValueError(f"{argument} must be at least 2 (a variance needs two), got {count}")
+        check_count(argument, count, 2, why="a variance needs two")
+    check_count("reference_particles", reference_particles, 2)
     roots, device = module_roots(program), device_of(program.model, args, kwargs)
     with forked_rng(device, seed, enabled=seed is not None), local_store(roots), _buffers_kept(roots):
         truth = _reference(program, x, args, kwargs, reference, reference_particles)
@@ -126,6 +130,10 @@ def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: st
     :raises ValueError: if there are none.
     :raises TypeError: for one without ``differentiable_loss``.
     """
+    if isinstance(objectives, str) or not isinstance(objectives, Iterable):
+        raise TypeError(
+            f"{argument} must be a list of objectives, or a mapping of names to them, got {type(objectives).__name__}"
+        )
     if isinstance(objectives, Mapping):
         named = {str(k): v for k, v in objectives.items()}
     else:
@@ -139,6 +147,7 @@ def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: st
     if not named:
         raise ValueError(f"{argument} must hold at least one objective, got none")
     for label, estimator in named.items():
+        check_objective(f"{argument}: {label}", estimator)
         if not callable(getattr(estimator, "differentiable_loss", None)):
             raise TypeError(f"{argument}: {label} ({type(estimator).__name__}) has no differentiable_loss")
     return named

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.analysis.groups import Conversion
+from pyro_dgm.infer.batch import checked_arguments
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.programs import as_program, split_batch
 
 __all__ = ["to_arviz"]
 
@@ -41,11 +43,17 @@ def to_arviz(
     Use it on whatever comes out of inference, before ``arviz.summary``, ``arviz.loo``, plots or a netCDF file.
     The model is run again over the draws (in ``eval()`` mode, vectorised, ``chunk_size`` draws at a time) for:
 
-    - ``posterior``: the latents, and the model's ``pyro.deterministic`` sites (if every latent has draws);
+    - ``posterior``: the latents, and what follows from them: ``pyro.deterministic`` sites, and sites that a
+      reparameterisation (``LocScaleReparam``, ``NeuTraReparam``, ...) or the model itself computes from latents and
+      marks as observed (where the latents they depend on have draws);
     - ``log_likelihood``: for each observed site :math:`\\log p(x_n \\mid z^{(s)})` in nats, one for each element of
-      its batch shape, masked but not scaled by subsampling, as ``arviz.loo`` wants it;
-    - ``log_prior``: likewise for each latent site;
-    - ``posterior_predictive``: observed sites drawn anew from the model, at each draw of the latents;
+      its batch shape, not scaled by subsampling, as ``arviz.loo`` wants it.  Elements that are masked are no data and
+      are left out: those of a masked site are in one dimension, ``<site>_unmasked``, whose coordinates
+      ``<site>_<plate>`` say where they were;
+    - ``log_prior``: likewise for each latent site, masked ones being zero, and for computed sites with a density of
+      their own (a Jacobian);
+    - ``posterior_predictive``: observed sites drawn anew from the model, at each draw of the latents.  For predictions
+      at new inputs give those as ``args=``, with ``None`` or stand-ins of the right shape for what is to be predicted;
     - ``prior`` and ``prior_predictive``: draws of the whole model;
     - ``sample_stats`` as the sampler gave them, ``observed_data``, and ``constant_data`` (tensors among the
       arguments that are not observed).
@@ -58,8 +66,8 @@ def to_arviz(
     :param result: a :class:`~pyro_dgm.infer.posterior.Posterior`; :class:`pyro_dgm.infer.mcmc.MCMC` or
         :class:`pyro.infer.MCMC` after ``run``; a fitted run of :func:`pyro_dgm.fit`, or any program, of which the
         guide is drawn from.
-    :param data: the batch of data, where the result does not keep it (a run, a program): a tensor, or a tuple or
-        mapping of the model's arguments.
+    :param data: the batch of data, where the result does not keep it (a run, a program), or new ones: a tensor, or a
+        tuple or mapping of the model's arguments.
     :param model: model to use in place of the one that the result keeps.
     :param args: positional arguments of the model, an alternative to ``data``.
     :param kwargs: keyword arguments of the model, likewise.
@@ -77,7 +85,9 @@ def to_arviz(
     :raises TypeError: if ``result`` is none of these.
     :raises ValueError: if the data are needed and not given; if a latent site of the model has no draws (an
         enumerated one) while a group is asked for that depends on it; if a latent lies in a plate that subsamples at
-        random (which rows its draws belong to is then unknown: give the plate its ``subsample=``).
+        random (which rows its draws belong to is then unknown: give the plate its ``subsample=``); if a predictive
+        group needs draws of a distribution that cannot be drawn; for a name in ``dims`` or ``coords`` that is no site
+        or dimension.
 
     Example::
 
@@ -93,13 +103,18 @@ def to_arviz(
         >>> dict(arviz_adapter.get_group(idata, "log_likelihood").sizes)
         {'chain': 4, 'draw': 25, 'data': 5}
     """
+    check_seed(seed)
+    check_count("num_samples", num_samples)
+    check_count("chunk_size", chunk_size)
+    if not isinstance(prior, bool):
+        check_count("prior", prior)
     given = (tuple(args or ()), dict(kwargs or {})) if args is not None or kwargs is not None else None
     if data is not None:
         if given is not None:
             raise ValueError("give the model's arguments as data= or as args= and kwargs=, not both")
         given = split_batch(data)
     drawn_here = not isinstance(result, Posterior) and _program_of(result) is not None
-    posterior = _posterior(result, given, num_samples, seed)
+    posterior = own = _posterior(result, given, num_samples, seed)
     if model is not None:
         posterior = replace(posterior, model=model)
     if given is not None:
@@ -110,12 +125,16 @@ def to_arviz(
         posterior_predictive = drawn_here
     device = next(iter(posterior.samples.values())).device
     with forked_rng(device, seed, enabled=seed is not None):
-        conversion = Conversion(posterior, dims or {}, chunk_size)
-        return conversion.build(log_likelihood, log_prior, posterior_predictive, prior, coords or {})
+        conversion = Conversion(posterior, dims or {}, coords or {}, chunk_size, own)
+        return conversion.build(log_likelihood, log_prior, posterior_predictive, prior)
 
 
 def _program_of(result: Any) -> Any:
     program = getattr(result, "program", result)
+    if isinstance(program, tuple) and len(program) == 2 and all(callable(fn) for fn in program):
+        return as_program(program)
+    if isinstance(program, type):
+        return None
     return program if callable(getattr(program, "model", None)) and callable(getattr(program, "guide", None)) else None
 
 
@@ -132,7 +151,7 @@ def _posterior(
             )
         from pyro_dgm.infer.sample import sample_posterior
 
-        args, kwargs = given
+        args, kwargs = checked_arguments(program, *given, "data")
         batch = args if not kwargs else dict(inspect.signature(program.guide).bind(*args, **kwargs).arguments)
         return sample_posterior(
             program, batch, method="guide", num_samples=num_samples, num_chains=4, seed=seed, progress=False

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["DensityGrid"]
 
 
@@ -30,8 +32,7 @@ class DensityGrid:
 
         :raises ValueError: for bounds or a size that make no grid.
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 10:
-            raise ValueError(f"grid_size must be an integer of at least 10, got {size!r}")
+        check_count("grid_size", size, 10)
         if bounds is None:
             low, high = data.min(0).values.double(), data.max(0).values.double()
             margin = 0.3 * (high - low)

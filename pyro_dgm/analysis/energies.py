@@ -19,6 +19,7 @@ from pyro_dgm.infer.fit import fit
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import module_roots
 from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.programs import as_program
 
 __all__ = ["compare_energies"]
@@ -116,8 +117,8 @@ def compare_energies(
             _check_data(argument, data)
     if log_density is None and held_out is None:
         raise ValueError("give log_density, or held_out data where it is not known: there is nothing to compare with")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs must be a positive integer, got {epochs!r}")
+    check_count("epochs", epochs)
+    check_seed(seed)
     grid = DensityGrid.make(bounds, grid_size, x)
     target = None if log_density is None else _target(log_density, grid, x)
     seed = int(torch.randint(2**31, ())) if seed is None else seed

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from pyro_dgm.analysis import annealed
 from pyro_dgm.analysis.energy_likelihood import energy_log_likelihood, is_unnormalized
+from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, probe
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.moves import default_kernel
+from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer
-from pyro_dgm.programs import as_program, split_batch
+from pyro_dgm.programs import as_program
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -156,7 +158,9 @@ def log_likelihood(
         True
     """
     program = as_program(program)
-    args, kwargs = split_batch(x)
+    check_seed(seed)
+    check_count("chunk_size", chunk_size, optional=True)
+    args, kwargs = checked_batch(program, x)
     if method == "exact":
         return _exact(program, args, kwargs)
     if method in ("ais", "bdmc"):
@@ -167,10 +171,7 @@ def log_likelihood(
     if method != "iwae":
         raise ValueError(f"method must be 'iwae', 'ais', 'bdmc' or 'exact', got {method!r}")
     _refuse_unnormalized(program, args, kwargs, method)
-    if num_particles < 2:
-        raise ValueError(f"num_particles must be at least 2 (a standard error needs two), got {num_particles}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None, got {chunk_size}")
+    check_count("num_particles", num_particles, 2, why="a standard error needs two")
     device = device_of(program.model, args, kwargs)
     with (
         torch.no_grad(),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pyro_dgm.analysis.provenance import Origin, origins
 from pyro_dgm.infer.elbo.vmap_noise import own_noise
 
 __all__ = ["Layout", "Site", "map_draws", "read_layout", "run", "to_numpy"]
@@ -36,16 +38,23 @@ class Site:
     dimension belongs to, ``""`` for one that needs a name of its own, ``None`` for one of size 1 to be left out.
 
     ``num_batch`` of them, on the left, are batch dimensions; ``log_prob_dims`` names those of its log-density.
+
+    Kinds: ``"latent"``, ``"observed"`` (data), ``"deterministic"``, ``"factor"``; ``"computed"`` for an observed site
+    whose value the model computed from latents, which is what reparameterisations make; ``"restated"`` for one that
+    says once more, by a point mass, what data another site has been given.
     """
 
     name: str
-    kind: str  # "latent", "observed", "deterministic" or "factor"
+    kind: str
     shape: tuple[int, ...]
     dims: tuple[str | None, ...]
     log_prob_dims: tuple[str | None, ...]
     plates: tuple[str, ...]
     value: Tensor
     drawn_shape: tuple[int, ...]  #: shape of a draw from the site, which given values may lack dimensions of
+    origin: frozenset[str] | None  #: latents that the value was computed from, where that is known
+    mask: Tensor | None  #: of a masked observed site: which elements of its log-density count
+    dense: bool  #: whether its log-density is anything but zero
 
 
 @dataclass
@@ -75,10 +84,16 @@ class _PlateRecorder(Messenger):
 
 
 class _Resample(Messenger):
-    """Draw observed sites anew; deterministic sites and factors stay what they are."""
+    """Draw observed sites anew; deterministic sites, factors and the sites in ``keep`` stay what they are."""
+
+    def __init__(self, keep: Collection[str]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.last: tuple[str, Any] = ("", None)  #: the site that is being drawn
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and _kind(msg) == "observed":
+        self.last = (msg["name"], msg["fn"])
+        if msg["is_observed"] and msg["name"] not in self.keep and _kind(msg) == "observed":
             msg["is_observed"] = False
             msg["infer"] = {**(msg["infer"] or {}), "was_observed": True}
             msg["value"] = None
@@ -101,18 +116,31 @@ def run(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
     resample: bool = False,
+    keep: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run ``model`` with sites (and plates' indices) at ``values``; the trace's sample sites, by name.
 
     :param resample: draw observed sites from the model instead of keeping the data.
+    :param keep: observed sites that are never drawn.
+    :raises ValueError: if a site cannot be drawn.
     """
+    handler = _Resample(keep)
     with contextlib.ExitStack() as stack:
         trace = stack.enter_context(poutine.trace())
         # A handler nearer to the model is asked first: data are let go before latents are conditioned.
         stack.enter_context(poutine.condition(data=dict(values)))
         if resample:
-            stack.enter_context(_Resample())
-        model(*args, **kwargs)
+            stack.enter_context(handler)
+        try:
+            model(*args, **kwargs)
+        except NotImplementedError as error:
+            name, fn = handler.last
+            if not resample:
+                raise
+            raise ValueError(
+                f"site {name!r} ({type(fn).__name__}) cannot be drawn, as predictive and prior draws need: pass "
+                f"posterior_predictive=False and prior=False ({str(error) or 'its distribution has no sample()'})"
+            ) from error
     nodes = trace.trace.nodes
     sites = {
         name: node
@@ -135,26 +163,72 @@ def read_layout(
     layout = Layout()
     with torch.no_grad(), pyro.validation_enabled(False), poutine.trace() as plates, _PlateRecorder(layout):
         sites = run(model, args, kwargs, first)
+    found = origins(model, args, kwargs, first)
     for name, node in plates.trace.nodes.items():
         if node["type"] == "sample" and isinstance(node["fn"], _Subsample):
             layout.plates[name] = torch.as_tensor(node["value"])
     for name, node in sites.items():
-        layout.sites[name] = _site(name, node)
+        layout.sites[name] = _site(name, node, None if found is None else found.get(name))
     return layout
 
 
-def _site(name: str, node: Mapping[str, Any]) -> Site:
+def _site(name: str, node: Mapping[str, Any], origin: Origin | None) -> Site:
     value, fn, kind = torch.as_tensor(node["value"]), node["fn"], node["kind"]
+    if kind == "observed":
+        point = _is_point(fn, value)
+        if origin.value if origin is not None else point:
+            kind = "computed"
+        elif point:
+            kind = "restated"
     frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized and f.size != -1}
     shape = tuple(value.shape)
     event_dim = _deterministic_event_dim(shape, frames.values()) if kind == "deterministic" else fn.event_dim
     num_batch = max(len(shape) - event_dim, 0)
     dims = [_dim(frames, i - num_batch, shape[i]) for i in range(num_batch)] + [""] * (len(shape) - num_batch)
-    batch = () if kind in ("deterministic", "factor") else tuple(fn.log_prob(node["value"]).shape)
+    density = value.new_zeros(()) if kind in ("deterministic", "factor") else log_prob(node)
+    batch = tuple(density.shape)
+    mask = _mask(node, density.shape) if kind == "observed" else None
+    if kind == "observed" and origin is not None and origin.mask:
+        warnings.warn(
+            f"the mask of site {name!r} depends on the latents {sorted(origin.mask)}, so its log_likelihood holds "
+            "zeros where it is masked, which arviz.loo counts as data",
+            UserWarning,
+            stacklevel=2,
+        )
+        mask = None
     log_prob_dims = tuple(_dim(frames, i - len(batch), batch[i]) for i in range(len(batch)))
     plates = tuple(f.name for f in node["cond_indep_stack"])
     drawn_shape = tuple(fn.batch_shape) + tuple(fn.event_shape)
-    return Site(name, kind, shape, tuple(dims), log_prob_dims, plates, value, drawn_shape)
+    return Site(
+        name, kind, shape, tuple(dims), log_prob_dims, plates, value, drawn_shape,
+        None if origin is None else origin.value, mask, bool((density != 0).any()),
+    )  # fmt: skip
+
+
+def _is_point(fn: Any, value: Tensor) -> bool:
+    """Whether a site's law is a point mass at its own value."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if not isinstance(fn, pyro.distributions.Delta):
+        return False
+    point = fn.v
+    fits = point.dim() <= value.dim() and all(
+        a in (1, b) for a, b in zip(reversed(point.shape), reversed(value.shape), strict=False)
+    )
+    return fits and torch.equal(point.expand_as(value), value)
+
+
+def _mask(node: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
+    """Which elements of a site's log-density count, or ``None`` where all do."""
+    found, fn = [node["mask"]], node["fn"]
+    while isinstance(fn, pyro.distributions.MaskedDistribution):
+        found.append(fn._mask)
+        fn = fn.base_dist
+    mask = torch.ones(shape, dtype=torch.bool, device="cpu")
+    for part in found:
+        if part is not None:
+            mask = mask & torch.as_tensor(part).cpu()
+    return None if bool(mask.all()) else mask
 
 
 def _dim(frames: Mapping[int, Any], position: int, size: int) -> str | None:
@@ -185,8 +259,6 @@ def map_draws(
 
     :param values: ``(num_draws, ...)`` tensors; ``fn`` gets the slices of one draw.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 draw, got {chunk_size}")
     parts: list[dict[str, np.ndarray]] = []
     vectorised = True
     with torch.no_grad(), pyro.validation_enabled(False):

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.baselines import per_datum
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import probe, sample_sites
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.programs import as_program, split_batch
+from pyro_dgm.ops.arguments import check_count, check_number, check_seed
+from pyro_dgm.programs import as_program
 
 __all__ = ["ActiveUnits", "active_units"]
 
@@ -80,12 +82,13 @@ def active_units(
         >>> pyro_dgm.analysis.active_units(m, torch.randn(50, 3), seed=0).total
         2
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(f"num_samples must be an integer of at least 2, got {num_samples!r}")
+    check_count("num_samples", num_samples, 2)
+    check_seed(seed)
+    check_number("threshold", threshold)
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold!r}")
     program = as_program(program)
-    args, kwargs = split_batch(x)
+    args, kwargs = checked_batch(program, x)
     draws: dict[str, list[Tensor]] = {}
     with (
         torch.no_grad(),

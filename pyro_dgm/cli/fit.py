@@ -291,13 +291,10 @@ class _SettingsWriter:
 
 
 def _check_device(device: str) -> None:
-    import torch
+    from pyro_dgm.ops.arguments import check_device
 
     if device != "auto":
-        try:
-            torch.empty(0, device=torch.device(device))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"{device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        check_device(device)
 
 
 def _count(x: Any) -> int:

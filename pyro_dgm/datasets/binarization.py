@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
+from pyro_dgm.ops.arguments import check_seed
+
 __all__ = ["DynamicBinarization", "binarize_images", "dynamic_binarization"]
 
 METHODS = ("threshold", "stochastic")
@@ -86,6 +88,7 @@ class DynamicBinarization(torch.utils.data.Dataset):
                 raise ValueError(f"others[{i}] must have {len(images)} rows as images has, got {len(other)}")
         self.images = images.detach()
         self.others = others
+        check_seed(seed)
         self.generator = None if seed is None else torch.Generator(images.device).manual_seed(seed)
 
     def __len__(self) -> int:

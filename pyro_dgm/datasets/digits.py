@@ -8,6 +8,7 @@ import torch
 
 from pyro_dgm.datasets.base import Dataset, as_float_images
 from pyro_dgm.datasets.binarization import binarize_images
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["digits"]
 
@@ -47,8 +48,8 @@ def digits(
     from sklearn.datasets import load_digits  # heavy to import
 
     for name, value in (("num_test", num_test), ("num_validation", num_validation)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} must be a count of images, 0 or more, got {value!r}")
+        check_count(name, value, 0)
+    check_seed(seed, optional=False)
     bunch = load_digits()
     total = len(bunch.target)
     if num_test + num_validation >= total:

@@ -8,6 +8,7 @@ from pyro_dgm.datasets.base import Dataset, as_float_images
 from pyro_dgm.datasets.binarization import binarize_images
 from pyro_dgm.datasets.cache import fetch
 from pyro_dgm.datasets.idx import read_idx
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["mnist"]
 
@@ -62,8 +63,10 @@ def mnist(
         data = datasets.mnist(num_validation=10_000)
         data.train.shape  # (50000, 28, 28)
     """
-    if isinstance(num_validation, bool) or not isinstance(num_validation, int) or not 0 <= num_validation < 60_000:
-        raise ValueError(f"num_validation must be a count from 0 to 59999, got {num_validation!r}")
+    check_seed(seed, optional=False)
+    check_count("num_validation", num_validation, 0)
+    if num_validation >= 60_000:
+        raise ValueError(f"num_validation must be below the 60000 images there are, got {num_validation}")
     pixels = _read("train-images-idx3-ubyte.gz", (60_000, 28, 28), download)
     labels = _read("train-labels-idx1-ubyte.gz", (60_000,), download).long()
     images = binarize_images(as_float_images(pixels, 255.0, dtype), binarize, seed)

@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.ops.langevin import langevin_step
 
 __all__ = ["check_kernel", "is_real", "run_chains"]
@@ -115,6 +116,7 @@ class _DensityPotential:
 
 
 def _langevin(potential: _DensityPotential, u: Tensor, num_steps: int, step_size: float) -> tuple[Tensor, Tensor]:
+    check_number("step_size", step_size)
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
     size = u.new_tensor(step_size)

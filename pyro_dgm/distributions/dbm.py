@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.binary import MAX_ENUMERATED, binary_states
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
@@ -66,8 +67,7 @@ class DBMDistribution(UnnormalizedDistribution):
         shapes = [tuple(w.shape) for w in weights]
         if len(sizes) < 2 or shapes != list(zip(sizes[:-1], sizes[1:], strict=True)):
             raise ValueError(f"weights must join neighbouring layers of sizes {sizes}, got shapes {shapes}")
-        if isinstance(num_mean_field, bool) or not isinstance(num_mean_field, int) or num_mean_field < 1:
-            raise ValueError(f"num_mean_field must be a positive integer, got {num_mean_field!r}")
+        check_count("num_mean_field", num_mean_field)
         self.sizes, self.num_mean_field = sizes, num_mean_field
         rows = []
         for i in range(0, len(sizes), 2):

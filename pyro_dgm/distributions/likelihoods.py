@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_dgm.distributions.shared_scale import SharedScaleNormal
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
 
@@ -116,9 +117,12 @@ class GaussianLikelihood(Likelihood):
                 raise ValueError(f"scale must be a positive number or one of {words}, got {scale!r}")
             self.kind = scale
         else:
+            check_number("scale", scale)
             if not scale > 0:
                 raise ValueError(f"scale must be positive, got {scale}")
             self.kind, init_scale = "fixed", float(scale)
+        check_number("init_scale", init_scale)
+        check_number("min_scale", min_scale)
         if not init_scale > 0 or not min_scale > 0:
             raise ValueError(f"init_scale and min_scale must be positive, got {init_scale} and {min_scale}")
         self.min_scale = float(min_scale)

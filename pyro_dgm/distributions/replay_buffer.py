@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_dgm.ops.arguments import check_count, check_number
+
 __all__ = ["ReplayBuffer"]
 
 
@@ -43,8 +45,8 @@ class ReplayBuffer(nn.Module):
 
     def __init__(self, capacity: int = 10_000, event_shape: Sequence[int] = (), reinit: float = 0.05) -> None:
         super().__init__()
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
+        check_count("capacity", capacity)
+        check_number("reinit", reinit)
         if not 0.0 <= reinit <= 1.0:
             raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
         self.capacity, self.reinit, self.event_shape = capacity, float(reinit), torch.Size(event_shape)

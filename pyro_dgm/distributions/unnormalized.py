@@ -9,6 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["UnnormalizedDistribution"]
 
 
@@ -48,8 +50,7 @@ class UnnormalizedDistribution(TorchDistribution):
         num_steps: int = 1000,
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
+        check_count("num_steps", num_steps)
         self.num_steps = num_steps
         self._log_normalizer: Tensor | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)

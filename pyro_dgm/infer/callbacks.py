@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count, check_number
+
 if TYPE_CHECKING:
     from pyro_dgm.infer.run import Run
 
@@ -74,8 +76,8 @@ class EarlyStopping(Callback):
     def __init__(
         self, patience: int = 10, min_delta: float = 0.0, monitor: str | None = None, restore_best: bool = True
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a positive integer (epochs), got {patience!r}")
+        check_count("patience", patience, why="epochs")
+        check_number("min_delta", min_delta)
         if not min_delta >= 0:
             raise ValueError(f"min_delta must be at least 0 (nats per datum), got {min_delta!r}")
         if monitor not in (None, "train", "validation"):

@@ -20,6 +20,7 @@ from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capt
 from pyro_dgm.infer.metric import metric_of
 from pyro_dgm.infer.snapshot import hook_of, module_key
 from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameter, owner_modules
 
 __all__ = ["CapturedELBO"]
@@ -97,7 +98,9 @@ class CapturedELBO(Objective):
             strict_enumeration_warning=inner.strict_enumeration_warning,
             retain_graph=inner.retain_graph,
         )
-        self.inner, self.backend, self.max_graphs = inner, backend, int(max_graphs)
+        check_count("max_graphs", max_graphs)
+        check_count("compile_after", compile_after, optional=True)
+        self.inner, self.backend, self.max_graphs = inner, backend, max_graphs
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side = inner.side
         self.metric = metric_of(inner)

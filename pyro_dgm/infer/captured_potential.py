@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.structure import fork_rng
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["CapturedPotential", "capture_potential"]
 
@@ -63,8 +64,7 @@ def capture_potential(
         >>> value.shape, gradient["scale"].shape
         (torch.Size([3]), torch.Size([3]))
     """
-    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 1:
-        raise ValueError(f"num_chains must be a positive integer, got {num_chains!r}")
+    check_count("num_chains", num_chains)
     if backend not in ("inductor", "aten"):
         raise ValueError(f"backend must be 'inductor' or 'aten', got {backend!r}")
     potential = ModelPotential(model, args, kwargs, compile=backend == "inductor")

@@ -5,7 +5,7 @@ On several processes each takes its part of every batch, the order being the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_dgm.infer.distributed import ALONE, Group
-from pyro_dgm.programs import split_batch
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches", "batch_length", "map_tensors", "named_tensors"]
 
@@ -70,6 +70,28 @@ def named_tensors(batch: Any, argument: str = "data") -> Iterator[tuple[str, Ten
             yield from named_tensors(value, f"{argument}[{i}]")
 
 
+def constant_tensors(batch: Any) -> Any:
+    """The batch without gradients: data are constants, also those that a computation gave or that were made under
+    ``torch.inference_mode()``, which autograd refuses.
+    """
+    tensors = [t for _, t in named_tensors(batch)]
+    if not any(t.requires_grad or t.is_inference() for t in tensors):
+        return batch  # as it came: callers keep it, and compare it by identity
+
+    def constant(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach() if tensor.requires_grad else tensor
+        return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+    return map_tensors(constant, batch)
+
+
+def refuse_meta(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """:raises ValueError: for a tensor that holds no values."""
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the device 'meta', where tensors hold no values")
+
+
 def batch_length(batch: Any) -> int:
     """Number of data in a batch: the length of its first tensor.
 
@@ -122,10 +144,17 @@ class TensorBatches:
             raise TypeError(
                 f"{argument} as a mapping goes to the program as keyword arguments: its keys must be strings"
             )
+        data = constant_tensors(data)
         tensors = list(named_tensors(data, argument))
+        refuse_meta(tensors)
         if not tensors:
             raise ValueError(f"{argument} holds no tensor")
         for name, tensor in tensors:
+            if tensor.layout != torch.strided:
+                raise TypeError(
+                    f"{name} has layout {tensor.layout}, and batches are cut from dense tensors: {name}.to_dense(), or "
+                    "a DataLoader"
+                )
             if tensor.dim() == 0:
                 raise ValueError(
                     f"{name} is a scalar; every tensor of {argument} needs the data as its leading dimension"
@@ -289,11 +318,11 @@ def as_batches(
                 f"{argument} is a DataLoader with batches of its own: leave out batch_size (got {batch_size})"
             )
         return LoaderBatches(data, device, group)
-    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    size = check_count("batch_size", DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, size, shuffle, seed, device, argument, group)
+    if isinstance(data, IterableDataset):  # in its own order, whatever shuffle says
+        return LoaderBatches(DataLoader(data, size, pin_memory=device.type == "cuda"), device, group)
     if isinstance(data, Dataset):
         generator = torch.Generator().manual_seed(seed)
         pin = device.type == "cuda"
@@ -316,9 +345,8 @@ def _cut(batch: Any, part: slice) -> Any:
     return map_tensors(lambda t: t[part] if t.dim() > 0 and t.shape[0] == length else t, batch)
 
 
-def batch_arguments(batch: Any) -> str:
+def batch_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """One line that says what a batch passes to the program."""
-    args, kwargs = split_batch(batch)
     shown = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
     shown += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
     return ", ".join(shown)

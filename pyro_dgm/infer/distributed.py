@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["ALONE", "Group", "Reduced", "joined", "own_device", "started_rank"]
 
 T = TypeVar("T")
@@ -167,8 +169,7 @@ def joined(devices: int | None, kind: str) -> Iterator[Group]:
     :raises ValueError: for a number that is none, or not the number of processes that run.
     :raises ImportError: without the extra ``distributed``.
     """
-    if devices is not None and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
-        raise ValueError(f"devices must be a positive integer or None, got {devices!r}")
+    check_count("devices", devices, optional=True)
     if devices == 1 or not dist.is_available():
         yield ALONE
         return

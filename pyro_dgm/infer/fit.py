@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer import fit_setup as setup
+from pyro_dgm.infer.batch import refuse_inference_mode
 from pyro_dgm.infer.callbacks import EarlyStopping, as_callback
 from pyro_dgm.infer.data import as_batches
 from pyro_dgm.infer.distributed import joined, own_device
@@ -27,6 +28,7 @@ from pyro_dgm.infer.random_state import forked_rng, seed_everything
 from pyro_dgm.infer.resumption import check_same, describe_settings, upgraded
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings
+from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.programs import as_program, owner_modules
 
 __all__ = ["fit"]
@@ -80,7 +82,8 @@ def fit(
         object with ``model`` and ``guide``.  Modules' parameters are trained, and those of ``pyro.param`` and
         ``pyro.module`` statements, found by running the program on a first batch; that also builds a lazy guide.
     :param data: a tensor, a tuple of tensors (positional arguments of the program) or a mapping of them (keyword
-        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.
+        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.  Data are constants: no
+        gradient reaches them.
     :param epochs: passes over the data in all; a resumed run counts those it had.
     :param objective: an objective of :mod:`pyro_dgm.infer`, any ``pyro.infer.ELBO``, or any callable that makes of
         ``(model, guide)`` a callable whose value on a batch is the loss; ``None`` is :class:`~pyro_dgm.infer.ELBO`.
@@ -90,7 +93,8 @@ def fit(
         use) and ``"objective"`` (for networks that the objective trains), each over those parameters.
     :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.  Several
         devices share it.
-    :param shuffle: a new order each epoch; a batch of all the data keeps their order.
+    :param shuffle: a new order each epoch; a batch of all the data keeps their order, and an ``IterableDataset`` its
+        own.
     :param transform: called with each batch on its device, random numbers from torch's global generator:
         ``torch.bernoulli`` is dynamic binarisation.
     :param validation: held-out data, of any form that ``data`` takes.
@@ -158,6 +162,7 @@ def fit(
         (2, 2)
     """
     program = as_program(program)
+    refuse_inference_mode()
     if objective is None:
         from pyro_dgm.infer import ELBO
 
@@ -169,6 +174,7 @@ def fit(
         epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every,
         accumulate=accumulate,
     )  # fmt: skip
+    check_number("clip_norm", clip_norm, optional=True)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
     if lr_scheduler_interval not in ("epoch", "step"):

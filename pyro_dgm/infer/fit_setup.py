@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_dgm.infer.batch import check_batch, check_dtypes
 from pyro_dgm.infer.callbacks import EarlyStopping
 from pyro_dgm.infer.checkpoint import CheckpointFolder
 from pyro_dgm.infer.compilation import DEPTHS, Compilation, choose_depth
@@ -30,6 +31,7 @@ from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.step import Settings, gradients_by_objective
 from pyro_dgm.infer.whole_checkpoint import Saved, folder_of, newest, open_checkpoint
+from pyro_dgm.ops.arguments import check_count, check_device, check_seed
 from pyro_dgm.programs import split_batch
 
 Optimizer = torch.optim.Optimizer
@@ -41,17 +43,19 @@ def check_objective(argument: str, objective: Any) -> None:
     """Refuse what cannot be called with a model and a guide."""
     if isinstance(objective, type):
         raise TypeError(f"{argument} must be an instance, {objective.__name__}(), got the class itself")
+    name = type(objective).__name__
+    if name.startswith("Jit") and isinstance(objective, pyro.infer.ELBO):
+        raise TypeError(
+            f"{argument} must not be one of Pyro's {name}: torch.jit is deprecated, and it takes parameters from the "
+            f"global param store alone. Take {name.removeprefix('Jit')}(), which fit compiles by itself (compile=)"
+        )
     if not callable(objective):
         raise TypeError(f"{argument} must be an ELBO or a callable of (model, guide), got {type(objective).__name__}")
 
 
 def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
-        optional = name in ("num_data", "check_every")
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}")
+        check_count(name, value, optional=name in ("num_data", "check_every"))
 
 
 def open_folder(
@@ -94,8 +98,7 @@ def open_folder(
 
 
 def choose_base_seed(seed: int | None, saved: Saved | None) -> int:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62):
-        raise ValueError(f"seed must be an integer from 0 to 2**62, got {seed!r}")
+    check_seed(seed)
     if saved is not None:
         stored = saved[2]["seed"]
         if seed is not None and seed != stored:
@@ -106,10 +109,7 @@ def choose_base_seed(seed: int | None, saved: Saved | None) -> int:
 
 def choose_device(device: str | torch.device, roots: dict[str, nn.Module], data: Any) -> torch.device:
     if device != "auto":
-        made = torch.device(device)
-        if made.type == "cuda" and made.index is None:
-            made = torch.device("cuda", torch.cuda.current_device())
-        return made
+        return check_device(device)
     for root in roots.values():
         for p in root.parameters():
             if p.device.type != "cpu":
@@ -131,21 +131,12 @@ def check_data(
             continue
         transform = transforms[argument]
         first = source.first() if transform is None else transform(source.first())
-        for name, tensor in named_tensors(first, argument):
-            if dtypes and tensor.is_floating_point() and tensor.dtype not in dtypes:
-                wanted = " or ".join(sorted(str(d) for d in dtypes))
-                raise ValueError(
-                    f"{name} is {tensor.dtype}, the program's parameters are {wanted}: convert one, "
-                    f"x.to({next(iter(dtypes))}) or program.to({tensor.dtype})"
-                )
-        if not callable(getattr(program, "check_batch", None)):
-            continue
+        check_dtypes(list(named_tensors(first, argument)), dtypes)
         whole = first
         if isinstance(source, TensorBatches) and transform is None:
             if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
                 whole = source.data
-        args, kwargs = split_batch(whole)
-        program.check_batch(*args, **kwargs)
+        check_batch(program, *split_batch(whole), argument)
     return first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.structure import Structure
 from pyro_dgm.infer.mcmc.sites import latent_sites
 
-__all__ = ["GuideDraws"]
+__all__ = ["Draws", "GuideDraws"]
 
 Draws = tuple[dict[str, Tensor], Tensor, Tensor]
 
@@ -21,7 +22,7 @@ class GuideDraws:
     """Draws of the latents ``names``, which are particles as those of an objective are.
 
     :param shapes: of each latent's value in one draw.
-    :param nesting: deepest nesting of the program's plates.
+    :param structure: static facts of the pair.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class GuideDraws:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         shapes: Mapping[str, torch.Size],
-        nesting: int,
+        structure: Structure,
     ) -> None:
         self.program, self.shapes = (model, guide, args, kwargs), shapes
-        self.structure = Structure(nesting, False, False)
+        # What is marked for enumeration is drawn all the same.
+        self.structure = replace(structure, model_enumerates=False, guide_enumerates=False)
 
     def many(self, total: int, chunk: int) -> Draws:
         """``total`` draws, at most ``chunk`` at once: values, :math:`\\log p` and :math:`\\log q` of each, in nats."""

@@ -12,14 +12,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.guide_draws import GuideDraws
+from pyro_dgm.infer.batch import checked_batch, model_and_guide
+from pyro_dgm.infer.elbo.structure import Structure, guide_messenger, probe
+from pyro_dgm.infer.guide_draws import Draws, GuideDraws
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["sample_posterior"]
 
@@ -59,7 +61,8 @@ def sample_posterior(
     :param progress: show a progress bar on a terminal, for runs longer than two seconds.
     :returns: draws ``(num_chains, num_samples, *site_shape)`` of every latent, with statistics and data.
     :raises TypeError: if there is no model to be found, or ``method`` is neither a name nor a kernel.
-    :raises ValueError: for an unknown name, a guide asked for and missing, or a program that the method cannot use.
+    :raises ValueError: for an unknown name, a guide asked for and missing, data that the program refuses, or a program
+        that the method cannot use: model and guide are checked against each other as an objective checks them.
 
     Example::
 
@@ -72,10 +75,12 @@ def sample_posterior(
         Posterior(method='mala', {z: (4, 10, 3, 2)})
     """
     model, guide = model_and_guide(program_or_model)
-    args, kwargs = split_batch(data[0]) if len(data) == 1 else (data, {})
-    check = getattr(program_or_model, "check_batch", None)
-    if callable(check):
-        check(*args, **kwargs)
+    check_seed(seed)
+    for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
+        check_count(argument, value)
+    check_count("warmup_steps", warmup_steps, 0, optional=True)
+    batch = data[0] if len(data) == 1 else data
+    args, kwargs = checked_batch(program_or_model, batch, "data", gradients=method != "guide")
     with evaluation_mode(program_or_model, model, guide):
         if isinstance(method, Kernel) or (isinstance(method, str) and method in KERNELS):
             kernel = method.with_model(model) if isinstance(method, Kernel) else KERNELS[method](model)
@@ -97,25 +102,7 @@ def sample_posterior(
                 "method='guide' needs a program with a guide, got a model alone; "
                 "use method='hmc', or program(model, guide)"
             )
-        for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
         return _from_guide(model, guide, args, kwargs, num_samples, num_chains, seed)
-
-
-def model_and_guide(obj: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-    """The model, and the guide where there is one, of a program, a pair of callables or a bare model.
-
-    :raises TypeError: if there is no model to be found.
-    """
-    if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
-        return obj
-    model, guide = getattr(obj, "model", None), getattr(obj, "guide", None)
-    if callable(model):
-        return model, guide if callable(guide) else None
-    if callable(obj):
-        return obj, None
-    raise TypeError(f"program_or_model must have .model (and .guide), or be a Pyro model, got {type(obj).__name__}")
 
 
 def _from_guide(
@@ -129,30 +116,10 @@ def _from_guide(
 ) -> Posterior:
     began = time.perf_counter()
     device = device_of(model, args, kwargs)
-    with (
-        torch.no_grad(),
-        poutine.block(),
-        pyro.validation_enabled(False),
-        nullcontext() if seed is None else forked_rng(device, seed),
-    ):
-        # The first run builds a lazy guide, and shows what there is to draw.
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        refuse_subsampling(model_trace, "a posterior draw")
-        names = list(latent_sites(model_trace))
-        missing = [name for name in names if name not in guide_trace]
-        if missing:
-            raise ValueError(
-                f"the guide has no site for the latents {missing}; sum them out in the model, or add them to the guide"
-            )
-
-        values = (site.get("value") for site in model_trace.nodes.values())
-        width = sum(value.numel() for value in values if isinstance(value, Tensor))
-        sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
-        dims: list[Any] = [f.dim for site in sites for f in site["cond_indep_stack"] if f.vectorized]
-        shapes = {name: torch.as_tensor(model_trace.nodes[name]["value"]).shape for name in names}
-        drawer = GuideDraws(model, guide, args, kwargs, shapes, -min(dims, default=0))
-        samples, log_p, log_q = drawer.many(num_samples * num_chains, max(1, CHUNK // max(1, width)))
+    with torch.no_grad(), poutine.block(), nullcontext() if seed is None else forked_rng(device, seed):
+        structure = probe(model, guide, args, kwargs)  # builds a lazy guide; what follows runs without validation
+        with pyro.validation_enabled(False):
+            samples, log_p, log_q = _draw(model, guide, args, kwargs, structure, num_samples * num_chains)
     shape = (num_chains, num_samples)
     return Posterior(
         samples={k: v.reshape(*shape, *v.shape[1:]) for k, v in samples.items()},
@@ -163,3 +130,32 @@ def _from_guide(
         kwargs=kwargs,
         attrs={"num_warmup": 0, "seconds": time.perf_counter() - began, "seed": seed},
     )
+
+
+def _draw(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    structure: Structure,
+    total: int,
+) -> Draws:
+    # The first run shows what there is to draw.
+    with structure.gradients():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        if guide_messenger(guide) is None:
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        else:
+            model_trace = guide_trace  # it has run its model, and that trace has the model's plates
+    refuse_subsampling(model_trace, "a posterior draw")
+    names = list(latent_sites(model_trace))
+    missing = [name for name in names if name not in guide_trace]
+    if missing:
+        raise ValueError(
+            f"the guide has no site for the latents {missing}; sum them out in the model, or add them to the guide"
+        )
+    values = (site.get("value") for site in model_trace.nodes.values())
+    width = sum(value.numel() for value in values if isinstance(value, Tensor))
+    shapes = {name: torch.as_tensor(model_trace.nodes[name]["value"]).shape for name in names}
+    drawer = GuideDraws(model, guide, args, kwargs, shapes, structure)
+    return drawer.many(total, max(1, CHUNK // max(1, width)))

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.infer.batch import model_and_guide
 from pyro_dgm.infer.mcmc import HMC
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.sample import model_and_guide, sample_posterior
+from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.interop.jax_check import differences
 from pyro_dgm.interop.jax_density import to_jax
 from pyro_dgm.interop.numpyro_nuts import run_nuts
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["BackendComparison", "compare_backends"]
 
@@ -129,8 +131,7 @@ def compare_backends(
         >>> compare_backends(m, torch.randn(3, 5))
         BackendComparison(5 points, 0 elements)
     """
-    if not isinstance(num_points, int) or isinstance(num_points, bool) or num_points < 1:
-        raise ValueError(f"num_points must be an integer of at least 1, got {num_points!r}")
+    check_count("num_points", num_points)
     density = to_jax(program_or_model, *args, on_missing=on_missing, **kwargs)
     model, _ = model_and_guide(program_or_model)
     densities = []

@@ -10,13 +10,13 @@ import pyro
 import torch
 from torch import Tensor, fx
 
+from pyro_dgm.infer.batch import model_and_guide
 from pyro_dgm.infer.mcmc.initial import _draw
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.vectorized import value_and_grad
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.infer.sample import model_and_guide
 from pyro_dgm.infer.static_graph import record
 from pyro_dgm.interop.jax_check import differences, explain_mismatch, jitted_value_and_grad
 from pyro_dgm.interop.jax_setup import precision_of, require

@@ -20,6 +20,7 @@ from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.interop.jax_density import JaxDensity
 from pyro_dgm.interop.jax_setup import require
 from pyro_dgm.interop.jaxlower import Lowered
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["METHOD", "run_nuts"]
 
@@ -71,8 +72,8 @@ def run_nuts(
         ("num_chains", num_chains, 1),
         ("max_tree_depth", max_tree_depth, 1),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
+        check_count(argument, value, least)
+    check_number("target_accept_prob", target_accept_prob)
     if not 0 < target_accept_prob < 1:
         raise ValueError(f"target_accept_prob must be between 0 and 1, got {target_accept_prob!r}")
     seed = int(torch.randint(2**31, ()).item()) if seed is None else int(seed)

@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_sizes
 from pyro_dgm.programs import announce_parameters
 
 __all__ = ["Family", "program_method"]
@@ -48,6 +49,8 @@ class Family(PyroModule):
     #: name of the plate over data, and of the observed site
     plate_name = "data"
     obs_name = "x"
+    #: whether data may be integers or bools (a likelihood of the user's own decides that itself)
+    takes_integers = False
     # What a subclass gives: the generative process with its batch observed, the posterior of its latents given the
     # batch, and the arguments that rebuild it.
     model: Callable[..., Any]
@@ -58,21 +61,29 @@ class Family(PyroModule):
         # A PyroModule decides when it is made whether it has a parameter scope of its own.
         with pyro.settings.context(module_local_params=True):
             super().__init__()
-        self.event_shape = torch.Size(int(s) for s in event_shape)
-        if any(s <= 0 for s in self.event_shape):
-            raise ValueError(f"event_shape must hold positive sizes, got {tuple(event_shape)}")
+        self.event_shape = torch.Size(check_sizes("event_shape", event_shape))
 
     def check_batch(self, x: Tensor) -> None:
         """Check a batch once, before training or capture.
 
-        :raises TypeError: if ``x`` is no tensor.
-        :raises ValueError: if its shape is not ``(N, *event_shape)`` or it is not finite.
+        :raises TypeError: if ``x`` is no dense tensor of real numbers.
+        :raises ValueError: if its shape is not ``(N, *event_shape)``, it holds no data, or is not finite.
         """
+        shape = f"(N, {', '.join(map(str, self.event_shape))})"
         if not isinstance(x, Tensor):
-            raise TypeError(
-                f"x must be a tensor of shape (N, {', '.join(map(str, self.event_shape))}), got {type(x).__name__}"
-            )
+            raise TypeError(f"x must be a tensor of shape {shape}, got {type(x).__name__}: torch.as_tensor(x)")
+        if x.is_quantized or x.is_complex():
+            raise TypeError(f"x must be a tensor of real numbers, got {x.dtype}")
+        if x.layout != torch.strided:
+            raise TypeError(f"x must be a dense tensor, got layout {x.layout}: x.to_dense()")
+        if x.is_meta:
+            raise ValueError("x is on the device 'meta', where tensors hold no values")
         if x.dim() != 1 + len(self.event_shape) or x.shape[1:] != self.event_shape:
-            raise ValueError(f"x must have shape (N, *{tuple(self.event_shape)}), got {tuple(x.shape)}")
+            one = "; one datum is x[None]" if x.shape == self.event_shape else ""
+            raise ValueError(f"x must have shape {shape}, got {tuple(x.shape)}{one}")
+        if len(x) == 0:
+            raise ValueError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
+        if not torch.is_floating_point(x) and not self.takes_integers:
+            raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
         if torch.is_floating_point(x) and not bool(torch.isfinite(x).all()):
             raise ValueError(f"x holds {int((~torch.isfinite(x)).sum())} values that are not finite")

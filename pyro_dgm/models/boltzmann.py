@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.distributions.visible_units import VisibleUnits
-from pyro_dgm.models.energy_family import EnergyFamily, check_count, seeded
+from pyro_dgm.models.energy_family import EnergyFamily, seeded
 from pyro_dgm.ops.annealing import annealing_schedule
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["BoltzmannFamily"]
@@ -36,8 +37,6 @@ class BoltzmannFamily(EnergyFamily):
 
     def check_units(self, x: Tensor) -> None:
         """Refuse values that the visible units cannot take."""
-        if not torch.is_floating_point(x):
-            raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
         self.units.check(x, "x")
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_dgm.distributions.fully_visible import FullyVisibleDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits
 from pyro_dgm.models.boltzmann import BoltzmannFamily
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["BoltzmannMachine"]
 
@@ -40,8 +41,7 @@ class BoltzmannMachine(BoltzmannFamily):
     """
 
     def __init__(self, num_visible: int) -> None:
-        if isinstance(num_visible, bool) or not isinstance(num_visible, int) or num_visible < 1:
-            raise ValueError(f"num_visible must be a positive integer, got {num_visible!r}")
+        check_count("num_visible", num_visible)
         super().__init__((num_visible,))
         self.num_visible = num_visible
         self.units = BernoulliUnits(num_visible)

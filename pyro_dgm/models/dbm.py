@@ -13,6 +13,7 @@ from pyro_dgm.distributions.dbm import DBMDistribution
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits
 from pyro_dgm.models.boltzmann import BoltzmannFamily
+from pyro_dgm.ops.arguments import check_count, check_sizes
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["DBM", "DBMStage"]
@@ -61,10 +62,8 @@ class DBM(BoltzmannFamily):
             raise ValueError(
                 f"hidden must hold two or more layers, got {tuple(hidden)}: one is RBM(num_visible, num_hidden)"
             )
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise ValueError(
-                f"num_visible and hidden must be positive integers, got {num_visible!r} and {tuple(hidden)!r}"
-            )
+        check_count("num_visible", num_visible)
+        check_sizes("hidden", tuple(hidden))
         super().__init__((num_visible,))
         self.num_visible, self.hidden, self.num_mean_field = num_visible, tuple(hidden), num_mean_field
         self.units = BernoulliUnits(num_visible)

@@ -143,8 +143,6 @@ class EBM(EnergyFamily):
     def check_batch(self, x: Tensor) -> None:
         """As of every family; and real numbers."""
         super().check_batch(x)
-        if not torch.is_floating_point(x):
-            raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild it, for JSON; a base's location and scale are among the weights.

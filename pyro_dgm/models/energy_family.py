@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.models.base import Family, program_method
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["EnergyFamily"]
 
@@ -74,15 +75,10 @@ class EnergyFamily(Family):
         return next(self.parameters()).device
 
 
-def check_count(argument: str, value: Any, least: int = 1) -> None:
-    """:raises ValueError: for what is no integer, or below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
-
-
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Draw with a seed inside and leave the global generators as they were; with ``None`` do nothing."""
+    check_seed(seed)
     if seed is None:
         yield
         return

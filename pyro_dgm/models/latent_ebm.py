@@ -14,9 +14,10 @@ from pyro_dgm.distributions.chains import run_chains
 from pyro_dgm.distributions.energy import EnergyDistribution
 from pyro_dgm.distributions.likelihoods import Likelihood
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.models.energy_family import check_count, seeded
+from pyro_dgm.models.energy_family import seeded
 from pyro_dgm.models.vae import likelihood_config, make_likelihood
 from pyro_dgm.nn import MLP, ConvDecoder
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["LatentEBM"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.models.base import Family, program_method
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["LinearGaussian"]
 
@@ -52,8 +53,7 @@ class LinearGaussian(Family):
         guide_covariance: str = "diagonal",
     ) -> None:
         super().__init__((event_dim,))
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        check_count("latent_dim", latent_dim)
         if guide_covariance not in ("diagonal", "full"):
             raise ValueError(f"guide_covariance must be 'diagonal' or 'full', got {guide_covariance!r}")
         self.event_dim, self.latent_dim = int(event_dim), int(latent_dim)

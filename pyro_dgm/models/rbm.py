@@ -17,6 +17,7 @@ from pyro_dgm.distributions.visible_units import (
     VisibleUnits,
 )
 from pyro_dgm.models.boltzmann import BoltzmannFamily
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["RBM"]
 
@@ -69,8 +70,7 @@ class RBM(BoltzmannFamily):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         for argument, value in (("num_visible", num_visible), ("num_hidden", num_hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument} must be a positive integer, got {value!r}")
+            check_count(argument, value)
         units = _make_units(visible, num_visible, num_categories, scale, event_shape)
         super().__init__(units.event_shape)
         self.units = units
@@ -137,15 +137,14 @@ def _make_units(
     if visible != "gaussian" and scale != 1.0:
         raise ValueError(f"scale is for visible='gaussian', got it with {visible!r}")
     if visible == "categorical":
-        if isinstance(num_categories, bool) or not isinstance(num_categories, int) or num_categories < 2:
-            raise ValueError(f"num_categories must be an integer of at least 2, got {num_categories!r}")
-        made = CategoricalUnits(num_visible, num_categories)
+        made = CategoricalUnits(num_visible, check_count("num_categories", num_categories, 2))
         if event_shape is not None and torch.Size(event_shape) != made.event_shape:
             raise ValueError(
                 f"event_shape of categorical units is {tuple(made.event_shape)}, got {tuple(event_shape)}: leave it out"
             )
         return made
     if visible == "gaussian":
+        check_number("scale", scale)
         if not 0.0 < scale < float("inf"):
             raise ValueError(f"scale must be positive and finite, got {scale!r}")
         return GaussianUnits(num_visible, scale, event_shape)

@@ -20,6 +20,7 @@ from pyro_dgm.distributions.likelihoods import (
 )
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["VAE"]
 
@@ -69,10 +70,10 @@ class VAE(Family):
         param_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(event_shape)
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        check_count("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
         self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
+        self.takes_integers = isinstance(self.likelihood, CallableLikelihood)
         self._network_name = network if isinstance(network, str) else "custom"
         self.hidden = (
             tuple(hidden) if hidden is not None else {"mlp": (400, 400), "conv": (32, 64)}.get(self._network_name, ())

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_dgm.ops.arguments import check_sizes
+
 __all__ = ["MLP"]
 
 
@@ -41,10 +43,9 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = torch.Size(in_shape), torch.Size(out_shape)
-        widths = [math.prod(self.in_shape), *hidden, math.prod(self.out_shape)]
-        if any(w <= 0 for w in widths):
-            raise ValueError(f"MLP widths must be positive, got in {in_shape}, hidden {tuple(hidden)}, out {out_shape}")
+        self.in_shape = torch.Size(check_sizes("in_shape", in_shape))
+        self.out_shape = torch.Size(check_sizes("out_shape", out_shape))
+        widths = [math.prod(self.in_shape), *check_sizes("hidden", hidden), math.prod(self.out_shape)]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
             if i:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["anneal", "annealing_schedule"]
 
 #: inverse temperatures between two looks at whether the weights are numbers, each a host synchronisation
@@ -112,8 +114,7 @@ def annealing_schedule(schedule: str | Callable[[Tensor], Tensor] | Tensor, num_
     if isinstance(schedule, Tensor):
         betas = schedule.detach().double().cpu()
     else:
-        if isinstance(num_temperatures, bool) or not isinstance(num_temperatures, int) or num_temperatures < 2:
-            raise ValueError(f"num_temperatures must be an integer of at least 2 (0 and 1), got {num_temperatures!r}")
+        check_count("num_temperatures", num_temperatures, 2, why="0 and 1")
         share = torch.linspace(0.0, 1.0, num_temperatures, dtype=torch.float64, device="cpu")
         if schedule == "linear":
             betas = share

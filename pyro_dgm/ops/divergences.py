@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_dgm.ops.arguments import check_count
+
 __all__ = ["gaussian_total_correlation", "mmd", "sliced_wasserstein"]
 
 KERNELS = ("rbf", "imq")
@@ -114,8 +116,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, num_projections: int = 50, mask: Te
         9.0
     """
     n, m = _sizes(x, y, mask)
-    if num_projections < 1:
-        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
+    check_count("num_projections", num_projections)
     if n != m:
         raise ValueError(f"x and y must hold as many draws, got {n} and {m}")
     directions = torch.randn(x.shape[-1], num_projections, dtype=x.dtype, device=x.device)

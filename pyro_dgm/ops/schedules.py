@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["CyclicalSchedule", "LinearSchedule", "SigmoidSchedule"]
 
@@ -40,7 +43,8 @@ class LinearSchedule:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        _check_ends(self)
+        check_number("delay", self.delay, finite=True)
         if self.delay < 0:
             raise ValueError(f"delay must be at least 0, got {self.delay!r}")
 
@@ -79,7 +83,8 @@ class SigmoidSchedule:
     steepness: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        _check_ends(self)
+        check_number("steepness", self.steepness)
         if not 0 < self.steepness < math.inf:
             raise ValueError(f"steepness must be a finite number above 0, got {self.steepness!r}")
 
@@ -123,9 +128,11 @@ class CyclicalSchedule:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        _check_ends(self)
+        check_number("cycles", self.cycles)
         if not 1 <= self.cycles <= self.steps:
             raise ValueError(f"cycles must be from 1 to steps = {self.steps}, got {self.cycles!r}")
+        check_number("ratio", self.ratio)
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio!r}")
 
@@ -137,11 +144,10 @@ class CyclicalSchedule:
         return _between(self.start, self.end, min(1.0, share / self.ratio))
 
 
-def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+def _check_ends(schedule: Any) -> None:
+    check_count("steps", schedule.steps)
+    check_number("start", schedule.start, finite=True)
+    check_number("end", schedule.end, finite=True)
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -206,3 +206,27 @@ def test_the_file_alone_imports_neither_torch_nor_pyro_nor_arviz():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_further_labels_along_a_dimension_and_loo_of_what_is_not_masked(idata, tmp_path):
+    """A site of (7, 5) elements of which four count: one dimension of them, and where each was."""
+    rng = np.random.default_rng(1)
+    values, rows, columns = rng.normal(-1.0, 0.1, size=(4, 50, 4)), [0, 0, 3, 6], list("abba")
+    groups, dims = everything()
+    groups["log_likelihood"] = {"x": values}
+    dims["log_likelihood"] = {"x": ["x_unmasked"]}
+    labels = {"log_likelihood": {"x_data": ("x_unmasked", rows), "x_pixel": ("x_unmasked", columns)}}
+    made = adapter.build(groups, dims, {"data": np.arange(7) + 10}, labels=labels)
+    path = adapter.to_netcdf(made, tmp_path / "masked.nc")
+    for tree in (made, adapter.from_netcdf(path)):
+        likelihood = adapter.get_group(tree, "log_likelihood")
+        assert likelihood["x"].dims == ("chain", "draw", "x_unmasked")
+        assert likelihood["x_data"].values.tolist() == rows
+        assert likelihood["x_pixel"].values.tolist() == columns
+        assert adapter.get_group(tree, "posterior")["data"].values.tolist() == list(range(10, 17))
+        found = adapter.loo(tree)
+        assert found.n_data_points == 4
+        # draws of the log-likelihood that hardly vary: leaving one out changes little
+        weights = -np.log(np.exp(-values).mean((0, 1))).sum()
+        elpd = getattr(found, "elpd_loo" if hasattr(found, "elpd_loo") else "elpd")  # ArviZ 0.23, and 1.x
+        assert float(elpd) == pytest.approx(weights, abs=0.05)

@@ -163,9 +163,11 @@ def test_masked_scaled_and_factored_densities():
     idata = pyro_dgm.to_arviz(Posterior({"mu": mu}, model=model, args=(x, mask)))
     likelihood = group(idata, "log_likelihood")
     assert list(likelihood.data_vars) == ["x"]
-    want = scipy.stats.norm.logpdf(x.numpy(), mu.numpy()[..., None]) * mask.numpy()  # not times 10/3
+    want = scipy.stats.norm.logpdf(x.numpy(), mu.numpy()[..., None])[..., mask.numpy()]  # not times 10/3
     np.testing.assert_allclose(likelihood["x"].values, want, rtol=1e-5, atol=1e-6)
-    assert likelihood["data"].values.tolist() == [7, 2, 5]
+    assert likelihood["x"].dims == ("chain", "draw", "x_unmasked")
+    assert likelihood["x_data"].values.tolist() == [7, 5]
+    assert group(idata, "observed_data")["data"].values.tolist() == [7, 2, 5]
     assert group(idata, "constant_data")["mask"].values.tolist() == [True, False, True]
 
 
@@ -403,9 +405,9 @@ def test_bad_input():
         pyro_dgm.to_arviz(thin, data=torch.zeros(5, 3))
     with pytest.raises(ValueError, match="no draws of any site"):
         pyro_dgm.to_arviz(Posterior({}))
-    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1"):
         pyro_dgm.to_arviz(post, data=torch.zeros(4, 3), chunk_size=0)
-    with pytest.raises(ValueError, match="prior must be a positive number"):
+    with pytest.raises(ValueError, match="prior must be an integer of at least 1"):
         pyro_dgm.to_arviz(post, data=torch.zeros(4, 3), prior=-3)
 
 

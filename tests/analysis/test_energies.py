@@ -240,7 +240,7 @@ SHARED = Program(Quadratic(torch.eye(2, dtype=F64)))
         ((make, torch.full((5, 2), math.nan), SM), {}, ValueError, "x holds 10 values that are not finite"),
         ((make, X, SM), {"held_out": X[0]}, ValueError, "held_out must be data of two dimensions"),
         ((make, X, SM), {"held_out": None}, ValueError, "give log_density, or held_out data"),
-        ((make, X, SM), {"epochs": 0}, ValueError, "epochs must be a positive integer, got 0"),
+        ((make, X, SM), {"epochs": 0}, ValueError, "epochs must be an integer of at least 1, got 0"),
         ((make, X, SM), {"grid_size": 5}, ValueError, "grid_size must be an integer of at least 10, got 5"),
         ((make, X, SM), {"bounds": [(0, 1), (1, 1)]}, ValueError, "bounds must be two pairs"),
         ((make, X, SM), {"log_density": lambda v: LAW.log_prob(v) + 1}, ValueError, "integrates to 2.718 on the grid"),

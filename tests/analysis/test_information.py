@@ -180,7 +180,7 @@ def test_bad_arguments(function):
         with pytest.raises(ValueError, match="threshold must be positive, got 0"):
             active_units(m, x, threshold=0)
         return
-    with pytest.raises(ValueError, match="chunk_size must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1, got 0"):
         function(m, x, chunk_size=0)
 
     def model(x):

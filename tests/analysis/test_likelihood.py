@@ -136,14 +136,14 @@ def test_not_finite_is_reported():
 
 def test_bad_input(problem):
     m, x = problem
-    vae = pyro_dgm.models.VAE((4,), 2, hidden=(8,))
+    vae = pyro_dgm.models.VAE((4,), 2, "gaussian", hidden=(8,)).double()
     with pytest.raises(ValueError, match="needs a program with log_marginal.*VAE"):
         log_likelihood(vae, x, method="exact")
     with pytest.raises(ValueError, match="method must be"):
         log_likelihood(m, x, method="bridge")
-    with pytest.raises(ValueError, match="num_particles must be at least 2"):
+    with pytest.raises(ValueError, match="num_particles must be an integer of at least 2"):
         log_likelihood(m, x, num_particles=1)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1"):
         log_likelihood(m, x, chunk_size=0)
     with pytest.raises(TypeError, match="program must have"):
         log_likelihood(lambda x: None, x)

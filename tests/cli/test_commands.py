@@ -113,7 +113,7 @@ def test_fit_other_family_and_dynamic_data(tmp_path: Path) -> None:
     [
         (["--dataset", "mnits"], "there is no data set 'mnits'; there are binarized_mnist, digits, mnist"),
         (["--objective", "IWEA(5)"], "there is no objective 'IWEA'; there are AdversarialELBO, BetaTC, CIWAE"),
-        (["--objective", "IWAE(-1)"], "num_particles must be at least 1"),
+        (["--objective", "IWAE(-1)"], "num_particles must be an integer of at least 1"),
         (["--family", "GAN"], "there is no family 'GAN'; there are"),
         (["--family", "LinearGaussian", "--hidden", "3"], "has no option 'hidden'"),
         (["--binarize", "none"], "outside {0, 1}"),
@@ -121,7 +121,7 @@ def test_fit_other_family_and_dynamic_data(tmp_path: Path) -> None:
         (["--latent-dim", "0"], "latent-dim"),
         (["--lr", "-1"], "--lr must be positive"),
         (["--epochs", "many"], "epochs"),
-        (["--device", "cuda:99"], "cannot be used here"),
+        (["--device", "cuda:99"], "device that is there"),
         (["--test-particles", "1"], "at least 2"),
         (["--set", "latent_dim"], "KEY=VALUE"),
     ],

@@ -100,7 +100,7 @@ def test_families_that_cannot_be_built() -> None:
     for name, config, message in (
         ("VEA", {}, "no family 'VEA'; there are .*LinearGaussian.*VAE"),
         ("VAE", {"event_shape": [4], "depth": 3}, "'depth', which VAE does not take"),
-        ("VAE", {"event_shape": [4], "latent_dim": 0}, "latent_dim must be at least 1"),
+        ("VAE", {"event_shape": [4], "latent_dim": 0}, "latent_dim must be an integer of at least 1"),
         ("VAE", custom, "networks or activations of its own"),
         ("VAE", own, "given as an object"),
     ):

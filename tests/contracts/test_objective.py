@@ -122,7 +122,7 @@ def test_copies_and_reuse_on_another_program(cls):
 @every
 @pytest.mark.parametrize("bad", [0, -1])
 def test_bad_particles(cls, bad):
-    with pytest.raises(ValueError, match=f"num_particles must be at least 1, got {bad}"):
+    with pytest.raises(ValueError, match=f"num_particles must be an integer of at least 1, got {bad}"):
         cls(num_particles=bad)
     with pytest.raises(TypeError, match="num_particles must be an integer"):
         cls(num_particles=1.5)

@@ -59,8 +59,8 @@ def test_digits_binarized(method: str) -> None:
     ("kwargs", "error", "message"),
     [
         ({"binarize": "coin"}, ValueError, r"binarize must be None or one of .*'coin'"),
-        ({"num_test": -1}, ValueError, "num_test must be a count"),
-        ({"num_validation": 0.1}, ValueError, "num_validation must be a count"),
+        ({"num_test": -1}, ValueError, "num_test must be an integer of at least 0"),
+        ({"num_validation": 0.1}, TypeError, "num_validation must be an integer of at least 0"),
         ({"num_test": 1797}, ValueError, "must be below 1797"),
         ({"dtype": torch.uint8}, TypeError, "floating-point type, got torch.uint8"),
     ],
@@ -108,7 +108,7 @@ def test_mnist_binarized_is_repeatable(data_dir: Path) -> None:
     first = datasets.mnist(binarize="stochastic", seed=3, download=False).test
     assert first.unique().tolist() == [0.0, 1.0]
     assert torch.equal(first, datasets.mnist(binarize="stochastic", seed=3, download=False).test)
-    with pytest.raises(ValueError, match="num_validation must be a count from 0 to 59999, got 60000"):
+    with pytest.raises(ValueError, match="num_validation must be below the 60000 images there are, got 60000"):
         datasets.mnist(num_validation=60_000)
 
 

@@ -122,5 +122,5 @@ def test_the_batch_at_fault_is_found() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, None])
 def test_bad_counts(bad: Any) -> None:
-    with pytest.raises(ValueError, match="accumulate must be a positive integer"):
+    with pytest.raises((TypeError, ValueError), match="accumulate must be an integer of at least 1"):
         fit(small_vae(), digits_like(), epochs=1, accumulate=bad)

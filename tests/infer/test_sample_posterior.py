@@ -8,9 +8,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoHierarchicalNormalMessenger,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+)
 
-from pyro_dgm import program, sample_posterior
+from pyro_dgm import program, sample_posterior, to_arviz
+from pyro_dgm.infer import ELBO
 from pyro_dgm.infer.mcmc import HMC, KERNELS
 from pyro_dgm.models import VAE, LinearGaussian
 
@@ -186,6 +193,152 @@ def test_batches_as_mappings_and_plain_models():
     assert set(post.kwargs) == {"x"}
 
 
+def local_model(x):
+    """Global and local latents, one of them positive."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mu, scale))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    "make", [AutoNormalMessenger, AutoHierarchicalNormalMessenger, AutoRegressiveMessenger], ids=lambda m: m.__name__
+)
+@pytest.mark.filterwarnings("error:the program cannot be vectorised")
+def test_a_messenger_guides_log_q_is_of_its_latents_alone(make):
+    """Its trace holds the data too.  log q by hand for each draw, and the evidence by importance weights."""
+    torch.manual_seed(0)
+    x = torch.tensor([1.5, 2.5, 2.0])
+    guide = make(local_model, init_scale=0.7)
+    post = sample_posterior((local_model, guide), x, num_samples=500, num_chains=4, seed=0)
+    mu, scale, z = (post.flat()[k] for k in ("mu", "scale", "z"))
+    prior = {
+        "mu": (torch.zeros_like(mu), torch.full_like(mu, 2.0)),
+        "scale": (torch.zeros_like(mu), torch.full_like(mu, 0.5)),
+        "z": (mu[:, None].expand_as(z), scale[:, None].expand_as(z)),
+    }
+    log_q = torch.zeros(2000)
+    for name, value in (("mu", mu), ("scale", scale.log()), ("z", z)):
+        loc, own = getattr(guide.locs, name), getattr(guide.scales, name)
+        if make is AutoHierarchicalNormalMessenger:  # the local posterior's location follows the prior's mean
+            mean = torch.exp(torch.tensor(0.125)).log() if name == "scale" else prior[name][0]
+            loc = loc + getattr(guide.weights, name) * mean
+        if make is AutoRegressiveMessenger:
+            continue
+        term = dist.Normal(loc, own).log_prob(value)
+        log_q = log_q + (term.sum(-1) if term.dim() > 1 else term)
+    log_q = log_q - scale.log()
+    log_p = (
+        dist.Normal(0.0, 2.0).log_prob(mu)
+        + dist.LogNormal(0.0, 0.5).log_prob(scale)
+        + dist.Normal(*prior["z"]).log_prob(z).sum(-1)
+        + dist.Normal(z, 1.0).log_prob(x).sum(-1)
+    )
+    torch.testing.assert_close(post.sample_stats["log_p"].flatten(), log_p, rtol=1e-4, atol=1e-4)
+    found = post.sample_stats["log_q"].flatten()
+    if make is not AutoRegressiveMessenger:
+        torch.testing.assert_close(found, log_q.detach(), rtol=1e-4, atol=1e-4)
+    # log p(x) by quadrature over mu and scale, z integrated out
+    a, s = torch.linspace(-8, 8, 801), torch.linspace(0.02, 12, 1200)
+    joint = dist.Normal(a[:, None, None], (1 + s[None, :, None] ** 2).sqrt()).log_prob(x).sum(-1)
+    joint = joint + dist.Normal(0.0, 2.0).log_prob(a)[:, None] + dist.LogNormal(0.0, 0.5).log_prob(s)
+    evidence = joint.flatten().logsumexp(0) + math.log(float((a[1] - a[0]) * (s[1] - s[0])))
+    weights = (log_p - found).double()
+    estimate = weights.logsumexp(0) - math.log(2000)
+    error = float(((2 * weights).logsumexp(0) - 2 * weights.logsumexp(0)).exp().sqrt())
+    assert abs(float(estimate - evidence)) < 5 * error + 0.01
+
+
+def positive(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.HalfNormal(1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def discrete(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def plain(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def column(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z[:, None], 1.0), obs=x)
+
+
+def nan_scale(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, torch.tensor(math.nan)), obs=x)
+
+
+def local_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(-1.0, torch.ones(())))
+
+
+def global_guide(x):
+    pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+
+def nan_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.tensor(math.nan), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (positive, local_guide, "log_prob at site 'z'"),
+        (discrete, local_guide, "log_prob at site 'z'"),
+        (plain, global_guide, "shapes disagree at site 'z'"),
+        (column, local_guide, 'at site "x", invalid log_prob shape'),
+        (nan_scale, local_guide, "parameter scale"),
+        (plain, nan_guide, "parameter loc"),
+    ],
+)
+def test_what_an_objective_refuses_is_not_drawn_from(model, guide, message):
+    x = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    for call in (
+        lambda: sample_posterior((model, guide), x, num_samples=3, seed=0),
+        lambda: to_arviz(program(model, guide), data=x, num_samples=3, seed=0),
+        lambda: ELBO().bound(model, guide, x),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert sample_posterior((plain, local_guide), x, num_samples=3, seed=0)["z"].shape == (4, 3, 4)
+
+
+def random_length(x):
+    for t in range(3):
+        if pyro.sample(f"stop_{t}", dist.Bernoulli(0.5)) == 1:
+            break
+
+
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_a_guide_whose_sites_change_from_draw_to_draw_is_refused(seed):
+    with pytest.raises(ValueError, match=r"latent sites \['stop_\d'.*in some draws of the guide and not in others"):
+        sample_posterior((random_length, random_length), torch.zeros(1), num_samples=20, seed=seed)
+
+
+def test_latents_that_the_model_sums_out_have_no_draws():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"no site for the latents \['k'\]"):
+        sample_posterior((model, lambda x: None), torch.zeros(3), num_samples=3)
+
+
 def subsampled(x):
     with pyro.plate("data", len(x), subsample_size=2) as i:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -219,7 +372,7 @@ X = torch.zeros(3)
         (
             lambda: sample_posterior((scale_model, lambda x: None), X),
             ValueError,
-            r"no site for the latents \['scale', 'weights'\]",
+            r"samples \['scale', 'weights'\] but the guide does not",
         ),
         (
             lambda: sample_posterior((scale_model, AutoNormal(scale_model)), X, num_chains=0),

@@ -139,9 +139,9 @@ def test_middle_layers_are_halved():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="hidden must hold two or more layers"):
         DBM(4, (3,))
-    with pytest.raises(ValueError, match="must be positive integers"):
+    with pytest.raises(ValueError, match=r"hidden\[1\] must be an integer of at least 1"):
         DBM(4, (3, 0))
-    with pytest.raises(ValueError, match="num_mean_field must be a positive integer"):
+    with pytest.raises(ValueError, match="num_mean_field must be an integer of at least 1"):
         DBM(4, (3, 2), num_mean_field=0)
     with pytest.raises(ValueError, match="layer must be from 0 to 1"):
         DBM(4, (3, 2)).stage(2)
@@ -149,7 +149,7 @@ def test_bad_input_is_named():
         DBM(4, (3, 2)).check_batch(torch.rand(2, 4))
     with pytest.raises(ValueError, match="at most 20 units in the even or odd hidden layers"):
         DBM(4, (30, 30)).log_likelihood(torch.ones(1, 4), 0.0)
-    with pytest.raises(ValueError, match="num_visible must be a positive integer"):
+    with pytest.raises(ValueError, match="num_visible must be an integer of at least 1"):
         BoltzmannMachine(0)
     with pytest.raises(ValueError, match="enumeration needs at most 20 units"):
         BoltzmannMachine(30).log_normalizer("exact")

@@ -77,7 +77,7 @@ def _ppca(x, d):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="latent_dim must be an integer of at least 1, got 0"):
         LinearGaussian(3, 0)
     with pytest.raises(ValueError, match="guide_covariance must be"):
         LinearGaussian(3, 1, guide_covariance="banana")

@@ -36,9 +36,9 @@ def test_own_networks():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="network must be"):
         VAE((4,), 2, network="transformer")
-    with pytest.raises(ValueError, match="latent_dim must be at least 1"):
+    with pytest.raises(ValueError, match="latent_dim must be an integer of at least 1"):
         VAE((4,), 0)
-    with pytest.raises(ValueError, match="event_shape must hold positive sizes"):
+    with pytest.raises(ValueError, match=r"event_shape\[1\] must be an integer of at least 1"):
         VAE((4, 0), 2)
     with pytest.raises(ValueError, match="image shape"):
         VAE((4,), 2, network="conv")

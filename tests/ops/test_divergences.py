@@ -127,7 +127,7 @@ def test_total_correlation_of_a_gaussian():
         (lambda x: mmd(x[:1], x), "unbiased needs at least 2 draws"),
         (lambda x: mmd(x, x[:, :1]), r"got \(4, 2\) and \(4, 1\)"),
         (lambda x: mmd(x, x[:3], mask=torch.ones(4, dtype=torch.bool)), "mask must be"),
-        (lambda x: sliced_wasserstein(x, x, 0), "num_projections must be at least 1"),
+        (lambda x: sliced_wasserstein(x, x, 0), "num_projections must be an integer of at least 1"),
         (lambda x: sliced_wasserstein(x, x[:3]), "as many draws, got 4 and 3"),
     ],
 )

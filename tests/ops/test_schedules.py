@@ -66,8 +66,8 @@ def test_copies_are_equal(schedule):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: LinearSchedule(0), ValueError, "steps must be at least 1, got 0"),
-        (lambda: SigmoidSchedule(1.5), TypeError, "steps must be an integer, got float"),
+        (lambda: LinearSchedule(0), ValueError, "steps must be an integer of at least 1, got 0"),
+        (lambda: SigmoidSchedule(1.5), TypeError, "steps must be an integer of at least 1, got 1.5"),
         (lambda: LinearSchedule(3, delay=-1), ValueError, "delay must be at least 0, got -1"),
         (lambda: SigmoidSchedule(3, steepness=0), ValueError, "steepness must be a finite number above 0, got 0"),
         (lambda: CyclicalSchedule(3, cycles=4), ValueError, "cycles must be from 1 to steps = 3, got 4"),

@@ -21,6 +21,7 @@ from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
 from pyro_dgm.infer.elbo.vectorization import is_other_way
 from pyro_dgm.infer.metric import BOUND, Metric
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing, owner_modules
 
 __all__ = ["Objective", "ObjectiveModule"]
@@ -99,10 +100,9 @@ class Objective(PyroELBO):
         jit_options: dict[str, Any] | None = None,
         retain_graph: bool | None = None,
     ) -> None:
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int):
-            raise TypeError(f"num_particles must be an integer, got {type(num_particles).__name__}")
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        check_count("num_particles", num_particles)
+        if max_plate_nesting != float("inf"):
+            check_count("max_plate_nesting", max_plate_nesting, 0)
         super().__init__(
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.aggregate import counted, log_prior, reconstruction, spread
 from pyro_dgm.infer.elbo.factorised import FactorisedObjective, pairwise_log_q
 from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["BetaTC"]
 
@@ -73,10 +74,10 @@ class BetaTC(FactorisedObjective):
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
         for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
+            check_number(name, value)
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value!r}")
-        if num_data is not None and (isinstance(num_data, bool) or not isinstance(num_data, int) or num_data < 1):
-            raise ValueError(f"num_data must be a positive integer, got {num_data!r}")
+        check_count("num_data", num_data, optional=True)
         if sampling not in ("mws", "mss"):
             raise ValueError(f"sampling must be 'mws' or 'mss', got {sampling!r}")
         self.alpha, self.beta, self.gamma = float(alpha), float(beta), float(gamma)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.aggregate import counted, elbo, spread
 from pyro_dgm.infer.elbo.factorised import FactorisedObjective, posterior_moments
 from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["DIP"]
 
@@ -61,10 +62,12 @@ class DIP(FactorisedObjective):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
-        if kind not in (1, 2):
+        if isinstance(kind, bool) or kind not in (1, 2):
             raise ValueError(f"kind must be 1 or 2, got {kind!r}")
+        check_number("off_diagonal", off_diagonal)
         if diagonal is None:
             diagonal = off_diagonal * (10 if kind == 1 else 1)
+        check_number("diagonal", diagonal)
         if not off_diagonal >= 0 or not diagonal >= 0:
             raise ValueError(f"off_diagonal and diagonal must be at least 0, got {off_diagonal!r} and {diagonal!r}")
         self.kind, self.off_diagonal, self.diagonal = int(kind), float(off_diagonal), float(diagonal)

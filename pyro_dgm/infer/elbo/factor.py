@@ -13,6 +13,7 @@ from pyro_dgm.infer.elbo.baselines import look
 from pyro_dgm.infer.elbo.discriminator import Discriminator, check_network, logistic_loss
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import fork_rng
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["FactorVAE"]
 
@@ -70,6 +71,7 @@ class FactorVAE(AggregateObjective):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("gamma", gamma)
         if not gamma >= 0:
             raise ValueError(f"gamma must be at least 0, got {gamma!r}")
         self.gamma, self.hidden, self.network = float(gamma), check_network(hidden, network), network

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.ops import log_mean_exp
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["MIWAE"]
 
@@ -57,10 +58,7 @@ class MIWAE(Objective):
         **kwargs: Any,
     ) -> None:
         for name, value in {"num_outer": num_outer, "num_inner": num_inner}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value, optional=True)
         if num_particles is None:
             num_outer, num_inner = num_outer or 4, num_inner or 4
             super().__init__(num_outer * num_inner, *args, **kwargs)

@@ -17,6 +17,7 @@ from pyro_dgm.infer.elbo.aggregate import (
     spread,
 )
 from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.ops.divergences import KERNELS, mmd
 
 __all__ = ["MMDELBO"]
@@ -80,12 +81,15 @@ class MMDELBO(AggregateObjective):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("alpha", alpha)
         if not alpha <= 1:
             raise ValueError(f"alpha must be at most 1, got {alpha!r}")
+        check_number("lam", lam)
         if not alpha + lam >= 1:
             raise ValueError(f"lam must be at least 1 - alpha = {1 - alpha:g}, got {lam!r}: the MMD would be rewarded")
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be 'rbf' or 'imq', got {kernel!r}")
+        check_number("bandwidth", bandwidth, optional=True)
         if (bandwidth is not None and not bandwidth > 0) or not scales or not min(scales) > 0:
             raise ValueError(f"bandwidth and scales must be positive, got {bandwidth!r} and {tuple(scales)}")
         self.alpha, self.lam, self.kernel = float(alpha), float(lam), kernel

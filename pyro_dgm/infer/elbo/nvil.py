@@ -12,6 +12,7 @@ from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.score_function import direct_terms
 from pyro_dgm.infer.elbo.structure import fork_rng
 from pyro_dgm.ops import log_mean_exp
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["NVIL"]
 
@@ -63,8 +64,8 @@ class NVIL(Objective):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
+        check_count("hidden", hidden)
+        check_number("decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         if bound not in ("elbo", "iwae"):

@@ -13,6 +13,7 @@ from pyro_dgm.infer.elbo.logits import Hidden, relaxed_log_prob
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.pathwise import with_values
 from pyro_dgm.infer.elbo.structure import sample_sites
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["REBAR"]
 
@@ -53,8 +54,10 @@ class REBAR(ControlVariate):
         self, num_particles: int = 1, *args: Any, temperature: float = 0.5, control_scale: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("temperature", temperature)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        check_number("control_scale", control_scale, finite=True)
         self.temperature, self.control_scale = float(temperature), float(control_scale)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:

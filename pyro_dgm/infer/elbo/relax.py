@@ -12,6 +12,7 @@ from pyro_dgm.infer.elbo.control_variate import ControlVariate
 from pyro_dgm.infer.elbo.logits import Hidden
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import fork_rng, sample_sites
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["RELAX"]
 
@@ -46,8 +47,7 @@ class RELAX(ControlVariate):
 
     def __init__(self, num_particles: int = 1, *args: Any, hidden: int = 64, **kwargs: Any) -> None:
         super().__init__(num_particles, *args, **kwargs)
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
+        check_count("hidden", hidden)
         self.hidden = hidden
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:

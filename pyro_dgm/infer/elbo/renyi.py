@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.ops import log_mean_exp
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["RenyiELBO"]
 
@@ -47,6 +48,7 @@ class RenyiELBO(Objective):
     """
 
     def __init__(self, alpha: float = 0.0, num_particles: int = 2, *args: Any, **kwargs: Any) -> None:
+        check_number("alpha", alpha)
         if alpha == 1:
             raise ValueError("alpha must not be 1: there the Renyi bound is the ELBO, use ELBO()")
         if not float(alpha) < math.inf:  # NaN too

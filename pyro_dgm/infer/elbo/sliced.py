@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.aggregate import AggregateObjective, counted, latents, prior_draws, reconstruction, spread
 from pyro_dgm.infer.elbo.particles import Particles
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.ops.divergences import sliced_wasserstein
 
 __all__ = ["SlicedWasserstein"]
@@ -54,10 +55,10 @@ class SlicedWasserstein(AggregateObjective):
         self, num_particles: int = 1, *args: Any, lam: float = 10.0, num_projections: int = 50, **kwargs: Any
     ) -> None:
         super().__init__(num_particles, *args, **kwargs)
+        check_number("lam", lam)
         if not lam >= 0:
             raise ValueError(f"lam must be at least 0, got {lam!r}")
-        if isinstance(num_projections, bool) or not isinstance(num_projections, int) or num_projections < 1:
-            raise ValueError(f"num_projections must be a positive integer, got {num_projections!r}")
+        check_count("num_projections", num_projections)
         self.lam, self.num_projections = float(lam), num_projections
 
     def bound_of(self, particles: Particles) -> Tensor:

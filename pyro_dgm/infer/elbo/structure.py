@@ -22,6 +22,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 
 from pyro_dgm.infer.elbo.closed_form import wrong_closed_forms
+from pyro_dgm.infer.observed import check_observed
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
@@ -96,6 +97,7 @@ def probe(
     with looking_at(model, guide):
         model_trace, guide_trace, differentiates = _traces(model, guide, args, kwargs)
         model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+        check_observed(model_sites)
         _refuse_unnormalized(model_sites)
         refuse_moving_normalizers(model, args, kwargs, model_trace)
     marks = {

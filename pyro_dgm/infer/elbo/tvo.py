@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.base import Objective
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.score_function import CutSamples, cut_terms
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["TVO"]
 
@@ -73,12 +74,10 @@ class TVO(Objective):
         beta_1: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        if isinstance(num_partitions, bool) or not isinstance(num_partitions, int):
-            raise TypeError(f"num_partitions must be an integer, got {type(num_partitions).__name__}")
-        if num_partitions < 1:
-            raise ValueError(f"num_partitions must be at least 1, got {num_partitions}")
+        check_count("num_partitions", num_partitions)
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be 'log' or 'equal', got {schedule!r}")
+        check_number("beta_1", beta_1)
         if not 0 < beta_1 < 1:
             raise ValueError(f"beta_1 must be between 0 and 1, got {beta_1!r}")
         super().__init__(num_particles, *args, **kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
@@ -50,8 +51,7 @@ class ContrastiveDivergence(EnergyObjective):
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+        check_count("k", k)
         self.k = k
 
     def negative_state(self, site: EnergySite) -> Tensor:
@@ -126,10 +126,10 @@ class PersistentCD(ContrastiveDivergence):
     ) -> None:
         super().__init__(k)
         for argument, value in (("num_chains", num_chains), ("buffer", buffer)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{argument} must be a positive integer or None, got {value!r}")
+            check_count(argument, value, optional=True)
         if buffer is not None and buffer < (num_chains or 1):
             raise ValueError(f"buffer must hold at least num_chains = {num_chains} states, got {buffer}")
+        check_number("reinit", reinit)
         if not 0.0 <= reinit <= 1.0:
             raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
         if initial not in ("noise", "data"):

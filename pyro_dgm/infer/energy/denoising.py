@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import LogProb, ScoreObjective, score
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["DenoisingScoreMatching"]
 
@@ -60,8 +61,10 @@ class DenoisingScoreMatching(ScoreObjective):
 
     def __init__(self, noise_levels: float | Sequence[float] = 0.1) -> None:
         super().__init__()
-        levels = [noise_levels] if isinstance(noise_levels, (int, float)) else list(noise_levels)
-        if not levels or not all(isinstance(s, (int, float)) and s > 0 and math.isfinite(s) for s in levels):
+        levels = list(noise_levels) if isinstance(noise_levels, Iterable) else [noise_levels]
+        for level in levels:
+            check_number("noise_levels", level)
+        if not levels or not all(s > 0 and math.isfinite(s) for s in levels):
             raise ValueError(f"noise_levels must be positive and finite, at least one, got {noise_levels!r}")
         self.noise_levels = tuple(float(s) for s in levels)
 

@@ -16,6 +16,7 @@ from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announcing
 
 __all__ = ["ShortRunML"]
@@ -72,10 +73,8 @@ class ShortRunML(EnergyObjective):
     ) -> None:
         super().__init__()
         for argument, value in (("posterior_steps", posterior_steps), ("prior_steps", prior_steps)):
-            if (argument, value) != ("prior_steps", None) and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
+            check_count(argument, value, optional=argument == "prior_steps")
+        check_number("posterior_step_size", posterior_step_size)
         if not (posterior_step_size > 0 and math.isfinite(posterior_step_size)):
             raise ValueError(f"posterior_step_size must be positive and finite, got {posterior_step_size}")
         self.posterior_steps, self.posterior_step_size = posterior_steps, float(posterior_step_size)

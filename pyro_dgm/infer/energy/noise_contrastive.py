@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announce_parameters, announcing
 
 __all__ = ["NoiseContrastive"]
@@ -63,10 +64,10 @@ class NoiseContrastive(EnergyObjective):
 
     def __init__(self, noise: Any = None, num_noise: int = 1, log_normalizer: float | None = None) -> None:
         super().__init__()
-        if isinstance(num_noise, bool) or not isinstance(num_noise, int) or num_noise < 1:
-            raise ValueError(f"num_noise must be an integer of at least 1, got {num_noise!r}")
+        check_count("num_noise", num_noise)
         if noise is not None and not (callable(getattr(noise, "sample", None)) and hasattr(noise, "log_prob")):
             raise TypeError(f"noise must be a distribution, got {type(noise).__name__}")
+        check_number("log_normalizer", log_normalizer, optional=True)
         if log_normalizer is not None and not math.isfinite(log_normalizer):
             raise ValueError(f"log_normalizer must be finite, got {log_normalizer}")
         self.noise, self.num_noise, self._start = noise, num_noise, log_normalizer

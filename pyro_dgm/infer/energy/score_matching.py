@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import ScoreObjective, score_and_curvature
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["ScoreMatching"]
 
@@ -48,10 +49,7 @@ class ScoreMatching(ScoreObjective):
 
     def __init__(self, chunk_size: int | None = None) -> None:
         super().__init__()
-        if chunk_size is not None and (
-            isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
-        ):
-            raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
+        check_count("chunk_size", chunk_size, optional=True)
         self.chunk_size = chunk_size
 
     def surrogate(self, site: EnergySite) -> Tensor:

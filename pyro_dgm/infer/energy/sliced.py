@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_dgm.infer.energy.base import EnergySite
 from pyro_dgm.infer.energy.score import ScoreObjective, score_and_curvature
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["SlicedScoreMatching"]
 
@@ -49,8 +50,7 @@ class SlicedScoreMatching(ScoreObjective):
 
     def __init__(self, num_slices: int = 1, directions: str = "rademacher", variance_reduction: bool = True) -> None:
         super().__init__()
-        if isinstance(num_slices, bool) or not isinstance(num_slices, int) or num_slices < 1:
-            raise ValueError(f"num_slices must be an integer of at least 1, got {num_slices!r}")
+        check_count("num_slices", num_slices)
         if directions not in self.DIRECTIONS:
             raise ValueError(f"directions must be one of {', '.join(map(repr, self.DIRECTIONS))}, got {directions!r}")
         self.num_slices, self.directions, self.variance_reduction = num_slices, directions, bool(variance_reduction)

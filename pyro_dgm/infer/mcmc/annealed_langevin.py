@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.base import Info, KernelState
 from pyro_dgm.infer.mcmc.langevin import Langevin
 from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["AnnealedLangevin"]
 
@@ -90,6 +91,7 @@ class AnnealedLangevin(Langevin):
             raise ValueError("give temperatures or temperature, not both: the last of temperatures is sampled at")
         if noise_levels is not None and model is not None:
             raise ValueError("noise_levels need potential_fn: a model has one density, not one for each level")
+        check_number("temperature", temperature, optional=True)
         last = 1.0 if temperature is None else float(temperature)
         if noise_levels is None and temperatures is None:
             temperatures = [last * 10.0 ** (1.0 - i / 9.0) for i in range(10)]
@@ -182,7 +184,9 @@ def _like(position: Position) -> dict[str, Any]:
 
 
 def _falling(argument: str, values: Sequence[float] | None) -> list[float]:
-    ladder = [float(v) for v in values or ()]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{argument} must be a sequence of numbers, got {values!r}")
+    ladder = [float(check_number(argument, v)) for v in values]
     if not ladder or not all(v > 0 and math.isfinite(v) for v in ladder):
         raise ValueError(f"{argument} must be positive finite numbers, at least one, got {values!r}")
     if any(a <= b for a, b in zip(ladder, ladder[1:], strict=False)):

@@ -19,6 +19,7 @@ from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generat
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
 from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["Info", "Kernel", "KernelState"]
 
@@ -123,6 +124,7 @@ class Kernel(MCMCKernel):
         for argument, fn in (("model", model), ("potential_fn", potential_fn)):
             if fn is not None and not callable(fn):
                 raise TypeError(f"{argument} must be callable, got {type(fn).__name__}")
+        check_number("temperature", temperature)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):

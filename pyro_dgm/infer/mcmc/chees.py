@@ -14,6 +14,7 @@ from pyro_dgm.infer.mcmc.adaptation import WHITENING, flatten
 from pyro_dgm.infer.mcmc.base import Info, KernelState
 from pyro_dgm.infer.mcmc.hmc import HMC, Trajectory
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["ChEES"]
 
@@ -116,6 +117,7 @@ class ChEES(HMC):
             max_num_steps=max_num_steps, max_energy_error=max_energy_error, temperature=temperature,
             init_strategy=init_strategy, compile=compile,
         )  # fmt: skip
+        check_number("learning_rate", learning_rate)
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
         self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_dgm.infer.batch import checked_arguments
 from pyro_dgm.infer.mcmc.bar import Bar
 from pyro_dgm.infer.mcmc.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, convergence_of, summarize, summarize_moments
@@ -20,6 +21,7 @@ from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.recorded import Transitions
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.ops.arguments import check_count, check_seed
 
 __all__ = ["MCMC"]
 
@@ -90,6 +92,8 @@ class MCMC:
         chunk_size: int | None = None,
         restart_diverged: bool = False,
     ) -> None:
+        if isinstance(kernel, type):
+            raise TypeError(f"kernel must be an instance, {kernel.__name__}(model), got the class itself")
         if not isinstance(kernel, Kernel):
             raise TypeError(
                 f"kernel must be a pyro_dgm.infer.mcmc.Kernel such as HMC(model), got {type(kernel).__name__}; "
@@ -103,8 +107,8 @@ class MCMC:
             ("thinning", thinning, 1),
             ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
+            check_count(argument, value, least)
+        check_seed(seed)
         if chain_method not in ("vectorized", "sequential"):
             raise ValueError(f"chain_method must be 'vectorized' or 'sequential', got {chain_method!r}")
         if thinning > num_samples:
@@ -135,6 +139,8 @@ class MCMC:
         :raises ValueError: for data, sites or initial values that the kernel cannot use; the message names them.
         """
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else int(self.seed)
+        if self.kernel.model is not None:
+            args, kwargs = checked_arguments(self.kernel.model, args, kwargs, "args", gradients=True)
         began = time.perf_counter()
         self._restarted: list[int] = []
         self._of_kernel: list[dict[str, Tensor]] = []

@@ -15,6 +15,7 @@ from pyro_dgm.infer.mcmc.chains import per_chain, select
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.relaxed import RelaxedPotential, RelaxedSites
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["GibbsWithGradients"]
 
@@ -89,10 +90,8 @@ class GibbsWithGradients(Kernel):
         super().__init__(model, potential_fn, temperature=temperature, init_strategy="prior", compile=compile)
         given = num_categories.values() if isinstance(num_categories, Mapping) else [num_categories]
         for k in given:
-            if k is not None and (not isinstance(k, int) or k < 2):
-                raise ValueError(f"num_categories must be an integer of at least 2, or None, got {k!r}")
-        if not isinstance(num_updates, int) or num_updates < 1:
-            raise ValueError(f"num_updates must be a positive integer, got {num_updates!r}")
+            check_count("num_categories", k, 2, optional=True)
+        check_count("num_updates", num_updates)
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         self.num_categories, self.num_updates, self.dtype = num_categories, num_updates, dtype

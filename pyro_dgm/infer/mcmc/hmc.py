@@ -25,6 +25,7 @@ from pyro_dgm.infer.mcmc.adaptation import (
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, select, uniform_per_chain
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["HMC"]
 
@@ -122,13 +123,15 @@ class HMC(Kernel):
             ("trajectory_length", trajectory_length),
             ("max_energy_error", max_energy_error),
         ):
+            check_number(argument, value, optional=argument == "trajectory_length")
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"{argument} must be a positive integer, got {count!r}")
+            check_count(argument, count, optional=True)
+        check_number("jitter", jitter)
         if not 0.0 <= jitter < 1.0:
             raise ValueError(f"jitter must be in [0, 1), got {jitter}")
+        check_number("target_accept_prob", target_accept_prob)
         if not 0.0 < target_accept_prob < 1.0:
             raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")
         self.initial_step_size = float(step_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain, select
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.ops.langevin import langevin_step
 
 __all__ = ["Langevin"]
@@ -90,6 +91,7 @@ class Langevin(Kernel):
             ("max_grad_norm", max_grad_norm),
             ("max_grad_value", max_grad_value),
         ):
+            check_number(argument, value, optional=argument != "step_size")
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         if schedule is not None and not callable(schedule):
@@ -113,6 +115,7 @@ class Langevin(Kernel):
             '1.25e-06'
         """
         for argument, value in (("step", step), ("noise", noise)):
+            check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         return cls(step_size=noise, temperature=noise**2 / (2.0 * step), **settings)

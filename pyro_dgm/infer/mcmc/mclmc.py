@@ -16,6 +16,7 @@ from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import select
 from pyro_dgm.infer.mcmc.isokinetic import minimal_norm_step, unit
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["MCLMC"]
 
@@ -122,11 +123,11 @@ class MCLMC(Kernel):
             ("energy_variance", energy_variance),
             ("max_energy_error", max_energy_error),
         ):
+            check_number(argument, value)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{argument} must be positive and finite, got {value}")
         for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"{argument} must be a positive integer, got {count!r}")
+            check_count(argument, count, optional=True)
         self.initial_step_size, self.trajectory_length = float(step_size), float(trajectory_length)
         self.num_steps, self.max_num_steps = num_steps, max_num_steps
         self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)

@@ -15,6 +15,7 @@ from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, select, uniform_per_chain
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.wrapped import ValuePotential
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["RandomWalk"]
 
@@ -79,8 +80,10 @@ class RandomWalk(Kernel):
         compile: bool | str = "auto",
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        check_number("step_size", step_size, optional=True)
         if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
             raise ValueError(f"step_size must be positive and finite, got {step_size}")
+        check_number("target_accept_prob", target_accept_prob)
         if not 0.0 < target_accept_prob < 1.0:
             raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")
         self.step_size = None if step_size is None else float(step_size)

@@ -15,6 +15,7 @@ from pyro_dgm.infer.mcmc.chains import per_chain
 from pyro_dgm.infer.mcmc.langevin import Langevin
 from pyro_dgm.infer.mcmc.minibatch import FunctionMinibatches, MinibatchPotential, ModelMinibatches
 from pyro_dgm.infer.mcmc.potential import Position, Potential
+from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["SGLD"]
 
@@ -129,8 +130,10 @@ class SGLD(Langevin):
                 raise ValueError(f"batch_size must be from 1 to num_data = {num_data!r}, got {batch_size!r}")
         if preconditioner not in (None, "rmsprop"):
             raise ValueError(f"preconditioner must be None or 'rmsprop', got {preconditioner!r}")
+        check_number("decay", decay)
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
+        check_number("damping", damping)
         if not (damping > 0 and math.isfinite(damping)):
             raise ValueError(f"damping must be positive and finite, got {damping}")
         self.num_data, self.batch_size = num_data, batch_size

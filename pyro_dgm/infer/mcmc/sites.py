@@ -17,6 +17,7 @@ from torch.distributions import Transform, biject_to, identity_transform
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
+from pyro_dgm.infer.observed import check_observed
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 
 __all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
@@ -144,6 +145,7 @@ def describe_latents(
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         first, second = (poutine.trace(Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
+    check_observed({name: site for name, site in first.nodes.items() if site["type"] == "sample"})
     sites, others = latent_sites(first), latent_sites(second)
     if not sites:
         raise ValueError("the model has no latent site: every pyro.sample statement is observed")

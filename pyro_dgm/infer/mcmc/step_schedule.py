@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pyro_dgm.ops.arguments import check_number
+
 __all__ = ["PolynomialDecay"]
 
 
@@ -36,8 +38,10 @@ class PolynomialDecay:
     exponent: float = 0.55
 
     def __post_init__(self) -> None:
+        check_number("offset", self.offset)
         if not (self.offset > 0 and math.isfinite(self.offset)):
             raise ValueError(f"offset must be positive and finite, got {self.offset}")
+        check_number("exponent", self.exponent)
         if not 0.0 < self.exponent <= 1.0:
             raise ValueError(f"exponent must be in (0, 1], got {self.exponent}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.chains import per_chain
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = [
     "TemperedPotential",
@@ -163,13 +164,15 @@ def ladder_of(num_temperatures: int, max_temperature: float, given: Sequence[flo
     :raises ValueError: for a ladder that is none; the message names the setting.
     """
     if given is not None:
-        ladder = [float(b) for b in given]
+        if not isinstance(given, Iterable):
+            raise TypeError(f"inverse_temperatures must be a sequence of numbers, got {given!r}")
+        ladder = [float(check_number("inverse_temperatures", b)) for b in given]
         falls = all(a > b > 0 for a, b in zip(ladder, ladder[1:], strict=False))
         if len(ladder) < 2 or ladder[0] != 1.0 or not falls:
             raise ValueError(f"inverse_temperatures must fall from 1 and stay positive, at least two, got {ladder}")
         return ladder
-    if not isinstance(num_temperatures, int) or isinstance(num_temperatures, bool) or num_temperatures < 2:
-        raise ValueError(f"num_temperatures must be an integer of at least 2, got {num_temperatures!r}")
+    check_count("num_temperatures", num_temperatures, 2)
+    check_number("max_temperature", max_temperature)
     if not (max_temperature > 1 and math.isfinite(max_temperature)):
         raise ValueError(f"max_temperature must be above 1 and finite, got {max_temperature}")
     return [max_temperature ** (-r / (num_temperatures - 1)) for r in range(num_temperatures)]

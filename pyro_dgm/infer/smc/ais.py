@@ -14,6 +14,7 @@ from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, check_kernel, default_kernel
 from pyro_dgm.ops.annealing import anneal, annealing_schedule
+from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["AIS"]
@@ -81,8 +82,7 @@ class AIS:
             raise ValueError("give kernel or transition, not both")
         if transition is not None and not callable(transition):
             raise TypeError(f"transition must be a function of x and beta, got {type(transition).__name__}")
-        if isinstance(num_transitions, bool) or not isinstance(num_transitions, int) or num_transitions < 1:
-            raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
+        check_count("num_transitions", num_transitions)
         self.kernel = default_kernel() if kernel is None else kernel
         check_kernel(self.kernel)
         self.transition, self.num_transitions, self.tune = transition, num_transitions, bool(tune)
@@ -112,6 +112,7 @@ class AIS:
         return self._run(count, values, seed)
 
     def _run(self, num_chains: int, target_values: Any, seed: int | None) -> LogNormalizer:
+        check_seed(seed)
         betas = self.betas if target_values is None else self.betas.flip(0)
         direction = "forward" if target_values is None else "reverse"
         device = self._device(target_values)
@@ -156,5 +157,4 @@ class AIS:
 
 
 def _check_chains(count: Any) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError(f"num_chains must be an integer of at least 2 (an error needs two), got {count!r}")
+    check_count("num_chains", count, 2, why="an error needs two")

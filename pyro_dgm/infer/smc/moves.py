@@ -15,6 +15,7 @@ from pyro_dgm.infer.mcmc.hmc import HMC
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.smc.potential import PathPotential
 from pyro_dgm.ops.annealing import anneal
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["KernelPath"]
 
@@ -42,8 +43,7 @@ class KernelPath:
         plates: Sequence[int] = (),
     ) -> None:
         check_kernel(kernel)
-        if isinstance(num_transitions, bool) or not isinstance(num_transitions, int) or num_transitions < 1:
-            raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
+        check_count("num_transitions", num_transitions)
         self.kernel = copy.copy(kernel)
         self.kernel.potential = self.potential = PathPotential(both)
         self.num_transitions, self.data = num_transitions, torch.Size(plates).numel()
@@ -162,6 +162,8 @@ def check_kernel(kernel: Kernel) -> None:
     :raises TypeError: for what is no kernel.
     :raises ValueError: for one with a target of its own, at another temperature, or that leaves no density invariant.
     """
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel must be an instance, {kernel.__name__}(), got the class itself")
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be one of pyro_dgm.infer.mcmc, HMC() say, got {type(kernel).__name__}")
     name = type(kernel).__name__

@@ -16,6 +16,7 @@ from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.resampling import next_temperature, systematic
+from pyro_dgm.ops.arguments import check_count, check_number, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer, warn_of_low_ess
 from pyro_dgm.ops.logmeanexp import normalized_ess
 
@@ -91,13 +92,14 @@ class SMCSampler:
         resample_at: float = 0.5,
         max_temperatures: int = 1000,
     ) -> None:
+        check_number("target_ess", target_ess)
         if not 0.0 < target_ess < 1.0:
             raise ValueError(f"target_ess must be in (0, 1), got {target_ess!r}")
+        check_number("resample_at", resample_at)
         if not 0.0 < resample_at <= 1.0:
             raise ValueError(f"resample_at must be in (0, 1], got {resample_at!r}")
         for argument, value in (("num_moves", num_moves), ("max_temperatures", max_temperatures)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument} must be a positive integer, got {value!r}")
+            check_count(argument, value)
         self.ends = Ends(initial, target)
         self.kernel = default_kernel() if kernel is None else kernel
         self.num_moves, self.max_temperatures = num_moves, max_temperatures
@@ -112,8 +114,8 @@ class SMCSampler:
         :param seed: of all draws; without it they follow (and advance) torch's global generator.
         :returns: :class:`SMCResult`; its ``samples``, weighted by ``log_weights``, are the target's.
         """
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 2:
-            raise ValueError(f"num_particles must be an integer of at least 2, got {num_particles!r}")
+        check_count("num_particles", num_particles, 2)
+        check_seed(seed)
         with forked_rng(torch.device("cpu")):
             device = next(iter(self.ends.draw(1).values())).device
         with forked_rng(device, seed, enabled=seed is not None):

@@ -298,11 +298,11 @@ def test_how_particles_are_split(cls):
     assert sizes(3, 5, 2).__len__() == 2  # max_plate_nesting comes next, as in all objectives
     with pytest.raises(ValueError, match="num_particles must be num_outer \\* num_inner, got num_particles=7"):
         cls(2, num_particles=7)
-    with pytest.raises(ValueError, match="num_outer must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_outer must be an integer of at least 1, or None, got 0"):
         cls(0, 3)
-    with pytest.raises(TypeError, match="num_inner must be an integer, got float"):
+    with pytest.raises(TypeError, match="num_inner must be an integer of at least 1, or None, got"):
         cls(2, 1.5)
-    with pytest.raises(ValueError, match="num_particles must be at least 1, got -1"):
+    with pytest.raises(ValueError, match="num_particles must be an integer of at least 1, got -1"):
         cls(num_particles=-1)
 
 

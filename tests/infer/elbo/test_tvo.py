@@ -140,8 +140,8 @@ def test_one_weight_far_above_the_others():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: TVO(0), ValueError, "num_partitions must be at least 1, got 0"),
-        (lambda: TVO(2.0), TypeError, "num_partitions must be an integer, got float"),
+        (lambda: TVO(0), ValueError, "num_partitions must be an integer of at least 1, got 0"),
+        (lambda: TVO(2.0), TypeError, "num_partitions must be an integer of at least 1, got 2.0"),
         (lambda: TVO(schedule="cosine"), ValueError, "schedule must be 'log' or 'equal', got 'cosine'"),
         (lambda: TVO(beta_1=1.0), ValueError, "beta_1 must be between 0 and 1, got 1.0"),
         (lambda: TVO(num_particles=1), ValueError, "num_particles must be at least 2"),

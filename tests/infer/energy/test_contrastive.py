@@ -248,8 +248,8 @@ def test_bounds_refuse_an_unnormalised_density(objective):
     ("make", "message"),
     [
         (lambda: ContrastiveDivergence(0), "k must be an integer of at least 1"),
-        (lambda: PersistentCD(num_chains=0), "num_chains must be a positive integer"),
-        (lambda: PersistentCD(buffer=0), "buffer must be a positive integer"),
+        (lambda: PersistentCD(num_chains=0), "num_chains must be an integer of at least 1"),
+        (lambda: PersistentCD(buffer=0), "buffer must be an integer of at least 1"),
         (lambda: PersistentCD(num_chains=10, buffer=5), "buffer must hold at least num_chains = 10"),
         (lambda: PersistentCD(reinit=1.5), r"reinit must be in \[0, 1\]"),
         (lambda: PersistentCD(initial="prior"), "initial must be 'noise' or 'data'"),

@@ -96,5 +96,7 @@ def test_nonfinite_energies_are_named():
 
 @pytest.mark.parametrize("levels", [0.0, -1.0, math.inf, [], [0.1, 0.0], ["a"]])
 def test_bad_levels_are_named(levels):
-    with pytest.raises(ValueError, match="noise_levels must be positive and finite, at least one"):
+    with pytest.raises(
+        (TypeError, ValueError), match="noise_levels must be (positive and finite, at least one|a number)"
+    ):
         DenoisingScoreMatching(levels)

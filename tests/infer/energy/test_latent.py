@@ -205,7 +205,7 @@ def test_nonfinite_densities_are_named():
     ("make", "error", "message"),
     [
         (lambda: ShortRunML(0), ValueError, "posterior_steps must be an integer of at least 1, got 0"),
-        (lambda: ShortRunML(prior_steps=0), ValueError, "prior_steps must be an integer of at least 1, got 0"),
+        (lambda: ShortRunML(prior_steps=0), ValueError, "prior_steps must be an integer of at least 1, or None, got 0"),
         (lambda: ShortRunML(posterior_step_size=0.0), ValueError, "posterior_step_size must be positive"),
         (lambda: ShortRunML(kernel=HMC(temperature=0.5)), ValueError, "kernel must have temperature 1"),
     ],

@@ -130,5 +130,5 @@ def test_nonfinite_scores_are_named_with_the_site():
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="chunk_size must be a positive integer or None, got 0"):
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1, or None, got 0"):
         ScoreMatching(0)

@@ -359,7 +359,7 @@ def test_models_that_mcmc_cannot_use(model, args, message):
         (lambda: HMC(normal_model, temperature=0.0), "temperature must be positive"),
         (lambda: HMC(normal_model, step_size=-1.0), "step_size must be positive"),
         (lambda: HMC(normal_model, num_steps=3, trajectory_length=1.0), "not both"),
-        (lambda: HMC(normal_model, num_steps=0), "num_steps must be a positive integer"),
+        (lambda: HMC(normal_model, num_steps=0), "num_steps must be an integer of at least 1"),
         (lambda: HMC(normal_model, jitter=1.0), "jitter must be in"),
         (lambda: MALA(normal_model, target_accept_prob=1.0), "target_accept_prob must be in"),
         (lambda: MALA(normal_model, init_strategy="mode"), "init_strategy must be"),

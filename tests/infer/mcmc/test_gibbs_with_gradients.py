@@ -234,7 +234,7 @@ def test_states_of_the_wrong_kind_are_named(start, settings, message):
     "settings, message",
     [
         ({"num_categories": 1}, "num_categories must be an integer of at least 2, or None, got 1"),
-        ({"num_updates": 0}, "num_updates must be a positive integer"),
+        ({"num_updates": 0}, "num_updates must be an integer of at least 1"),
         ({"dtype": torch.int64}, "dtype must be a floating-point type"),
         ({"temperature": 0.0}, "temperature must be positive"),
     ],

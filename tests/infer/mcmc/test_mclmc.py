@@ -136,7 +136,7 @@ def test_a_chain_at_a_cliff_diverges_alone():
     [
         ({"energy_variance": 0.0}, "energy_variance must be positive and finite, got 0.0"),
         ({"trajectory_length": -1.0}, "trajectory_length must be positive and finite"),
-        ({"num_steps": 0}, "num_steps must be a positive integer, got 0"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, or None, got 0"),
         ({"temperature": 0.0}, "temperature must be positive and finite"),
     ],
 )
