@@ -206,6 +206,10 @@ class Kernel(MCMCKernel):
         """Learn from one transition of the warm-up."""
         return state
 
+    def restarted(self, state: KernelState) -> KernelState:
+        """What to learn anew in the warm-up where chains that stood still have been put elsewhere."""
+        return state
+
     def finish_warmup(self, state: KernelState) -> KernelState:
         """Freeze what was learnt."""
         return replace(state, warmup=None)

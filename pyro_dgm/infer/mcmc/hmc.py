@@ -263,6 +263,14 @@ class HMC(Kernel):
             state = self._refresh(state)
         return replace(state, warmup=warmup)
 
+    def restarted(self, state: KernelState) -> KernelState:
+        warmup = state.warmup
+        if warmup is None or not self.adapt_step_size:
+            return state
+        # The step size has followed the chains that were stuck.
+        state = self._find_step_size(state)
+        return self._refresh(replace(state, warmup=replace(warmup, dual=self._dual(state, warmup), moving=None)))
+
     def finish_warmup(self, state: KernelState) -> KernelState:
         if state.warmup is not None and self.adapt_step_size and state.warmup.dual.count > 0:
             state = replace(state, step_size=state.warmup.dual.log_step_average.exp())

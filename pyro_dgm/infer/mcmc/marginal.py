@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.enumeration import marginal_model_terms
 from pyro_dgm.infer.elbo.log_einsum import LogSumRing
+from pyro_dgm.infer.mcmc.masked import Masked
 
 __all__ = ["Marginalised", "marginalised"]
 
@@ -43,10 +44,12 @@ class Marginalised:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         by_site: dict[str, float] | None = None,
+        masked: Masked | None = None,
     ) -> Tensor:
         """The marginal log-density of a model whose other latents have their values from a handler outside.
 
         :param by_site: filled with the largest log-probability of each site over what is summed, or NaN.
+        :param masked: what stands in the place of masked values.
         """
 
         def marked(*args: Any, **kwargs: Any) -> None:
@@ -55,6 +58,8 @@ class Marginalised:
 
         enumerated = _Enumerating(first_available_dim=-1 - self.nesting)(marked)
         trace = prune_subsample_sites(poutine.trace(enumerated).get_trace(*args, **kwargs))
+        for name in () if masked is None else masked.fillers:
+            trace.nodes[name]["value"] = masked.filled(name, trace.nodes[name]["value"])
         terms = list(marginal_model_terms(trace, poutine.Trace(), ring=LogSumRing))
         if by_site is not None:
             for name, site in trace.nodes.items():

@@ -9,12 +9,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
 from pyro_dgm.infer.mcmc.vectorized import chain_by_chain, vectorizable
+from pyro_dgm.infer.site_checks import invalid_site
 from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = ["ModelPotential"]
@@ -47,7 +49,7 @@ class ModelPotential(Potential):
         super().__init__()
         self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
         self.latents: dict[str, Latent]
-        self.latents, self.summed = describe_latents(model, args, self.kwargs)
+        self.latents, self.summed, self.masked = describe_latents(model, args, self.kwargs)
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
         self._checked = self._recorded = False
@@ -66,7 +68,7 @@ class ModelPotential(Potential):
 
     def joint(self, position: Position, model: Callable[..., Any] | None = None, by_site: bool = False) -> LogJoint:
         """The log-joint density at one position, without a chain dimension, of this model or of one like it."""
-        handler = LogJoint(self.latents, position, by_site, self.summed)
+        handler = LogJoint(self.latents, position, by_site, self.summed, self.masked)
         return handler.run(self.model if model is None else model, self.args, self.kwargs)
 
     def _single(self, position: Position) -> Tensor:
@@ -177,6 +179,21 @@ class ModelPotential(Potential):
             for c in range(len(next(iter(position.values()))))
         ]
         return {k: torch.stack([r[0][k] for r in rows]) for k in position}, torch.stack([r[1] for r in rows])
+
+    def check_valid(self, position: Position) -> None:
+        """Run the model with validation on where chains begin, and refuse it if none of three is valid.
+
+        :raises ValueError: naming the site.
+        """
+        if not is_validation_enabled():
+            return
+        values, _ = self.constrain({k: v[:3] for k, v in position.items()})
+        why = ""
+        for c in range(len(next(iter(values.values())))):
+            why = invalid_site(self.model, self.args, self.kwargs, {k: v[c] for k, v in values.items()})
+            if not why:
+                return
+        raise ValueError(f"the model's density is finite where chains begin, but the model is not valid there, {why}")
 
     def explain(self, position: Position) -> str:
         """Sites whose log-probability, or log-Jacobian, is not finite for the first of these chains."""

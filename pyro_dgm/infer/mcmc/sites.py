@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to, identity_transform
-from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.distributions import Transform, biject_to, constraints, identity_transform
 
 from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
+from pyro_dgm.infer.mcmc.masked import Masked, fillers_of, masked_latents
+from pyro_dgm.infer.mcmc.mixtures import register_mixture_support
+from pyro_dgm.infer.site_checks import check_shapes
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
+from pyro_dgm.infer.unvalidated import unvalidated
 
 __all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
+
+register_mixture_support()
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,23 @@ class LogJoint(Messenger):
         position: Mapping[str, Tensor],
         by_site: bool = False,
         summed: Marginalised | None = None,
+        masked: Masked | None = None,
     ) -> None:
         super().__init__()
         self.latents, self.position, self.summed = latents, position, summed
+        self.masked = Masked() if masked is None else masked
         self.values: dict[str, Tensor] = {}
         self.log_prob: Any = 0.0
+        #: of masked latents that nothing else reads
+        self.log_prior: Any = 0.0
         self.log_det: Any = 0.0
         self.by_site: dict[str, float] = {}
         self._keep = by_site
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if not isinstance(msg["fn"], _Subsample):
+            msg["fn"] = unvalidated(msg["fn"])
         if name not in self.latents:
             if not msg["is_observed"] and msg["value"] is None and not isinstance(msg["fn"], _Subsample):
                 raise ValueError(
@@ -84,9 +96,14 @@ class LogJoint(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if self.summed is not None or isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
+        if isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
             return
-        log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        if msg["name"] in self.masked.unread:
+            self.log_prior = self.log_prior + self.masked.log_prior(msg)
+        if self.summed is not None:
+            return
+        value = self.masked.filled(msg["name"], msg["value"])
+        log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         self.log_prob = self.log_prob + log_prob
         if self._keep:
@@ -98,7 +115,9 @@ class LogJoint(Messenger):
             if self.summed is None:
                 model(*args, **kwargs)
             else:
-                self.log_prob = self.summed.log_prob(model, args, kwargs, self.by_site if self._keep else None)
+                by_site = self.by_site if self._keep else None
+                self.log_prob = self.summed.log_prob(model, args, kwargs, by_site, self.masked)
+        self.log_prob = self.log_prob + self.log_prior
         self.check_complete()
         return self
 
@@ -134,13 +153,15 @@ def refuse_subsampling(trace: Any, who: str) -> None:
 
 def describe_latents(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Latent], Marginalised | None]:
+) -> tuple[dict[str, Latent], Marginalised | None, Masked]:
     """Find a model's latents by two prior draws: the second shows what changes between runs.
 
     A latent that cannot be drawn (:class:`~pyro.distributions.ImproperUniform`) takes any value of its support.
 
-    :returns: the continuous ones, and what is summed out.
+    :returns: the continuous ones, what is summed out, and what masks leave out.
+    :raises ValueError: for shapes that do not fit the plates, and latents that MCMC cannot take; by name.
     """
+    validates = is_validation_enabled()
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         first, second = (poutine.trace(Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
@@ -153,7 +174,12 @@ def describe_latents(
             "MCMC needs fixed sites"
         )
     latents = {}
+    for name, site in sites.items():
+        _support(name, site["fn"])
     summed = marginalised(sites, first)
+    if summed is not None or validates:
+        # A sum over discrete latents runs plate by plate: what is in no plate would be summed as one.
+        check_shapes(first, declared=summed is not None)
     for name, site in sites.items():
         if summed is not None and name in summed.names:
             continue
@@ -172,7 +198,56 @@ def describe_latents(
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
     refuse_moving_normalizers(model, args, kwargs, first)
-    return latents, summed
+    masked = Masked({}, fillers_of(first))
+    if names := masked_latents({name: sites[name] for name in latents}):
+        masked = replace(masked, unread=_unread(names, latents, masked, summed, model, args, kwargs))
+    return latents, summed, masked
+
+
+def _unread(
+    names: Mapping[str, torch.Size],
+    latents: Mapping[str, Latent],
+    masked: Masked,
+    summed: Marginalised | None,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Of masked latents, the elements that the log-density does not depend on at two random points.
+
+    :param names: of the latents, with the batch shapes of what their masks are of.
+    """
+    unread: dict[str, Tensor] = {}
+    with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
+        for _ in range(2):
+            position = {
+                k: (2.0 * torch.rand(v.shape, dtype=v.dtype, device=v.device) - 1.0).requires_grad_()
+                for k, v in latents.items()
+            }
+            value = LogJoint(latents, position, False, summed, masked).run(model, args, kwargs).log_prob
+            wanted = [position[name] for name in names]
+            if not (isinstance(value, Tensor) and value.requires_grad):
+                grads = [torch.zeros_like(u) for u in wanted]
+            else:
+                grads = list(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+            for (name, batch), gradient in zip(names.items(), grads, strict=True):
+                zero = (gradient == 0).reshape(*batch, -1).all(-1)
+                unread[name] = zero & unread[name] if name in unread else zero
+    return {name: found for name, found in unread.items() if bool(found.any())}
+
+
+def _support(name: str, fn: Any) -> Any:
+    """:raises ValueError: for a distribution that does not say what values it has."""
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        support = None
+    if not isinstance(support, constraints.Constraint):
+        raise ValueError(
+            f"latent site {name!r} has a distribution without support ({type(fn).__name__}): give the class a support, "
+            "such as `support = constraints.real` of torch.distributions, so that its values can be moved"
+        )
+    return support
 
 
 class Feasible(Messenger):
@@ -200,9 +275,6 @@ def _known_bijection(name: str, fn: Any) -> Transform:
 
 
 def _bijection(support: Any) -> Transform:
-    # A mixture's support is that of its components; torch has no bijection for its constraint.
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
     transform = biject_to(support)
     # `to_event` wraps the identity; taking it off spares two calls a gradient and one Jacobian of zeros.
     inner = transform
