@@ -39,17 +39,25 @@ class ModelPotential(Potential):
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param compile: have inductor compile the graph, which takes seconds and pays in long runs.
+    :param transforms: by latent, from constrained to unconstrained space, in place of the inverse of ``biject_to``.
+    :param max_plate_nesting: dimensions that plates may take; found by itself.
     :raises ValueError: for a discrete latent that cannot be enumerated, a subsampled plate, no continuous latent, or
         sites that change between runs; the message names the site.
     """
 
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], compile: bool = False
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        compile: bool = False,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
-        self.latents: dict[str, Latent]
-        self.latents, self.summed, self.masked = describe_latents(model, args, self.kwargs)
+        self.sites = describe_latents(model, args, self.kwargs, transforms, max_plate_nesting)
+        self.latents: Mapping[str, Latent] = self.sites.latents
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
         self._checked = self._recorded = False
@@ -68,7 +76,7 @@ class ModelPotential(Potential):
 
     def joint(self, position: Position, model: Callable[..., Any] | None = None, by_site: bool = False) -> LogJoint:
         """The log-joint density at one position, without a chain dimension, of this model or of one like it."""
-        handler = LogJoint(self.latents, position, by_site, self.summed, self.masked)
+        handler = LogJoint(self.sites, position, by_site)
         return handler.run(self.model if model is None else model, self.args, self.kwargs)
 
     def _single(self, position: Position) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -23,9 +23,27 @@ from pyro_dgm.infer.site_checks import check_shapes
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.infer.unvalidated import unvalidated
 
-__all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
+__all__ = [
+    "Feasible",
+    "Latent",
+    "LogJoint",
+    "NoLatents",
+    "Sites",
+    "SubsampledPlate",
+    "describe_latents",
+    "latent_sites",
+    "refuse_subsampling",
+]
 
 register_mixture_support()
+
+
+class NoLatents(ValueError):
+    """A model of which every site is observed."""
+
+
+class SubsampledPlate(ValueError, RuntimeError):
+    """A plate of part of its data: a ``ValueError``, as all refusals are, and a ``RuntimeError``, as Pyro's is."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,23 @@ class Latent:
     moving_support: bool
 
 
+@dataclass(frozen=True)
+class Sites:
+    """What was found of a model's sites, once.
+
+    :ivar latents: the continuous latents.
+    :ivar summed: the discrete ones, which are summed out.
+    :ivar masked: what masks leave out.
+    :ivar sequential: indices of the plates that are iterated over (``for i in pyro.plate(...)``): numbers, since a
+        recording cannot make numbers of a tensor.
+    """
+
+    latents: Mapping[str, Latent]
+    summed: Marginalised | None = None
+    masked: Masked = field(default_factory=Masked)
+    sequential: Mapping[str, list[int]] = field(default_factory=dict)
+
+
 class LogJoint(Messenger):
     """Give each latent the value that its unconstrained coordinates stand for, and add up log-probabilities.
 
@@ -51,17 +86,10 @@ class LogJoint(Messenger):
     meets each site's own support, so a support that moves with other latents has the right Jacobian.
     """
 
-    def __init__(
-        self,
-        latents: Mapping[str, Latent],
-        position: Mapping[str, Tensor],
-        by_site: bool = False,
-        summed: Marginalised | None = None,
-        masked: Masked | None = None,
-    ) -> None:
+    def __init__(self, sites: Sites, position: Mapping[str, Tensor], by_site: bool = False) -> None:
         super().__init__()
-        self.latents, self.position, self.summed = latents, position, summed
-        self.masked = Masked() if masked is None else masked
+        self.sites, self.position = sites, position
+        self.latents, self.summed, self.masked = sites.latents, sites.summed, sites.masked
         self.values: dict[str, Tensor] = {}
         self.log_prob: Any = 0.0
         #: of masked latents that nothing else reads
@@ -72,10 +100,13 @@ class LogJoint(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if not isinstance(msg["fn"], _Subsample):
-            msg["fn"] = unvalidated(msg["fn"])
+        if isinstance(msg["fn"], _Subsample):
+            if name in self.sites.sequential:
+                msg["value"], msg["done"] = self.sites.sequential[name], True
+            return
+        msg["fn"] = unvalidated(msg["fn"])
         if name not in self.latents:
-            if not msg["is_observed"] and msg["value"] is None and not isinstance(msg["fn"], _Subsample):
+            if not msg["is_observed"] and msg["value"] is None:
                 raise ValueError(
                     f"latent site {name!r} was not there when the model first ran; "
                     "MCMC needs the same sites on every run"
@@ -145,20 +176,25 @@ def refuse_subsampling(trace: Any, who: str) -> None:
     for name, site in trace.nodes.items():
         fn = site["fn"] if site["type"] == "sample" else None
         if isinstance(fn, _Subsample) and len(site["value"]) < fn.size:
-            raise ValueError(
+            raise SubsampledPlate(
                 f"plate {name!r} is subsampled ({len(site['value'])} of {fn.size}); {who} needs the whole plate: "
                 "leave subsample_size and subsample out, and give the data that the posterior is to condition on"
             )
 
 
 def describe_latents(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Latent], Marginalised | None, Masked]:
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    transforms: Mapping[str, Transform] | None = None,
+    max_plate_nesting: int | None = None,
+) -> Sites:
     """Find a model's latents by two prior draws: the second shows what changes between runs.
 
     A latent that cannot be drawn (:class:`~pyro.distributions.ImproperUniform`) takes any value of its support.
 
-    :returns: the continuous ones, what is summed out, and what masks leave out.
+    :param transforms: to unconstrained space, in place of those of the supports.
+    :param max_plate_nesting: dimensions that plates may take; as many as they do by default.
     :raises ValueError: for shapes that do not fit the plates, and latents that MCMC cannot take; by name.
     """
     validates = is_validation_enabled()
@@ -167,7 +203,7 @@ def describe_latents(
     refuse_subsampling(first, "MCMC")
     sites, others = latent_sites(first), latent_sites(second)
     if not sites:
-        raise ValueError("the model has no latent site: every pyro.sample statement is observed")
+        raise NoLatents("the model has no latent site: every pyro.sample statement is observed")
     if set(sites) != set(others):
         raise ValueError(
             f"the model's latent sites change between runs ({sorted(sites)}, then {sorted(others)}); "
@@ -176,7 +212,9 @@ def describe_latents(
     latents = {}
     for name, site in sites.items():
         _support(name, site["fn"])
-    summed = marginalised(sites, first)
+    if unknown := sorted(set(transforms or {}) - set(sites)):
+        raise ValueError(f"transforms are for {unknown}, which are no latents; those are {sorted(sites)}")
+    summed = marginalised(sites, first, max_plate_nesting)
     if summed is not None or validates:
         # A sum over discrete latents runs plate by plate: what is in no plate would be summed as one.
         check_shapes(first, declared=summed is not None)
@@ -190,6 +228,10 @@ def describe_latents(
                 f"({tuple(value.shape)}, then {tuple(others[name]['value'].shape)}); "
                 "MCMC needs fixed shapes"
             )
+        if transforms and name in transforms:
+            u = transforms[name](value)
+            latents[name] = Latent(u.shape, value.dtype, value.device, transforms[name].inv, False)
+            continue
         transform = _known_bijection(name, site["fn"])
         u = transform.inv(value)
         probe = torch.linspace(-1.0, 1.0, max(u.numel(), 1), dtype=u.dtype, device=u.device)[: u.numel()].reshape(
@@ -198,17 +240,25 @@ def describe_latents(
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
     refuse_moving_normalizers(model, args, kwargs, first)
-    masked = Masked({}, fillers_of(first))
+    if summed is not None:
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            summed.check(model, args, kwargs, {name: sites[name]["value"] for name in latents})
+    found = Sites(latents, summed, Masked({}, fillers_of(first)), _sequential(first))
     if names := masked_latents({name: sites[name] for name in latents}):
-        masked = replace(masked, unread=_unread(names, latents, masked, summed, model, args, kwargs))
-    return latents, summed, masked
+        found = replace(found, masked=replace(found.masked, unread=_unread(names, found, model, args, kwargs)))
+    return found
+
+
+def _sequential(trace: Any) -> dict[str, list[int]]:
+    samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    iterated = {frame.name for site in samples for frame in site["cond_indep_stack"] if not frame.vectorized}
+    plates = [site for site in samples if isinstance(site["fn"], _Subsample) and site["name"] in iterated]
+    return {site["name"]: torch.as_tensor(site["value"]).tolist() for site in plates}
 
 
 def _unread(
     names: Mapping[str, torch.Size],
-    latents: Mapping[str, Latent],
-    masked: Masked,
-    summed: Marginalised | None,
+    sites: Sites,
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -222,9 +272,9 @@ def _unread(
         for _ in range(2):
             position = {
                 k: (2.0 * torch.rand(v.shape, dtype=v.dtype, device=v.device) - 1.0).requires_grad_()
-                for k, v in latents.items()
+                for k, v in sites.latents.items()
             }
-            value = LogJoint(latents, position, False, summed, masked).run(model, args, kwargs).log_prob
+            value = LogJoint(sites, position).run(model, args, kwargs).log_prob
             wanted = [position[name] for name in names]
             if not (isinstance(value, Tensor) and value.requires_grad):
                 grads = [torch.zeros_like(u) for u in wanted]
