@@ -23,12 +23,13 @@ def check_shapes(trace: poutine.Trace, declared: bool = True) -> None:
         value that is counted several times is refused, ``(N,)`` data under an ``(N, N)`` density.
     :raises ValueError: naming the site, its shapes and the remedies.
     """
+    site: Any
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or isinstance(site["fn"], _Subsample) or site["infer"].get("_deterministic"):
             continue
         shape = _shape_of_density(name, site)
         try:
-            check_site_shape({**site, "log_prob": torch.empty(shape, device="meta")}, float("inf"))  # type: ignore
+            check_site_shape({**site, "log_prob": torch.empty(shape, device="meta")}, float("inf"))  # type: ignore[arg-type]
         except ValueError as error:
             value = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
             if not declared and value == shape:

@@ -263,8 +263,13 @@ class JaxDensity:
     @property
     def _coarsest(self) -> float:
         """Rounding of the coarsest type in the graph: data from NumPy are float64 beside priors of float32."""
-        values = [n.meta.get("val") for n in self.graph.graph.nodes]
-        kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.dim()}
+        found = [(n.op, n.meta.get("val")) for n in self.graph.graph.nodes]
+        # Numbers of Python become float32 scalars where torch mixes them with others, which loses nothing.
+        kinds = {
+            v.dtype
+            for op, v in found
+            if isinstance(v, Tensor) and v.is_floating_point() and (v.dim() or op == "placeholder")
+        }
         return max(torch.finfo(kind).eps for kind in kinds or {torch.float64 if self.x64 else torch.float32})
 
     def _names_of(self, externals: list[Tensor]) -> list[str]:

@@ -54,8 +54,10 @@ class Marginalised:
         """
 
         trace = self._enumerated(model, args, kwargs)
-        for name in () if masked is None else masked.fillers:
-            trace.nodes[name]["value"] = masked.filled(name, trace.nodes[name]["value"])
+        site: Any
+        for name, site in trace.nodes.items():
+            if masked is not None and site["type"] == "sample":
+                site["value"] = masked.filled(name, site["value"])
         terms = list(marginal_model_terms(trace, poutine.Trace(), ring=LogSumRing))
         if by_site is not None:
             for name, site in trace.nodes.items():

@@ -283,7 +283,10 @@ def _unread(
             for (name, batch), gradient in zip(names.items(), grads, strict=True):
                 zero = (gradient == 0).reshape(*batch, -1).all(-1)
                 unread[name] = zero & unread[name] if name in unread else zero
-    return {name: found for name, found in unread.items() if bool(found.any())}
+        unread = {name: found for name, found in unread.items() if bool(found.any())}
+        # Once with their priors, which may be refused.
+        LogJoint(replace(sites, masked=replace(sites.masked, unread=unread)), position).run(model, args, kwargs)
+    return unread
 
 
 def _support(name: str, fn: Any) -> Any:
