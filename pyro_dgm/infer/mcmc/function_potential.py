@@ -53,7 +53,13 @@ class FunctionPotential(Potential):
     def _values(self, position: Position) -> Tensor:
         if self._over_chains is None:
             self._over_chains = self._kind(position)
-        values = self._over_chains(position)
+        try:
+            values = self._over_chains(position)
+        except RuntimeError as error:
+            # TorchScript says so in its own words.
+            if "linalg." in str(error) and not isinstance(error, torch.linalg.LinAlgError):
+                raise torch.linalg.LinAlgError(str(error)) from error
+            raise
         if (wrong := _wrong_shape(values, position)) is not None:
             raise ValueError(wrong)
         return values

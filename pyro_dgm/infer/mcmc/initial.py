@@ -60,6 +60,7 @@ def initial_position(
         which the potential is not finite are drawn anew up to 100 times, given ones are not.
     :raises ValueError: if shapes are wrong, or a chain has no finite start; the message names the sites.
     """
+    model = _of_model(potential)
     if params is not None:
         position = _checked(potential, params, num_chains)
         if not getattr(potential, "known", True):
@@ -69,8 +70,9 @@ def initial_position(
             chains = bad.nonzero().flatten()
             why = potential.explain({k: v[chains] for k, v in position.items()})
             raise ValueError(f"initial_params of chains {chains.tolist()[:10]} have no finite potential: {why}")
+        if model is not None:
+            model.check_valid(position)
         return position
-    model = _of_model(potential)
     if model is None:
         raise ValueError("a kernel with potential_fn needs initial_params: a dict of (num_chains, ...) tensors")
     position = draw_initial(model, strategy, num_chains, generator)

@@ -214,3 +214,37 @@ def test_a_stuck_chain_is_restarted_by_default_and_in_the_warmup_alone(restart):
     with pytest.warns(RuntimeWarning, match=r"chains \[4\] hardly moved"):
         without.run(initial_params=initial)
     assert "restarted" not in without.posterior.attrs
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_long_recursion_is_compiled_in_the_warmup():
+    """An ARMA(1, 1) over 120 steps in a loop of Python: by its recursion, and by what it comes to in matrices."""
+    steps = 120
+    y = 0.5 + torch.randn(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(0) * 0.1
+
+    def model(y):
+        mu, phi, theta = (
+            pyro.sample(name, dist.Normal(torch.zeros((), dtype=torch.float64), scale))
+            for name, scale in (("mu", 3.0), ("phi", 1.0), ("theta", 0.3))
+        )
+        errors = [y[0] - mu - phi * mu]
+        for i in range(1, len(y)):
+            errors.append(y[i] - mu - phi * y[i - 1] - theta * errors[-1])
+        with pyro.plate("t", len(y)):
+            pyro.sample("e", dist.Normal(torch.stack(errors), 0.3), obs=torch.zeros_like(y))
+
+    post = draw(model, y, num_samples=1500, num_chains=4)
+    before = torch.cat([post["mu"].new_zeros(1), y[:-1]])
+
+    def log_density(mu, phi, theta):
+        lag = before.clone()
+        lag[0] = mu
+        eye = torch.eye(steps, dtype=torch.float64)
+        errors = torch.linalg.solve(eye + theta * eye.diag(0).diag_embed(0).roll(1, 0).tril(-1), y - mu - phi * lag)
+        prior = sum(dist.Normal(0.0, s).log_prob(v) for v, s in ((mu, 3.0), (phi, 1.0), (theta, 0.3)))
+        return prior + dist.Normal(0.0, 0.3).log_prob(errors).sum()
+
+    for i in (0, 700, 1499):
+        values = (post[k][1, i] for k in ("mu", "phi", "theta"))
+        assert float(post.sample_stats["lp"][1, i]) == pytest.approx(float(log_density(*values)), rel=1e-9)
+    assert max(float(arviz.rhat(post[k].numpy())) for k in post.samples) < 1.02

@@ -156,3 +156,45 @@ def test_draws_have_the_sites_type(kernel, dtype):
         pyro.sample("z", dist.Gamma(torch.tensor(2.0, dtype=dtype), 1.0))
 
     assert drive(kernel(typed)).get_samples()["z"].dtype == dtype
+
+
+@pytest.mark.parametrize("op", [torch.inverse, torch.linalg.cholesky], ids=["inverse", "cholesky"])
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "TorchScript"])
+def test_a_singular_matrix_is_a_rejection(op, jit):
+    def potential(params):
+        return op(params["cov"]).sum()
+
+    start = {"cov": torch.eye(3)}
+    fn = torch.jit.trace(potential, (start,)) if jit else potential
+    kernel = HMC(potential_fn=fn, adapt_step_size=False, num_steps=10, step_size=1e-20)
+    kernel.initial_params = start
+    kernel.setup(warmup_steps=0)
+    for params in (start, {"cov": torch.ones(3, 3)}, start):
+        moved = kernel(params)
+        torch.testing.assert_close(moved["cov"], params["cov"])
+
+
+def test_chains_in_turn_share_nothing(monkeypatch):
+    """Each chain's draws follow its seed alone, whatever chain came before it on the same kernel."""
+    monkeypatch.setattr(pyro.infer.mcmc.api.mp, "cpu_count", lambda: 1)
+
+    def chains(order):
+        class Seeded(HMC):
+            def setup(self, warmup_steps, *args, **kwargs):
+                pyro.set_rng_seed(order[self.__dict__.setdefault("_chain", 0)])
+                self._chain += 1
+                super().setup(warmup_steps, *args, **kwargs)
+
+        kernel = Seeded(model)
+        sampler = pyro.infer.mcmc.api._UnarySampler(kernel, 4, 4, 2, disable_progbar=True)
+        found = {0: [], 1: []}
+        for value, chain in sampler.run(Y):
+            found[chain].append(value)
+        draws = ([v for v in found[c] if isinstance(v, torch.Tensor) and v.numel() == 4] for c in (0, 1))
+        return [torch.stack(values) for values in draws]
+
+    first, second = chains([3, 8]), chains([8, 3])
+    assert first[0].shape == (4, 4)
+    assert not torch.equal(first[0], first[1])
+    torch.testing.assert_close(first[0], second[1])
+    torch.testing.assert_close(first[1], second[0])
