@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyro_dgm.infer.elbo.structure import fork_rng
+from pyro_dgm.infer.unvalidated import unvalidated
 
 __all__ = ["CannotCapture", "StaticGraph", "agreement", "record"]
 
@@ -139,6 +141,13 @@ class _WithoutValueChecks(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Unvalidated(Messenger):
+    """Takes validation from distributions that were made before it was turned off, a ``PyroSample``'s say."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = unvalidated(msg["fn"])
+
+
 #: what gives Python the value of a tensor
 _READERS = {getattr(Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")}
 
@@ -179,7 +188,7 @@ def _record_once(
     # Two inputs that are one tensor would become one input: each is given a face of its own.
     faces = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
     try:
-        with fork_rng(), pyro.validation_enabled(False), _WithoutValueChecks():
+        with fork_rng(), pyro.validation_enabled(False), _WithoutValueChecks(), _Unvalidated():
             graph = make_fx(lambda *flat: list(fn(*flat[:count])))(*faces, *known)
     except Exception as error:
         raise CannotCapture(_explain(error)) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_dgm.infer.batch import model_and_guide
-from pyro_dgm.infer.mcmc.initial import _draw
+from pyro_dgm.infer.mcmc.initial import draw_initial, radius_of
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.vectorized import value_and_grad
@@ -202,14 +202,15 @@ class JaxDensity:
         """Of the latents in torch."""
         return next(iter(self.potential.latents.values())).device
 
-    def draw(self, count: int) -> Position:
-        """Unconstrained positions ``(count, ...)`` by ``init_strategy``, from torch's global generator."""
-        if self.init_strategy != "uniform":
-            return _draw(self.potential, self.init_strategy, count, torch.default_generator)
-        return {
-            k: (4 * torch.rand((count, *latent.shape), dtype=latent.dtype, device="cpu") - 2).to(latent.device)
-            for k, latent in self.potential.latents.items()
-        }
+    def draw(self, count: int, attempt: int = -1) -> Position:
+        """Unconstrained positions ``(count, ...)`` by ``init_strategy``, from torch's global generator.
+
+        :param attempt: how many draws had no finite density before, less one: the later ones lie nearer to zero.
+        """
+        generator = torch.default_generator
+        if self.device.type == "cuda":
+            generator = torch.cuda.default_generators[self.device.index or 0]
+        return draw_initial(self.potential, self.init_strategy, count, generator, radius_of(attempt))
 
     def points(self, count: int, seed: int) -> list[Position]:
         """Unconstrained positions at which torch's value and gradient are finite.
@@ -221,9 +222,11 @@ class JaxDensity:
         found: list[Position] = []
         position: Position = {}
         with forked_rng(self.device, seed):
-            for _ in range(100 + count):
+            for attempt in range(100 + count):
                 # A strategy may give the same point each time: they are to differ.
-                position = {k: v[0] + 0.1 * torch.rand_like(v[0]) for k, v in self.draw(1).items()}
+                drawn = self.draw(1, attempt - len(found) - 1)
+                spread = 0.05 * radius_of(attempt - len(found) - 1)
+                position = {k: v[0] + spread * torch.rand_like(v[0]) for k, v in drawn.items()}
                 try:
                     value, grads = self.torch_value_and_grad(position)
                 except torch.linalg.LinAlgError:
@@ -231,6 +234,7 @@ class JaxDensity:
                 if all(bool(torch.isfinite(t).all()) for t in (value, *grads.values())):
                     found.append(position)
                     if len(found) == count:
+                        self.potential.check_valid({k: torch.stack([p[k] for p in found]) for k in position})
                         return found
         why = self.potential.explain({k: v[None] for k, v in position.items()})
         raise ValueError(f"no {count} positions with a finite log-density in {100 + count} draws: {why}")
@@ -239,11 +243,10 @@ class JaxDensity:
         """Hold value and gradient against torch's at random points; sets and gives back :attr:`error`.
 
         :param rtol: how much may differ, relative to the largest of the gradient's norms and to the value; four roots
-            of the precision by default, 6e-8 in float64.
+            of the precision by default, 6e-8 where all is of float64, 1.4e-3 where anything is of float32.
         :raises CannotConvert: on a mismatch, with the latent and the operation.
         """
-        dtype = torch.float64 if self.x64 else torch.float32
-        rtol = 4 * torch.finfo(dtype).eps ** 0.5 if rtol is None else rtol
+        rtol = 4 * self._coarsest**0.5 if rtol is None else rtol
         worst = 0.0
         for point in self.points(num_points, seed):
             found = differences(self.torch_value_and_grad(point), self.value_and_grad(point))
@@ -256,6 +259,18 @@ class JaxDensity:
             worst = max(worst, *found.values())
         self.error = worst
         return worst
+
+    @property
+    def _coarsest(self) -> float:
+        """Rounding of the coarsest type in the graph: data from NumPy are float64 beside priors of float32."""
+        found = [(n.op, n.meta.get("val")) for n in self.graph.graph.nodes]
+        # Numbers of Python become float32 scalars where torch mixes them with others, which loses nothing.
+        kinds = {
+            v.dtype
+            for op, v in found
+            if isinstance(v, Tensor) and v.is_floating_point() and (v.dim() or op == "placeholder")
+        }
+        return max(torch.finfo(kind).eps for kind in kinds or {torch.float64 if self.x64 else torch.float32})
 
     def _names_of(self, externals: list[Tensor]) -> list[str]:
         known: dict[int, str] = {}

@@ -215,18 +215,18 @@ def _initial(density: JaxDensity, loop: _Loop, arrays: list[Any], num_chains: in
 
     dtype = np.float64 if density.x64 else np.float32
 
-    def draw() -> dict[str, Any]:
-        return {k: v.cpu().numpy().astype(dtype) for k, v in density.draw(num_chains).items()}
+    def draw(attempt: int = -1) -> dict[str, Any]:
+        return {k: v.cpu().numpy().astype(dtype) for k, v in density.draw(num_chains, attempt).items()}
 
     position = draw()
-    for _ in range(MAX_TRIES):
+    for attempt in range(MAX_TRIES):
         value, grads = loop.values({k: jnp.asarray(v) for k, v in position.items()}, arrays)
         bad = ~np.isfinite(np.asarray(value))
         for g in grads.values():
             bad |= ~np.isfinite(np.asarray(g)).reshape(num_chains, -1).all(-1)
         if not bad.any():
             return {k: jnp.asarray(v) for k, v in position.items()}
-        fresh = draw()
+        fresh = draw(attempt)
         position = {k: np.where(bad.reshape(-1, *(1,) * (v.ndim - 1)), fresh[k], v) for k, v in position.items()}
     where = density.to_torch({k: v[bad] for k, v in position.items()})
     raise ValueError(

@@ -435,3 +435,16 @@ def test_predictive_draws_are_made_together(caplog):
     assert all(len(np.unique(found[name])) == found[name].size for name in found)
     noise = found["x"] - mu[:, None].numpy()
     assert abs(noise.mean()) < 4 / 600**0.5 and abs(noise.var() - 1.0) < 4 * (2 / 600) ** 0.5
+
+
+def test_predictive_draws_of_a_density_without_sample_are_refused_by_name():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample(
+            "y", dist.LogNormalNegativeBinomial(torch.tensor(3.0), a, torch.tensor(0.5), num_quad_points=4), obs=y
+        )
+
+    post = pyro_dgm.sample_posterior(model, torch.tensor(1.0), method="hmc", num_samples=5, progress=False)
+    with pytest.raises(ValueError, match="observed site 'y' cannot be drawn anew: LogNormalNegativeBinomial"):
+        pyro_dgm.to_arviz(post, posterior_predictive=True)
+    assert pyro_dgm.to_arviz(post).posterior["a"].shape == (4, 5)

@@ -307,7 +307,7 @@ class Bayesian(PyroModule):
 @feature
 def random_network() -> Case:
     model = Bayesian()
-    return Case(model, autoguide.AutoNormal(model), (data(6, 3), data(6)), recordable=False)
+    return Case(model, autoguide.AutoNormal(model), (data(6, 3), data(6)))
 
 
 @feature

@@ -16,7 +16,7 @@ VALUES = "its structure depends on values of tensors"
 #: what is refused, and why: no bijection to the support, a look at values, or a fault of torch's or Pyro's own
 REFUSED: dict[str, tuple[type[Exception], str | None]] = {
     "GeneralizedPareto": (CannotCapture, "Double did not match Float"),  # its log_prob makes float32 numbers
-    "GaussianScaleMixture": (NotImplementedError, None),  # Pyro gives it no support
+    "GaussianScaleMixture": (ValueError, "'z' has a distribution without support"),
     "ProjectedNormal": (ValueError, "support Sphere .*no bijection"),
     "Wishart": (ValueError, "support PositiveDefinite.*no bijection"),
     "NanMaskedNormal": (CannotCapture, VALUES),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pyro_dgm
+from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.interop.numpyro import compare_backends, run_nuts, to_jax
 from tests.infer.mcmc.test_exact import in_standard_errors
 
@@ -134,3 +135,63 @@ def test_what_nuts_cannot_take_is_named():
             density({"w": 0.0})
     with pytest.raises(RuntimeError, match="the model is of float64 and JAX is in 32 bits"):
         density({"z": torch.zeros(3, 2).numpy()})
+
+
+def mixed(x, y, scalars):
+    """Data from NumPy are float64, priors that are made of Python's numbers float32."""
+    if scalars:
+        b = pyro.sample("b0", dist.Normal(0.0, 1.0)), pyro.sample("b1", dist.Normal(0.0, 1.0))
+    else:
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    s = pyro.sample("s", dist.HalfNormal(2.0))
+    with pyro.plate("n", len(y)):
+        pyro.sample("y", dist.Normal(x[:, 0] * b[0] + x[:, 1] * b[1], s), obs=y)
+
+
+@pytest.mark.parametrize("scalars", [False, True])
+def test_data_of_another_precision_than_the_priors(scalars):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    density = to_jax(mixed, x, y[:, 0], scalars)
+    assert density.x64
+    assert density.error < 1e-5
+
+
+def by_plate(y):
+    m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    for i in pyro.plate("n", len(y)):
+        pyro.sample(f"y_{i}", dist.Normal(m, 1.0), obs=y[i])
+
+
+def by_range(y):
+    m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    for i in range(len(y)):
+        pyro.sample(f"y_{i}", dist.Normal(m, 1.0), obs=y[i])
+
+
+def test_a_plate_that_is_iterated_over():
+    y = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plate, plain = to_jax(by_plate, y), to_jax(by_range, y)
+    with plate.precision():
+        position = {"m": 0.3}
+        assert float(plate(position)) == pytest.approx(float(plain(position)), rel=1e-12)
+    ours = ModelPotential(by_plate, (y,), {})
+    point = {"m": torch.tensor([0.3, -1.0], dtype=torch.float64)}
+    eager = ours(point)
+    ours.capture(point)  # by Python's numbers: a recording cannot make them of a tensor
+    for found, expected in zip(ours(point), eager, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [20, 30])
+def test_large_correlation_matrices(size):
+    """From the default start: further out they are singular in float32."""
+
+    def model(y):
+        factor = pyro.sample("L", dist.LKJCholesky(size, 2.0))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(size), scale_tril=factor), obs=y)
+
+    y = torch.randn(60, size, generator=torch.Generator().manual_seed(0))
+    density = to_jax(model, y)
+    assert density.error < 1e-2

@@ -19,10 +19,11 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.util import check_model_guide_match
 
 from pyro_dgm.infer.elbo.closed_form import wrong_closed_forms
 from pyro_dgm.infer.observed import check_observed
+from pyro_dgm.infer.site_checks import check_shapes
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
@@ -122,8 +123,7 @@ def probe(
             pruned_model.compute_log_prob()
             pruned_guide.compute_log_prob()
         for trace in (pruned_model, pruned_guide):
-            for site in sample_sites(trace).values():
-                check_site_shape(site, float("inf"))  # type: ignore[arg-type]
+            check_shapes(trace)
     dims = [
         frame.dim
         for sites in (model_sites, guide_sites)

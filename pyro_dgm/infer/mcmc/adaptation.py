@@ -17,6 +17,7 @@ __all__ = [
     "WelfordDense",
     "dense_inverse_mass",
     "flatten",
+    "search_steps",
     "unflatten",
     "warmup_windows",
 ]
@@ -194,6 +195,11 @@ def warmup_windows(num_steps: int, start: int = 75, first: int = 25, end: int = 
     return windows
 
 
+def search_steps(num_steps: int) -> int:
+    """Transitions at the beginning of a warm-up in which chains look for the typical set."""
+    return min(75, int(0.15 * num_steps))
+
+
 @dataclass(frozen=True)
 class Warmup:
     """Where a warm-up stands: transition ``count`` of ``num_steps``, and what has been learnt.
@@ -222,7 +228,7 @@ class Warmup:
     @property
     def searching(self) -> bool:
         """Whether chains still look for the typical set."""
-        return self.count <= min(75, int(0.15 * self.num_steps))
+        return self.count <= search_steps(self.num_steps)
 
     @property
     def in_window(self) -> bool:

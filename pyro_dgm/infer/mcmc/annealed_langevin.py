@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Info, KernelState
+from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
 from pyro_dgm.infer.mcmc.langevin import Langevin
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["AnnealedLangevin"]

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Warmup
+from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.infer.mcmc.potential import Position, Potential
+from pyro_dgm.infer.mcmc.sites import NoLatents
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_number
 
@@ -85,13 +88,17 @@ class Kernel(MCMCKernel):
     :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain a process).
 
     :param model: a Pyro model, or ``None``.
-    :param potential_fn: ``U`` over chains: a dict of ``(chains, ...)`` tensors to ``(chains,)``; or ``None``.
+    :param potential_fn: ``U`` over chains: a dict of ``(chains, ...)`` tensors to ``(chains,)``; or of one chain, to a
+        scalar (Pyro's); or ``None``.
     :param temperature: ``T``; 1 samples the posterior, and draws at another are no posterior draws.
     :param init_strategy: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``, or a Pyro
         per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
     :param compile: have inductor compile the gradient and the transition: ``True``, ``False`` (they run as recorded),
         or ``"auto"``, in :class:`~pyro_dgm.infer.mcmc.MCMC`, the transition where a run is long enough to win the
         seconds back.  It goes by counts, never by a clock: the same run is compiled the same way each time.
+    :param transforms: by latent, from constrained to unconstrained space (Pyro's convention): of a model in place of
+        what its supports say, of a ``potential_fn`` what its values stand for.
+    :param max_plate_nesting: dimensions that a model's plates may take; found by itself.
     :raises ValueError: if both ``model`` and ``potential_fn`` are given, or a setting is out of range.
     """
 
@@ -116,6 +123,8 @@ class Kernel(MCMCKernel):
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
         compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
@@ -129,6 +138,12 @@ class Kernel(MCMCKernel):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
             raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function of a site, got {init_strategy!r}")
+        for name, transform in (transforms or {}).items():
+            if not isinstance(transform, Transform):
+                raise TypeError(f"transforms[{name!r}] must be a torch transform, got {type(transform).__name__}")
+        if max_plate_nesting is not None and (not isinstance(max_plate_nesting, int) or max_plate_nesting < 0):
+            raise ValueError(f"max_plate_nesting must be an integer of at least 0, got {max_plate_nesting!r}")
+        self.given_transforms, self.max_plate_nesting = dict(transforms or {}), max_plate_nesting
         self.model, self.potential_fn = model, potential_fn
         self.temperature, self.init_strategy, self.compile = float(temperature), init_strategy, compile
         self._given_params: Position | None = None
@@ -155,9 +170,11 @@ class Kernel(MCMCKernel):
         if self.potential_fn is not None:
             if args or kwargs:
                 raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
-            self.potential: Potential = FunctionPotential(self.potential_fn)
+            self.potential: Potential = FunctionPotential(self.potential_fn, self.given_transforms)
         elif self.model is not None:
-            self.potential = ModelPotential(self.model, args, kwargs)
+            self.potential = ModelPotential(
+                self.model, args, kwargs, transforms=self.given_transforms, max_plate_nesting=self.max_plate_nesting
+            )
         else:
             raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
         self.potential.compile = self.compile is True
@@ -208,6 +225,10 @@ class Kernel(MCMCKernel):
         """Learn from one transition of the warm-up."""
         return state
 
+    def restarted(self, state: KernelState) -> KernelState:
+        """What to learn anew in the warm-up where chains that stood still have been put elsewhere."""
+        return state
+
     def finish_warmup(self, state: KernelState) -> KernelState:
         """Freeze what was learnt."""
         return replace(state, warmup=None)
@@ -248,6 +269,7 @@ class Kernel(MCMCKernel):
         self._divergences: list[int] = []
         self._acceptance = 0.0
         self._step_size = float("nan")
+        self._nothing = False
         if "potential" in self.__dict__:
             del self.potential
 
@@ -261,11 +283,24 @@ class Kernel(MCMCKernel):
         self._reset()
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run of one chain in ``pyro.infer.MCMC``; the seed is drawn from torch's global generator."""
+        """Begin a run of one chain in ``pyro.infer.MCMC``; the seed is drawn from torch's global generator.
+
+        As with Pyro's kernels, a model without latents has one draw, which is empty, and a ``potential_fn`` is given no
+        data.
+        """
         self._reset()
         seed = int(torch.randint(2**62, ()).item())
         params = None if self._given_params is None else {k: v[None] for k, v in self._given_params.items()}
-        state = self.start(args, kwargs, seed, 1, params)
+        if self.potential_fn is not None:
+            args, kwargs = (), {}
+            self._nothing = params == {}
+        try:
+            state = None if self._nothing else self.start(args, kwargs, seed, 1, params)
+        except NoLatents:
+            state, self._nothing = None, True
+        if state is None:
+            self._last, self._acceptance, self._num_warmup = {}, 1.0, warmup_steps
+            return
         if warmup_steps > 0:
             state = self.start_warmup(state, warmup_steps)
         self._num_warmup = warmup_steps
@@ -278,6 +313,8 @@ class Kernel(MCMCKernel):
 
     def sample(self, params: Position) -> Position:
         """One transition of one chain from ``params`` (unconstrained, no chain dimension)."""
+        if self._nothing:
+            return params
         if self._state is None:
             raise RuntimeError("sample() before setup(): run the kernel in pyro.infer.MCMC or pyro_dgm.infer.mcmc.MCMC")
         state = self._state
@@ -312,6 +349,8 @@ class Kernel(MCMCKernel):
     def transforms(self) -> dict[str, Any] | None:
         """Constrained to unconstrained space, by latent; ``None`` before a model has met its data."""
         if self.potential_fn is not None:
+            return self.given_transforms
+        if self._nothing:
             return {}
         return self.potential.transforms if "potential" in self.__dict__ else None
 
@@ -324,6 +363,9 @@ class Kernel(MCMCKernel):
         """Step size and acceptance, for Pyro's progress bar."""
         step_size = self._step_size if self._state is None else float(self._state.step_size)
         return OrderedDict([("step size", f"{step_size:.2e}"), ("acc. prob", f"{self._acceptance:.3f}")])
+
+    def clear_cache(self) -> None:
+        """Nothing: :meth:`sample` sees by itself that a chain was moved.  Pyro's HMC has it."""
 
     def cleanup(self) -> None:
         """Forget the run, keep what ``diagnostics`` and ``transforms`` need."""

@@ -13,13 +13,15 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dgm.infer.batch import checked_arguments
+from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.bar import Bar
 from pyro_dgm.infer.mcmc.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, convergence_of, summarize, summarize_moments
+from pyro_dgm.infer.mcmc.initial import far_behind
 from pyro_dgm.infer.mcmc.keeping import Draws, Sums
 from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.mcmc.recorded import Transitions
+from pyro_dgm.infer.mcmc.recorded import Transitions, compile_large_gradient
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.arguments import check_count, check_seed
 
@@ -58,8 +60,9 @@ class MCMC:
         transitions are sums over them, in :meth:`diagnostics`.
     :param chunk_size: most chains whose potential is evaluated at once, to bound memory; all of them by default, or as
         many as a processor's cache holds.
-    :param restart_diverged: whether a chain that stands still in the warm-up is put where another chain is, with a
-        warning.  Chains then begin less dispersed, and R-hat sees less of what keeps them apart.
+    :param restart_diverged: whether a chain that stands still in the warm-up, or is so far from the others that it
+        would never come to them, is put where another one is, with a warning; such a chain would spoil every estimate.
+        No chain is moved once draws are made.  ``False`` leaves it where it is, for R-hat to see.
     :raises TypeError: if ``kernel`` is no :class:`~pyro_dgm.infer.mcmc.Kernel`.
     :raises ValueError: for numbers below 1 or an unknown ``chain_method``.
 
@@ -90,7 +93,7 @@ class MCMC:
         thinning: int = 1,
         keep_draws: bool = True,
         chunk_size: int | None = None,
-        restart_diverged: bool = False,
+        restart_diverged: bool = True,
     ) -> None:
         if isinstance(kernel, type):
             raise TypeError(f"kernel must be an instance, {kernel.__name__}(model), got the class itself")
@@ -158,7 +161,7 @@ class MCMC:
             "temperature": self.kernel.temperature,
             "interrupted": not done,
             "thinning": self.thinning,
-            **({"restarted": self._restarted} if self.restart_diverged else {}),
+            **({"restarted": sorted(set(self._restarted))} if self._restarted else {}),
             **_lists(self._of_kernel),
         }
         self._posterior = Posterior(samples, stats, self.kernel.name, self.kernel.model, args, kwargs, attrs)
@@ -242,44 +245,50 @@ class MCMC:
     def _warm_up(self, kernel: Kernel, state: KernelState, bar: Bar, label: str) -> KernelState:
         state = kernel.start_warmup(state, self.warmup_steps)
         moved = torch.zeros_like(state.potential)
+        looked = False
         with bar.track(self.warmup_steps, f"warm-up{label}") as advance:
             for i in range(self.warmup_steps):
+                if not looked and kernel.potential.can_be_recorded:
+                    looked = compile_large_gradient(kernel, state, self.warmup_steps - i + self.num_samples)
                 state, info = kernel.step(state)
                 state = kernel.adapt(state, info)
-                if self.restart_diverged:
+                if self.restart_diverged and kernel.adjusted:
                     moved = moved + info.acceptance_rate
-                    if (i + 1) % RESTART_EVERY == 0:
-                        state = self._restart(state, moved < 0.01 * RESTART_EVERY)
+                    since = i + 1 - search_steps(self.warmup_steps)
+                    if since % RESTART_EVERY == 0:
+                        if since >= 0:
+                            state = self._restart(kernel, state, moved < 0.01 * RESTART_EVERY)
                         moved = torch.zeros_like(moved)
                 advance(i + 1)
         state = kernel.finish_warmup(state)
         if self._restarted:
             chains = sorted(set(self._restarted))
             warnings.warn(
-                f"chains {chains[:20]}{'...' * (len(chains) > 20)} stood still in the warm-up and were put where "
-                "others were: they do not begin independently",
+                f"chains {chains[:20]}{'...' * (len(chains) > 20)} stood still in the warm-up, or far from where the "
+                "others were, and were put there: they do not begin independently",
                 RuntimeWarning,
                 stacklevel=5,
             )
         return state
 
-    def _restart(self, state: KernelState, stuck: Tensor) -> KernelState:
-        stuck = stuck | ~torch.isfinite(state.potential)
+    def _restart(self, kernel: Kernel, state: KernelState, stuck: Tensor) -> KernelState:
+        stuck = stuck | far_behind(state.potential, state.position)
         chains, others = stuck.nonzero().flatten(), (~stuck).nonzero().flatten()
-        if len(chains) == 0 or len(others) == 0:
-            return state
+        if len(chains) == 0 or len(others) < len(chains):
+            return state  # where most stand still the step size is at fault, not where they are
         pick = torch.randint(len(others), chains.shape, generator=state.generator, device=chains.device)
         source = torch.arange(len(stuck), device=chains.device)
         source[chains] = others[pick]
         self._restarted += chains.tolist()
         count = state.num_chains
-        return replace(
+        moved = replace(
             state,
             position={k: v[source] for k, v in state.position.items()},
             potential=state.potential[source],
             gradient={k: v[source] for k, v in state.gradient.items()},
             extra={k: v[source] if v.dim() and v.shape[0] == count else v for k, v in state.extra.items()},
         )
+        return kernel.restarted(moved)
 
     @property
     def posterior(self) -> Posterior:

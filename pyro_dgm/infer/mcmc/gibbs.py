@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
+from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.wrapped import UnknownPotential, ValuePotential
 
 __all__ = ["Gibbs"]

@@ -42,6 +42,11 @@ class GraphFunction:
         graph = self.plain if self._compiled is None else self._compiled
         return graph(*[position[k] for k in self.names])
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether inductor has compiled it."""
+        return self._compiled is not None
+
     def without_first(self, position: Position) -> Sequence[Tensor]:
         """All results but the first, and what is needed for them alone; a compiled graph works out all."""
         if self._compiled is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import (
     COVARIANCE,
@@ -73,6 +74,11 @@ class HMC(Kernel):
     :param temperature: :math:`T`; see :class:`Kernel`.
     :param init_strategy: see :class:`Kernel`.
     :param compile: see :class:`Kernel`.
+    :param transforms: see :class:`Kernel`, like ``max_plate_nesting``.
+    :param full_mass: Pyro's name of ``dense_mass``.
+    :param min_stepsize: least step size that adaptation may take, and ``max_stepsize`` the largest.
+    :param jit_compile: Pyro's, like ``jit_options`` and ``ignore_jit_warnings``; taken and not needed, since the
+        potential is recorded as a graph in any case (see ``compile``).
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: R. M. Neal (2011), "MCMC using Hamiltonian dynamics", arXiv:1206.1901; step-size adaptation of M. D. Hoffman
@@ -100,7 +106,7 @@ class HMC(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         potential_fn: Callable[[Position], Tensor] | None = None,
-        step_size: float = 1.0,
+        step_size: float | None = 1.0,
         trajectory_length: float | None = None,
         num_steps: int | None = None,
         *,
@@ -114,8 +120,32 @@ class HMC(Kernel):
         temperature: float = 1.0,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
         compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
+        full_mass: bool | None = None,
+        min_stepsize: float = 0.0,
+        max_stepsize: float = math.inf,
+        jit_compile: bool = False,
+        jit_options: Mapping[str, Any] | None = None,
+        ignore_jit_warnings: bool = False,
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        super().__init__(
+            model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile,
+            transforms=transforms, max_plate_nesting=max_plate_nesting,
+        )  # fmt: skip
+        step_size = 1.0 if step_size is None else step_size
+        if full_mass is not None:
+            if not isinstance(full_mass, bool):
+                raise ValueError(
+                    f"full_mass must be True (one matrix over all latents) or False, got {full_mass!r}; matrices of "
+                    "some latents alone are not offered"
+                )
+            dense_mass = full_mass
+        if not 0.0 <= min_stepsize < max_stepsize:
+            raise ValueError(
+                f"min_stepsize must be below max_stepsize and at least 0, got {min_stepsize}, {max_stepsize}"
+            )
+        self.step_size_bounds = float(min_stepsize), float(max_stepsize)
         if num_steps is not None and trajectory_length is not None:
             raise ValueError("give num_steps or trajectory_length, not both")
         for argument, value in (
@@ -253,7 +283,7 @@ class HMC(Kernel):
         warmup, acceptance = warmup.see(info.acceptance_rate)
         if self.adapt_step_size:
             warmup = replace(warmup, dual=warmup.dual.update(acceptance, self.target_accept_prob))
-            state = replace(state, step_size=warmup.dual.log_step.exp())
+            state = replace(state, step_size=warmup.dual.log_step.exp().clamp(*self.step_size_bounds))
         if warmup.in_window:
             warmup = replace(warmup, moments=warmup.moments.update(state.position))
             if warmup.closes_window:
@@ -266,9 +296,18 @@ class HMC(Kernel):
             state = self._refresh(state)
         return replace(state, warmup=warmup)
 
+    def restarted(self, state: KernelState) -> KernelState:
+        warmup = state.warmup
+        if warmup is None or not self.adapt_step_size:
+            return state
+        # The step size has followed the chains that were stuck.
+        state = self._find_step_size(state)
+        return self._refresh(replace(state, warmup=replace(warmup, dual=self._dual(state, warmup), moving=None)))
+
     def finish_warmup(self, state: KernelState) -> KernelState:
         if state.warmup is not None and self.adapt_step_size and state.warmup.dual.count > 0:
-            state = replace(state, step_size=state.warmup.dual.log_step_average.exp())
+            step_size = state.warmup.dual.log_step_average.exp()
+            state = replace(state, step_size=step_size.clamp(*self.step_size_bounds))
         return self._refresh(replace(state, warmup=None))
 
     def _moments(self, state: KernelState) -> Welford | WelfordDense:
@@ -305,7 +344,8 @@ class HMC(Kernel):
                 break
             direction = this
             size *= 2.0**this
-        return replace(state, step_size=state.step_size.new_tensor(size))
+        least, most = self.step_size_bounds
+        return replace(state, step_size=state.step_size.new_tensor(min(max(size, least), most)))
 
 
 @dataclass(frozen=True)

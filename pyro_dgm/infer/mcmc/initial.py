@@ -17,9 +17,13 @@ from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import latent_sites
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["device_of", "initial_position", "new_generator"]
+__all__ = ["device_of", "draw_initial", "far_behind", "initial_position", "new_generator", "radius_of"]
 
 MAX_TRIES = 100
+#: draws for a chain that is far behind the others, before it may begin there
+FAR_TRIES = 10
+#: of the uniform draws that chains begin at, in unconstrained space
+RADIUS = 2.0
 
 
 def device_of(
@@ -56,6 +60,7 @@ def initial_position(
         which the potential is not finite are drawn anew up to 100 times, given ones are not.
     :raises ValueError: if shapes are wrong, or a chain has no finite start; the message names the sites.
     """
+    model = _of_model(potential)
     if params is not None:
         position = _checked(potential, params, num_chains)
         if not getattr(potential, "known", True):
@@ -65,22 +70,45 @@ def initial_position(
             chains = bad.nonzero().flatten()
             why = potential.explain({k: v[chains] for k, v in position.items()})
             raise ValueError(f"initial_params of chains {chains.tolist()[:10]} have no finite potential: {why}")
+        if model is not None:
+            model.check_valid(position)
         return position
-    model = _of_model(potential)
     if model is None:
         raise ValueError("a kernel with potential_fn needs initial_params: a dict of (num_chains, ...) tensors")
-    position = _draw(model, strategy, num_chains, generator)
-    for _ in range(MAX_TRIES):
-        bad = _bad_chains(*potential(position))
+    position = draw_initial(model, strategy, num_chains, generator)
+    for attempt in range(MAX_TRIES):
+        values, gradients = potential(position)
+        bad = _bad_chains(values, gradients)
+        if attempt < FAR_TRIES and not bool(bad.any()):
+            bad = far_behind(values, position)
         chains = bad.nonzero().flatten()
         if len(chains) == 0:
+            model.check_valid(position)
             return position
-        fresh = _draw(model, strategy, len(chains), generator)
+        fresh = draw_initial(model, strategy, len(chains), generator, radius_of(attempt))
         position = {k: v.index_copy(0, chains, fresh[k]) for k, v in position.items()}
     why = potential.explain({k: v[chains] for k, v in position.items()})
     raise ValueError(
         f"{len(chains)} of {num_chains} chains found no finite potential in {MAX_TRIES} initial draws: {why}"
     )
+
+
+def far_behind(values: Tensor, position: Position) -> Tensor:
+    r"""Chains whose potential is absurd beside the others', ``(chains,)``.
+
+    A recursion over 200 steps with a coefficient of 1.3 has a potential of :math:`10^{45}` and a gradient to match; one
+    chain there needs steps so small that no other moves, and would hold back all, since they share a step size.  The
+    bound is a thousand times what the best quarter of the chains spans, so that it meets nothing else.
+
+    :param values: potentials, ``(chains,)``, nats; one that is not finite counts as far behind.
+    """
+    finite = torch.isfinite(values)
+    if len(values) < 4 or not bool(finite.any()):
+        return ~finite
+    size = sum(v[0].numel() for v in position.values())
+    known = values[finite].sort().values
+    least, quarter = known[0], known[(len(known) - 1) // 4]
+    return ~(values <= quarter + 1000.0 * (quarter - least + size + 10))
 
 
 def _of_model(potential: Potential) -> ModelPotential | None:
@@ -91,15 +119,30 @@ def _of_model(potential: Potential) -> ModelPotential | None:
     return inner
 
 
-def _draw(
-    potential: ModelPotential, strategy: str | Callable[[Any], Tensor], num_chains: int, generator: torch.Generator
+def radius_of(attempt: int) -> float:
+    """Radius of the uniform draw that follows a number of draws without a finite density: half, after every ten.
+
+    Far from zero a matrix of many dimensions is singular in floating point, as good as always (``LKJCholesky(30)``).
+    """
+    return RADIUS * 0.5 ** ((attempt + 1) // 10)
+
+
+def draw_initial(
+    potential: ModelPotential,
+    strategy: str | Callable[[Any], Tensor],
+    num_chains: int,
+    generator: torch.Generator,
+    radius: float = RADIUS,
 ) -> Position:
+    """Unconstrained positions ``(num_chains, ...)`` by a strategy; their density may not be finite.
+
+    :param radius: of the cube of ``"uniform"``.
+    """
     if strategy == "uniform":
         return {
-            name: torch.rand((num_chains, *latent.shape), generator=generator, dtype=latent.dtype, device=latent.device)
-            * 4
-            - 2
-            for name, latent in potential.latents.items()
+            name: radius
+            * (2 * torch.rand((num_chains, *v.shape), generator=generator, dtype=v.dtype, device=v.device) - 1)
+            for name, v in potential.latents.items()
         }
     model = potential.model if strategy == "prior" else InitMessenger(strategy)(potential.model)
     rows = []

@@ -14,8 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position, Potential
+from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.vectorized import chain_by_chain, vectorizable
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
 from pyro_dgm.infer.static_graph import CannotCapture
@@ -61,7 +62,7 @@ class FunctionMinibatches(MinibatchPotential):
         self.plates = {"data": (num_data, batch_size)}
 
     def on(self, position: Position, indices: Mapping[str, Tensor]) -> tuple[Tensor, Position]:
-        return FunctionPotential(lambda u: self.fn(u, indices["data"]))(position)
+        return FunctionPotential(lambda u: self.fn(u, indices["data"]), over_chains=True)(position)
 
 
 class ModelMinibatches(MinibatchPotential):

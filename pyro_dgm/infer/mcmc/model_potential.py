@@ -9,12 +9,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import Latent, LogJoint, describe_latents
 from pyro_dgm.infer.mcmc.vectorized import chain_by_chain, vectorizable
+from pyro_dgm.infer.site_checks import invalid_site
 from pyro_dgm.infer.static_graph import CannotCapture
 
 __all__ = ["ModelPotential"]
@@ -37,17 +39,25 @@ class ModelPotential(Potential):
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param compile: have inductor compile the graph, which takes seconds and pays in long runs.
+    :param transforms: by latent, from constrained to unconstrained space, in place of the inverse of ``biject_to``.
+    :param max_plate_nesting: dimensions that plates may take; found by itself.
     :raises ValueError: for a discrete latent that cannot be enumerated, a subsampled plate, no continuous latent, or
         sites that change between runs; the message names the site.
     """
 
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], compile: bool = False
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        compile: bool = False,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
-        self.latents: dict[str, Latent]
-        self.latents, self.summed = describe_latents(model, args, self.kwargs)
+        self.sites = describe_latents(model, args, self.kwargs, transforms, max_plate_nesting)
+        self.latents: Mapping[str, Latent] = self.sites.latents
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
         self._vectorize = True
         self._checked = self._recorded = False
@@ -66,7 +76,7 @@ class ModelPotential(Potential):
 
     def joint(self, position: Position, model: Callable[..., Any] | None = None, by_site: bool = False) -> LogJoint:
         """The log-joint density at one position, without a chain dimension, of this model or of one like it."""
-        handler = LogJoint(self.latents, position, by_site, self.summed)
+        handler = LogJoint(self.sites, position, by_site)
         return handler.run(self.model if model is None else model, self.args, self.kwargs)
 
     def _single(self, position: Position) -> Tensor:
@@ -177,6 +187,21 @@ class ModelPotential(Potential):
             for c in range(len(next(iter(position.values()))))
         ]
         return {k: torch.stack([r[0][k] for r in rows]) for k in position}, torch.stack([r[1] for r in rows])
+
+    def check_valid(self, position: Position) -> None:
+        """Run the model with validation on where chains begin, and refuse it if none of three is valid.
+
+        :raises ValueError: naming the site.
+        """
+        if not is_validation_enabled():
+            return
+        values, _ = self.constrain({k: v[:3] for k, v in position.items()})
+        why = ""
+        for c in range(len(next(iter(values.values())))):
+            why = invalid_site(self.model, self.args, self.kwargs, {k: v[c] for k, v in values.items()})
+            if not why:
+                return
+        raise ValueError(f"the model's density is finite where chains begin, but the model is not valid there, {why}")
 
     def explain(self, position: Position) -> str:
         """Sites whose log-probability, or log-Jacobian, is not finite for the first of these chains."""

@@ -1,4 +1,4 @@
-"""Potentials over chains, ``U`` and its gradient: the contract, and one that the user wrote."""
+"""Potentials over chains, ``U`` and its gradient: the contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributions import Transform
 from pyro_dgm.infer.mcmc.graph import GraphFunction, graph_of, graph_or_function
 from pyro_dgm.infer.static_graph import CannotCapture
 
-__all__ = ["FunctionPotential", "MissingGraph", "Position", "Potential", "divisor"]
+__all__ = ["MissingGraph", "Position", "Potential", "divisor"]
 
 Position = dict[str, Tensor]
 
@@ -221,49 +221,6 @@ class MissingGraph(Exception):
     def make(self) -> None:
         """Make it, the recording being over."""
         self.potential.graph({k: v.detach().clone() for k, v in self.position.items()}, self.kind)
-
-
-class FunctionPotential(Potential):
-    """A potential that the user wrote, batched over chains.
-
-    :param fn: from a dict of ``(chains, ...)`` tensors to ``U`` of shape ``(chains,)`` in nats.  Entry ``c`` may depend
-        on chain ``c`` alone, or gradients of chains mix.
-    """
-
-    def __init__(self, fn: Callable[[Position], Tensor]) -> None:
-        super().__init__()
-        self.fn = fn
-        self.transforms = {}
-
-    def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
-        with torch.enable_grad():
-            leaves = {k: v.detach().requires_grad_() for k, v in position.items()}
-            values = self._checked(self.fn(leaves), position)
-            if not values.requires_grad:
-                raise ValueError("potential_fn gave a value that does not depend differentiably on its argument")
-            grads = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
-        filled = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, leaves.values(), strict=True))
-        return values.detach(), dict(zip(position, filled, strict=True))
-
-    @staticmethod
-    def _checked(values: Any, position: Position) -> Tensor:
-        num_chains = next(iter(position.values())).shape[0]
-        if not isinstance(values, Tensor) or values.shape != (num_chains,):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"potential_fn must give one value a chain, shape ({num_chains},), got {got}; it is called with "
-                f"{ {k: tuple(v.shape) for k, v in position.items()} }, chains leading"
-            )
-        return values
-
-    def _value(self, position: Position) -> Tensor:
-        with torch.no_grad():
-            return self._checked(self.fn(position), position)
-
-    def constrain(self, position: Position) -> tuple[Position, Tensor]:
-        first = next(iter(position.values()))
-        kind = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return position, first.new_zeros(first.shape[0], dtype=kind)
 
 
 def divisor(number: int, most: int) -> int:

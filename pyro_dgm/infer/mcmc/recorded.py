@@ -14,7 +14,7 @@ from pyro_dgm.infer.mcmc.block import Block, FailedCall, Noise, Rows, row_of
 from pyro_dgm.infer.mcmc.potential import divisor
 from pyro_dgm.infer.static_graph import CannotCapture
 
-__all__ = ["Rows", "Transitions"]
+__all__ = ["Rows", "Transitions", "compile_gradient", "compile_large_gradient"]
 
 logger = logging.getLogger("pyro_dgm.infer.mcmc")
 
@@ -32,12 +32,47 @@ OWN_OPERATIONS, OWN_OPERATIONS_A_STEP = 30, 6
 RECORDING_TRANSITIONS = 80
 #: seconds that compiling takes: for any graph, and for each operation of it
 COMPILING, COMPILING_OPERATION = 6.0, 0.01
+#: operations of a gradient beyond which it is compiled by itself, and in the warm-up already
+LARGE_GRADIENT = 1000
 #: elements that all tensors of the transitions of one call have together, and most transitions
 ELEMENTS_AT_ONCE, MOST_AT_ONCE = 2**22, 32
 #: elements of the positions of one call beyond which several calls' are not put together: it is to copy them
 ROWS_WORTH_JOINING = 2**17
 #: seconds that a compiled graph saves: for each operation, and for each element that an operation gives
 SAVED_OPERATION, SAVED_ELEMENT = 2.5e-6, 0.4e-9
+
+
+def compile_gradient(kernel: Kernel, state: KernelState, to_come: int) -> None:
+    """Compile the potential's graph by itself, where the transitions to come win back what that costs.
+
+    For transitions of many lengths, which have it in common, and where it is large (a recursion over time, written
+    out): a whole transition would then take minutes to compile, and gain little more.
+
+    :param to_come: transitions that the run has left.
+    """
+    potential = kernel.potential
+    graph = potential.graph(state.position, "gradient" if kernel.uses_gradient else "value")
+    operations = graph.plain.operations
+    saved = SAVED_OPERATION * operations + SAVED_ELEMENT * graph.elements
+    # Transitions of many lengths take about half of the most steps that the state has had lately.
+    if to_come * state.num_steps * saved > 1.5 * (COMPILING + COMPILING_OPERATION * operations):
+        try:
+            potential.compile_graph(state.position, "gradient" if kernel.uses_gradient else "value")
+        except CannotCapture as reason:
+            logger.info("the potential's graph is not compiled: %s", reason)
+
+
+def compile_large_gradient(kernel: Kernel, state: KernelState, to_come: int) -> bool:
+    """As :func:`compile_gradient`, in the warm-up, and only for a gradient of many operations.
+
+    :returns: whether it has been looked at: from the twentieth evaluation on there is a graph.
+    """
+    graphs = kernel.potential.graphs
+    if not graphs:
+        return False
+    if kernel.compile == "auto" and max(g.plain.operations for g in graphs) >= LARGE_GRADIENT:
+        compile_gradient(kernel, state, to_come)
+    return True
 
 
 class Transitions:
@@ -135,7 +170,9 @@ class Transitions:
             return self._graphs[key]
         full = len(self._graphs) >= MOST_GRAPHS or state.num_steps > MOST_STEPS
         if self.kernel.varying_steps:
-            self._compile_gradient(state, to_come)
+            if not (self._looked or self.reason) and self.compile == "auto" and self.kernel.potential.graphs:
+                self._looked = True
+                compile_gradient(self.kernel, state, to_come)
             return None
         if self.reason or full:
             return None
@@ -148,27 +185,11 @@ class Transitions:
             self._give_up(str(reason))
         return self._graphs.get(key)
 
-    def _compile_gradient(self, state: KernelState, to_come: int) -> None:
-        """Where transitions are of many lengths, what they have in common is compiled: one evaluation."""
-        if self._looked or self.reason or self.compile != "auto":
-            return
-        potential = self.kernel.potential
-        kind = "gradient" if self.kernel.uses_gradient else "value"
-        if not potential.graphs:
-            return
-        self._looked = True
-        graph = potential.graph(state.position, kind)
-        saved = SAVED_OPERATION * graph.plain.operations + SAVED_ELEMENT * graph.elements
-        # Transitions take about half of the most steps that the state has had lately.
-        if to_come * state.num_steps * saved > 1.5 * (COMPILING + COMPILING_OPERATION * graph.plain.operations):
-            try:
-                potential.compile_graph(state.position, kind)
-            except CannotCapture as reason:
-                logger.info("the potential's graph is not compiled: %s", reason)
-
     def _made(self, state: KernelState, to_come: int) -> Block | None:
         group = self._group(state)
         graph = max(self.kernel.potential.graphs, key=lambda g: g.elements, default=None)
+        if graph is not None and graph.is_compiled and graph.plain.operations >= LARGE_GRADIENT:
+            return None
         a_step = OWN_OPERATIONS_A_STEP + (graph.plain.operations if graph else 0)
         operations = OWN_OPERATIONS + state.num_steps * a_step
         elements = state.num_steps * (graph.elements if graph else 0)

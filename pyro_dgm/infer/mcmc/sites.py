@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to, identity_transform
-from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.distributions import Transform, biject_to, constraints, identity_transform
 
 from pyro_dgm.infer.mcmc.marginal import Marginalised, marginalised
+from pyro_dgm.infer.mcmc.masked import Masked, fillers_of, masked_latents
+from pyro_dgm.infer.mcmc.mixtures import register_mixture_support
 from pyro_dgm.infer.observed import check_observed
+from pyro_dgm.infer.site_checks import check_shapes
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
+from pyro_dgm.infer.unvalidated import unvalidated
 
-__all__ = ["Feasible", "Latent", "LogJoint", "describe_latents", "latent_sites", "refuse_subsampling"]
+__all__ = [
+    "Feasible",
+    "Latent",
+    "LogJoint",
+    "NoLatents",
+    "Sites",
+    "SubsampledPlate",
+    "describe_latents",
+    "latent_sites",
+    "refuse_subsampling",
+]
+
+register_mixture_support()
+
+
+class NoLatents(ValueError):
+    """A model of which every site is observed."""
+
+
+class SubsampledPlate(ValueError, RuntimeError):
+    """A plate of part of its data: a ``ValueError``, as all refusals are, and a ``RuntimeError``, as Pyro's is."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,23 @@ class Latent:
     moving_support: bool
 
 
+@dataclass(frozen=True)
+class Sites:
+    """What was found of a model's sites, once.
+
+    :ivar latents: the continuous latents.
+    :ivar summed: the discrete ones, which are summed out.
+    :ivar masked: what masks leave out.
+    :ivar sequential: indices of the plates that are iterated over (``for i in pyro.plate(...)``): numbers, since a
+        recording cannot make numbers of a tensor.
+    """
+
+    latents: Mapping[str, Latent]
+    summed: Marginalised | None = None
+    masked: Masked = field(default_factory=Masked)
+    sequential: Mapping[str, list[int]] = field(default_factory=dict)
+
+
 class LogJoint(Messenger):
     """Give each latent the value that its unconstrained coordinates stand for, and add up log-probabilities.
 
@@ -46,25 +87,27 @@ class LogJoint(Messenger):
     meets each site's own support, so a support that moves with other latents has the right Jacobian.
     """
 
-    def __init__(
-        self,
-        latents: Mapping[str, Latent],
-        position: Mapping[str, Tensor],
-        by_site: bool = False,
-        summed: Marginalised | None = None,
-    ) -> None:
+    def __init__(self, sites: Sites, position: Mapping[str, Tensor], by_site: bool = False) -> None:
         super().__init__()
-        self.latents, self.position, self.summed = latents, position, summed
+        self.sites, self.position = sites, position
+        self.latents, self.summed, self.masked = sites.latents, sites.summed, sites.masked
         self.values: dict[str, Tensor] = {}
         self.log_prob: Any = 0.0
+        #: of masked latents that nothing else reads
+        self.log_prior: Any = 0.0
         self.log_det: Any = 0.0
         self.by_site: dict[str, float] = {}
         self._keep = by_site
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if isinstance(msg["fn"], _Subsample):
+            if name in self.sites.sequential:
+                msg["value"], msg["done"] = self.sites.sequential[name], True
+            return
+        msg["fn"] = unvalidated(msg["fn"])
         if name not in self.latents:
-            if not msg["is_observed"] and msg["value"] is None and not isinstance(msg["fn"], _Subsample):
+            if not msg["is_observed"] and msg["value"] is None:
                 raise ValueError(
                     f"latent site {name!r} was not there when the model first ran; "
                     "MCMC needs the same sites on every run"
@@ -85,9 +128,14 @@ class LogJoint(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if self.summed is not None or isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
+        if isinstance(fn, _Subsample) or msg["infer"].get("_deterministic"):
             return
-        log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        if msg["name"] in self.masked.unread:
+            self.log_prior = self.log_prior + self.masked.log_prior(msg)
+        if self.summed is not None:
+            return
+        value = self.masked.filled(msg["name"], msg["value"])
+        log_prob = fn.log_prob(value, *msg["args"], **msg["kwargs"])
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         self.log_prob = self.log_prob + log_prob
         if self._keep:
@@ -99,7 +147,9 @@ class LogJoint(Messenger):
             if self.summed is None:
                 model(*args, **kwargs)
             else:
-                self.log_prob = self.summed.log_prob(model, args, kwargs, self.by_site if self._keep else None)
+                by_site = self.by_site if self._keep else None
+                self.log_prob = self.summed.log_prob(model, args, kwargs, by_site, self.masked)
+        self.log_prob = self.log_prob + self.log_prior
         self.check_complete()
         return self
 
@@ -127,35 +177,49 @@ def refuse_subsampling(trace: Any, who: str) -> None:
     for name, site in trace.nodes.items():
         fn = site["fn"] if site["type"] == "sample" else None
         if isinstance(fn, _Subsample) and len(site["value"]) < fn.size:
-            raise ValueError(
+            raise SubsampledPlate(
                 f"plate {name!r} is subsampled ({len(site['value'])} of {fn.size}); {who} needs the whole plate: "
                 "leave subsample_size and subsample out, and give the data that the posterior is to condition on"
             )
 
 
 def describe_latents(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Latent], Marginalised | None]:
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    transforms: Mapping[str, Transform] | None = None,
+    max_plate_nesting: int | None = None,
+) -> Sites:
     """Find a model's latents by two prior draws: the second shows what changes between runs.
 
     A latent that cannot be drawn (:class:`~pyro.distributions.ImproperUniform`) takes any value of its support.
 
-    :returns: the continuous ones, and what is summed out.
+    :param transforms: to unconstrained space, in place of those of the supports.
+    :param max_plate_nesting: dimensions that plates may take; as many as they do by default.
+    :raises ValueError: for shapes that do not fit the plates, and latents that MCMC cannot take; by name.
     """
+    validates = is_validation_enabled()
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         first, second = (poutine.trace(Feasible()(model)).get_trace(*args, **kwargs) for _ in range(2))
     refuse_subsampling(first, "MCMC")
     check_observed({name: site for name, site in first.nodes.items() if site["type"] == "sample"})
     sites, others = latent_sites(first), latent_sites(second)
     if not sites:
-        raise ValueError("the model has no latent site: every pyro.sample statement is observed")
+        raise NoLatents("the model has no latent site: every pyro.sample statement is observed")
     if set(sites) != set(others):
         raise ValueError(
             f"the model's latent sites change between runs ({sorted(sites)}, then {sorted(others)}); "
             "MCMC needs fixed sites"
         )
     latents = {}
-    summed = marginalised(sites, first)
+    for name, site in sites.items():
+        _support(name, site["fn"])
+    if unknown := sorted(set(transforms or {}) - set(sites)):
+        raise ValueError(f"transforms are for {unknown}, which are no latents; those are {sorted(sites)}")
+    summed = marginalised(sites, first, max_plate_nesting)
+    if summed is not None or validates:
+        # A sum over discrete latents runs plate by plate: what is in no plate would be summed as one.
+        check_shapes(first, declared=summed is not None)
     for name, site in sites.items():
         if summed is not None and name in summed.names:
             continue
@@ -166,6 +230,10 @@ def describe_latents(
                 f"({tuple(value.shape)}, then {tuple(others[name]['value'].shape)}); "
                 "MCMC needs fixed shapes"
             )
+        if transforms and name in transforms:
+            u = transforms[name](value)
+            latents[name] = Latent(u.shape, value.dtype, value.device, transforms[name].inv, False)
+            continue
         transform = _known_bijection(name, site["fn"])
         u = transform.inv(value)
         probe = torch.linspace(-1.0, 1.0, max(u.numel(), 1), dtype=u.dtype, device=u.device)[: u.numel()].reshape(
@@ -174,7 +242,67 @@ def describe_latents(
         moving = not torch.equal(transform(probe), _bijection(others[name]["fn"].support)(probe))
         latents[name] = Latent(u.shape, value.dtype, value.device, transform, moving)
     refuse_moving_normalizers(model, args, kwargs, first)
-    return latents, summed
+    if summed is not None:
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            summed.check(model, args, kwargs, {name: sites[name]["value"] for name in latents})
+    found = Sites(latents, summed, Masked({}, fillers_of(first)), _sequential(first))
+    if names := masked_latents({name: sites[name] for name in latents}):
+        found = replace(found, masked=replace(found.masked, unread=_unread(names, found, model, args, kwargs)))
+    return found
+
+
+def _sequential(trace: Any) -> dict[str, list[int]]:
+    samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    iterated = {frame.name for site in samples for frame in site["cond_indep_stack"] if not frame.vectorized}
+    plates = [site for site in samples if isinstance(site["fn"], _Subsample) and site["name"] in iterated]
+    return {site["name"]: torch.as_tensor(site["value"]).tolist() for site in plates}
+
+
+def _unread(
+    names: Mapping[str, torch.Size],
+    sites: Sites,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Of masked latents, the elements that the log-density does not depend on at two random points.
+
+    :param names: of the latents, with the batch shapes of what their masks are of.
+    """
+    unread: dict[str, Tensor] = {}
+    with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
+        for _ in range(2):
+            position = {
+                k: (2.0 * torch.rand(v.shape, dtype=v.dtype, device=v.device) - 1.0).requires_grad_()
+                for k, v in sites.latents.items()
+            }
+            value = LogJoint(sites, position).run(model, args, kwargs).log_prob
+            wanted = [position[name] for name in names]
+            if not (isinstance(value, Tensor) and value.requires_grad):
+                grads = [torch.zeros_like(u) for u in wanted]
+            else:
+                grads = list(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+            for (name, batch), gradient in zip(names.items(), grads, strict=True):
+                zero = (gradient == 0).reshape(*batch, -1).all(-1)
+                unread[name] = zero & unread[name] if name in unread else zero
+        unread = {name: found for name, found in unread.items() if bool(found.any())}
+        # Once with their priors, which may be refused.
+        LogJoint(replace(sites, masked=replace(sites.masked, unread=unread)), position).run(model, args, kwargs)
+    return unread
+
+
+def _support(name: str, fn: Any) -> Any:
+    """:raises ValueError: for a distribution that does not say what values it has."""
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        support = None
+    if not isinstance(support, constraints.Constraint):
+        raise ValueError(
+            f"latent site {name!r} has a distribution without support ({type(fn).__name__}): give the class a support, "
+            "such as `support = constraints.real` of torch.distributions, so that its values can be moved"
+        )
+    return support
 
 
 class Feasible(Messenger):
@@ -202,9 +330,6 @@ def _known_bijection(name: str, fn: Any) -> Transform:
 
 
 def _bijection(support: Any) -> Transform:
-    # A mixture's support is that of its components; torch has no bijection for its constraint.
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
     transform = biject_to(support)
     # `to_event` wraps the identity; taking it off spares two calls a gradient and one Jacobian of zeros.
     inner = transform

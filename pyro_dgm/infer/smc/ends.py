@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.unvalidated import unvalidated
 
 __all__ = ["Ends"]
 
@@ -33,7 +33,7 @@ class Ends:
         self.single = not isinstance(initial, Mapping)
         given = {SINGLE: initial} if self.single else dict(initial)
         #: without validation: a trajectory that runs off is rejected, and is no error of the user's
-        self.initial: dict[str, Any] = {k: _unvalidated(d) for k, d in given.items()}
+        self.initial: dict[str, Any] = {k: unvalidated(d) for k, d in given.items()}
         if not self.initial:
             raise ValueError("initial must hold at least one distribution, got an empty dict")
         for name, d in self.initial.items():
@@ -47,7 +47,7 @@ class Ends:
                     f"{which} must have no batch dimensions, got {tuple(d.batch_shape)}: .to_event() makes them events"
                 )
         if callable(getattr(target, "log_prob", None)):
-            target = _unvalidated(target).log_prob
+            target = unvalidated(target).log_prob
         if not callable(target):
             raise TypeError(f"target must be a function of values or a distribution, got {type(target).__name__}")
         self.target: Callable[[Any], Tensor] = target
@@ -109,16 +109,3 @@ class Ends:
         if support.is_discrete:
             raise ValueError("initial is discrete, which a kernel cannot move: give transition= instead")
         return biject_to(support)
-
-
-def _unvalidated(distribution: Any) -> Any:
-    """The distribution, and those that it is made of, without validation of values."""
-    if not hasattr(distribution, "_validate_args"):
-        return distribution
-    found = copy.copy(distribution)
-    # Parts first: Pyro's Independent hands its own flag on to what it wraps.
-    for part in ("base_dist", "_component_distribution"):
-        if part in found.__dict__:
-            setattr(found, part, _unvalidated(found.__dict__[part]))
-    found._validate_args = False
-    return found

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.potential import FunctionPotential, Position
+from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
+from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
 
 __all__ = ["PathPotential"]
@@ -31,7 +32,7 @@ class PathPotential(WrappedPotential):
             first, second = both({k: v for k, v in position.items() if k != BETA})
             return (1.0 - beta) * first + beta * second
 
-        super().__init__(FunctionPotential(mixed))
+        super().__init__(FunctionPotential(mixed, over_chains=True))
         self.both = both
         self.beta = 0.0
 

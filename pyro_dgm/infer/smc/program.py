@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -19,6 +20,8 @@ from pyro_dgm.infer.elbo.structure import Structure, probe, sample_sites
 from pyro_dgm.infer.elbo.vectorization import strategy_for
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.sites import Feasible, latent_sites, refuse_subsampling
+from pyro_dgm.infer.site_checks import check_shapes
+from pyro_dgm.infer.unvalidated import unvalidated
 
 __all__ = ["ProgramEnds", "simulate"]
 
@@ -44,6 +47,8 @@ class ProgramEnds:
         with torch.no_grad(), poutine.block():
             trace: Any = poutine.trace(Feasible()(self.model)).get_trace(*args, **kwargs)
         refuse_subsampling(trace, "annealing")
+        if is_validation_enabled():
+            check_shapes(trace)
         self.names = list(latent_sites(trace))
         if not self.names:
             raise ValueError("the model has no latent site: its log-likelihood is its log-joint, and needs no estimate")
@@ -229,6 +234,7 @@ class _Given(Messenger):
         self.trace = trace
 
     def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = unvalidated(msg["fn"])
         if msg["name"] not in self.trace:
             return
         u, support = self.trace.nodes[msg["name"]]["value"], msg["fn"].support

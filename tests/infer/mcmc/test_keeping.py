@@ -101,22 +101,6 @@ def test_chains_are_evaluated_in_groups():
         torch.testing.assert_close(grouped.posterior[name], draws)
 
 
-def walled(u):
-    """A flat region, walled off, with a slope so steep that no chain inside accepts anything."""
-    x = u["x"][..., 0]
-    return torch.where(x > 50.0, 1e7 * (x - 50.0).square(), 0.5 * u["x"].square().sum(-1))
-
-
-def test_a_chain_that_stands_still_is_restarted_and_named():
-    initial = {"x": torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=DTYPE)}
-    initial["x"][4, 0] = 51.0
-    kernel = HMC(potential_fn=walled, step_size=0.5, adapt_step_size=False, adapt_mass_matrix=False)
-    with pytest.warns(RuntimeWarning, match=r"chains \[4\] stood still in the warm-up"):
-        mcmc = run(kernel, chains=6, initial=initial, restart_diverged=True)
-    assert mcmc.posterior.attrs["restarted"] == [4]
-    assert bool((mcmc.posterior["x"][4, :, 0] < 50.0).all())
-
-
 def test_bad_settings():
     for settings, message in (
         ({"thinning": 0}, "thinning must be an integer of at least 1, got 0"),
