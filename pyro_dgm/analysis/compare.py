@@ -20,6 +20,7 @@ from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import evaluate
 from pyro_dgm.infer.fit_setup import check_objective
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import local_store, module_roots
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops import normalized_ess
@@ -29,6 +30,7 @@ from pyro_dgm.programs import as_program
 __all__ = ["compare_elbos"]
 
 
+@one_at_a_time
 def compare_elbos(
     program: Any,
     x: Any,

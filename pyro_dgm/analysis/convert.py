@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_dgm.analysis.groups import Conversion
 from pyro_dgm.infer.batch import checked_arguments
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
@@ -21,6 +22,7 @@ from pyro_dgm.programs import as_program, split_batch
 __all__ = ["to_arviz"]
 
 
+@one_at_a_time
 def to_arviz(
     result: Any,
     *,

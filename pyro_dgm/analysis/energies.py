@@ -17,6 +17,7 @@ from pyro_dgm.analysis.energy_comparison import EnergyComparison
 from pyro_dgm.infer.energy import DenoisingScoreMatching, EnergyObjective
 from pyro_dgm.infer.fit import fit
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import module_roots
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
@@ -30,6 +31,7 @@ INTEGRAL_TOLERANCE = 0.01
 EDGE_MASS = 1e-3
 
 
+@one_at_a_time
 def compare_energies(
     program_factory: Callable[[], Any],
     x: Tensor,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_dgm.analysis.aggregate import aggregate_terms
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 
 __all__ = ["MutualInformation", "mutual_information"]
 
@@ -40,6 +41,7 @@ class MutualInformation:
         )
 
 
+@one_at_a_time
 def mutual_information(
     program: Any, x: Any, num_samples: int = 10, chunk_size: int = 200_000, seed: int | None = None
 ) -> MutualInformation:

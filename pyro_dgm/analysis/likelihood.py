@@ -16,6 +16,7 @@ from pyro_dgm.infer.batch import checked_batch
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import Structure, probe
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.moves import default_kernel
@@ -73,6 +74,7 @@ class LogLikelihood:
         )
 
 
+@one_at_a_time
 def log_likelihood(
     program: Any,
     x: Any,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.analysis.aggregate import aggregate_terms
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 
 __all__ = ["ELBOSurgery", "elbo_surgery"]
 
@@ -56,6 +57,7 @@ class ELBOSurgery:
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
+@one_at_a_time
 def elbo_surgery(
     program: Any, x: Any, num_samples: int = 10, chunk_size: int = 200_000, seed: int | None = None
 ) -> ELBOSurgery:

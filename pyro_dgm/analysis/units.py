@@ -13,6 +13,7 @@ from pyro_dgm.infer.elbo.baselines import per_datum
 from pyro_dgm.infer.elbo.particles import run_pairs
 from pyro_dgm.infer.elbo.structure import probe, sample_sites
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_number, check_seed
@@ -52,6 +53,7 @@ class ActiveUnits:
         return f"ActiveUnits({self.count} of {self.total} with variance above {self.threshold:g}; {sites})"
 
 
+@one_at_a_time
 def active_units(
     program: Any, x: Any, threshold: float = 0.01, num_samples: int = 10, seed: int | None = None
 ) -> ActiveUnits:

@@ -18,6 +18,7 @@ from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, weak
 from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
 from pyro_dgm.infer.metric import metric_of
+from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.infer.snapshot import hook_of, module_key
 from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph
 from pyro_dgm.ops.arguments import check_count
@@ -155,6 +156,7 @@ class CapturedELBO(Objective):
         inputs = [flat[i] for i in entry.graded_inputs]
         return loss, _WithGradients.apply(loss, gradients, *entry.wrt, *inputs)
 
+    @leaves_the_store
     @torch.no_grad()
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         entry, flat = self._entry(("bound", 1.0), model, guide, args, kwargs)
@@ -171,6 +173,7 @@ class CapturedELBO(Objective):
         count = len(pair.entries)
         return f"captured: {count} graph{'s' * (count != 1)} ({', '.join(backends)})" if count else "not seen yet"
 
+    @leaves_the_store
     def verify(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """Compare the graphs of this batch's shape with the program; where one differs, all graphs are made anew.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.structure import fork_rng
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
 from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.parameters import local_parameters
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["CapturedPotential", "capture_potential"]
@@ -67,9 +68,10 @@ def capture_potential(
     check_count("num_chains", num_chains)
     if backend not in ("inductor", "aten"):
         raise ValueError(f"backend must be 'inductor' or 'aten', got {backend!r}")
-    potential = ModelPotential(model, args, kwargs, compile=backend == "inductor")
-    with fork_rng():
-        generator = new_generator(0, device_of(model, args, kwargs))
-        position = initial_position(potential, "uniform", num_chains, generator, None)
-    potential.capture(position)
+    with local_parameters(model):
+        potential = ModelPotential(model, args, kwargs, compile=backend == "inductor")
+        with fork_rng():
+            generator = new_generator(0, device_of(model, args, kwargs))
+            position = initial_position(potential, "uniform", num_chains, generator, None)
+        potential.capture(position)
     return CapturedPotential(potential, position)

@@ -20,6 +20,7 @@ from pyro_dgm.infer.fingerprint import describe
 from pyro_dgm.infer.interrupt import InterruptRequest
 from pyro_dgm.infer.loggers import Logger
 from pyro_dgm.infer.loop import Trainer
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.optimizers import make_optimizer, make_scheduler
 from pyro_dgm.infer.parameters import ProgramState, local_store, module_roots
 from pyro_dgm.infer.precision import check_precision, matmul_precision
@@ -40,6 +41,7 @@ MakeOptimizer = Callable[[list[Tensor]], Optimizer]
 MakeScheduler = Callable[[Optimizer], Any]
 
 
+@one_at_a_time
 def fit(
     program: Any,
     data: Any,

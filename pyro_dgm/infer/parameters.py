@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import pyro
 import torch
+from pyro.nn import PyroModule
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["ParameterRecorder", "ProgramState", "evaluation_mode", "local_store", "module_roots"]
+__all__ = [
+    "ParameterRecorder",
+    "ProgramState",
+    "evaluation_mode",
+    "leaves_the_store",
+    "local_parameters",
+    "local_store",
+    "module_roots",
+]
 
 STORE_PREFIX = "param_store."
 OBJECTIVE_PREFIX = "objective."
@@ -52,22 +66,74 @@ class ParameterRecorder(Messenger):
             self.found[msg["name"]] = leaf
 
 
+#: whether the store holds what the running program's modules own, and nothing of other modules
+_local: ContextVar[bool] = ContextVar("local_store", default=False)
+
+
 @contextmanager
 def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Take out of the global param store, at the end, what Pyro put there for parameters that live on modules.
+    """Parameters that live on modules stay on them: Pyro's global param store is, at the end, as it was.
 
     Outside ``module_local_params`` a ``PyroModule`` registers its parameters by class name, and the next object of
-    that class would silently take them over.  They stay on their modules; names that were there before stay too.
+    that class silently takes them over.  So inside, what other modules have registered is out of the store; at the end
+    it is back, and what these modules have registered is out.  What ``pyro.param`` and ``pyro.module`` statements put
+    there stays, as in Pyro.
     """
     store = pyro.get_param_store()
+    owned = {id(p) for module in roots.values() for p in module.parameters()}
+    # Of a PyroModule: other statements register plain leaves, or modules under names with Pyro's mark in them.
+    others = [n for n, p in store._params.items() if isinstance(p, nn.Parameter) and id(p) not in owned]
+    hidden = _take_out(store, [n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
     before = set(store.keys())
+    token = _local.set(True)
     try:
         yield
     finally:
-        owned = {id(p) for module in roots.values() for p in module.parameters()}
-        for name, leaf in list(store.named_parameters()):
-            if name not in before and id(leaf) in owned:
-                del store[name]
+        _local.reset(token)
+        added = [name for name in store.keys() if name not in before]
+        if added or hidden:
+            owned = {id(p) for module in roots.values() for p in module.parameters()}
+            _take_out(store, [name for name in added if id(store._params[name]) in owned])
+            for name, (leaf, constraint) in hidden.items():
+                store._params[name], store._constraints[name] = leaf, constraint
+                store._param_to_name[leaf] = name
+
+
+def _take_out(store: Any, names: list[str]) -> dict[str, tuple[Any, Any]]:
+    found = {name: (store._params[name], store._constraints[name]) for name in names}
+    for name in names:
+        # By hand: a parameter under two names (tied weights) makes the store's own deletion fail at the second.
+        leaf = store._params.pop(name)
+        store._constraints.pop(name)
+        if store._param_to_name.get(leaf) == name:
+            del store._param_to_name[leaf]
+    return found
+
+
+def local_parameters(*fns: Any) -> AbstractContextManager[None]:
+    """:func:`local_store` of the modules behind functions, where a program is run outside of anything that has one.
+
+    Inside handlers of the user's, those of Pyro's ``SVI`` say, the store is theirs.
+    """
+    if _local.get() or _PYRO_STACK:
+        return nullcontext()
+    owners = [m for fn in fns if fn is not None for m in owner_modules(fn)]
+    roots = {str(i): m for i, m in enumerate(owners) if any(isinstance(part, PyroModule) for part in m.modules())}
+    return local_store(roots) if roots else nullcontext()
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def leaves_the_store(method: Method) -> Method:
+    """A method of ``(model, guide, *batch)`` that leaves Pyro's store as it was (:func:`local_parameters`)."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        with local_parameters(model, guide):
+            return method(self, model, guide, *args, **kwargs)
+
+    return one_at_a_time(wrapped)  # type: ignore[return-value]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pyro_dgm.infer.guide_draws import Draws, GuideDraws
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
@@ -29,6 +30,7 @@ __all__ = ["sample_posterior"]
 CHUNK = 2**22
 
 
+@one_at_a_time
 def sample_posterior(
     program_or_model: Any,
     *data: Any,

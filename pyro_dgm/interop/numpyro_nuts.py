@@ -14,6 +14,7 @@ from pyro_dgm.infer.mcmc.bar import Bar
 from pyro_dgm.infer.mcmc.driver import warn_of_trouble
 from pyro_dgm.infer.mcmc.keeping import constrain
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.random_state import forked_rng
@@ -30,6 +31,7 @@ BLOCK = 100
 MAX_TRIES = 100
 
 
+@one_at_a_time
 def run_nuts(
     density: JaxDensity,
     num_samples: int = 1000,

@@ -21,6 +21,7 @@ from pyro_dgm.infer.elbo.strategy import Pair
 from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
 from pyro_dgm.infer.elbo.vectorization import is_other_way
 from pyro_dgm.infer.metric import BOUND, Metric
+from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing, owner_modules
 
@@ -207,6 +208,7 @@ class Objective(PyroELBO):
         loss = -(particles.outer_scale * bound.sum())
         return loss, -self.surrogate_of(particles, bound) if grad else None
 
+    @leaves_the_store
     @torch.no_grad()
     def bound(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """The bound of each datum, in nats and without gradients.
@@ -226,12 +228,14 @@ class Objective(PyroELBO):
                 raise
         return self.particles(model, guide, args, kwargs, grad)
 
+    @leaves_the_store
     @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The loss of the whole batch, nats: minus the scaled sum of the bounds."""
         loss = self.estimate(model, guide, args, kwargs, grad=False)[0]
         return float(warn_if_nan(loss, "loss"))
 
+    @leaves_the_store
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:

@@ -16,6 +16,7 @@ from pyro_dgm.infer.elbo.enumeration import enumerated_bound, enumerated_elbo
 from pyro_dgm.infer.elbo.kl_weight import KLWeight, Schedule
 from pyro_dgm.infer.elbo.particles import Particles
 from pyro_dgm.infer.elbo.structure import Structure, looking_at, sample_sites
+from pyro_dgm.infer.parameters import leaves_the_store
 
 __all__ = ["ELBO"]
 
@@ -135,6 +136,7 @@ class ELBO(Objective):
         super().load_state_dict(state)
         self.kl_weight.fill(max(self.step, 1))
 
+    @leaves_the_store
     @torch.no_grad()
     def regularised(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """What is trained, of each datum: the bound with the options of the present step, in nats."""
@@ -253,6 +255,7 @@ class ELBO(Objective):
             return loss, loss if grad else None
         return super().estimate(model, guide, args, kwargs, grad)
 
+    @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         structure = self.structure(model, guide, args, kwargs)
         if not structure.guide_enumerates:

@@ -31,6 +31,7 @@ from pyro_dgm.infer.elbo.strategy import Pair, Strategy
 from pyro_dgm.infer.elbo.structure import Structure, probe, sample_sites, unmasked_latents
 from pyro_dgm.infer.elbo.under_vmap import PLATE
 from pyro_dgm.infer.elbo.vectorization import is_other_way, strategy_for
+from pyro_dgm.infer.parameters import local_parameters
 
 __all__ = ["Particles", "ScaleGradient", "evaluate", "run_pairs"]
 
@@ -338,7 +339,8 @@ def evaluate(
         torch.Size([5, 7])
     """
     kwargs = kwargs or {}
-    structure = probe(model, guide, args, kwargs)
-    if max_plate_nesting != float("inf"):
-        structure = replace(structure, nesting=int(max_plate_nesting))
-    return run_pairs(model, guide, args, kwargs, num_particles, structure, vectorize)
+    with local_parameters(model, guide):
+        structure = probe(model, guide, args, kwargs)
+        if max_plate_nesting != float("inf"):
+            structure = replace(structure, nesting=int(max_plate_nesting))
+        return run_pairs(model, guide, args, kwargs, num_particles, structure, vectorize)

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.elbo import ELBO
 from pyro_dgm.infer.elbo.enumeration import enumerated_bound, enumerated_elbo
 from pyro_dgm.infer.elbo.structure import Structure, guide_messenger
+from pyro_dgm.infer.parameters import leaves_the_store
 
 __all__ = ["TraceEnumELBO"]
 
@@ -67,5 +68,6 @@ class TraceEnumELBO(ELBO):
         loss = -enumerated_elbo(self, self.structure(model, guide, args, kwargs), model, guide, args, kwargs)
         return loss, loss if grad else None
 
+    @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         return enumerated_bound(self, self.structure(model, guide, args, kwargs), model, guide, args, kwargs)

@@ -23,6 +23,7 @@ from torch.distributions import Distribution
 from pyro_dgm.infer.elbo.base import ObjectiveModule
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.infer.parameters import leaves_the_store
 
 __all__ = ["EnergyObjective", "EnergySite", "energy_site"]
 
@@ -131,6 +132,7 @@ class EnergyObjective(PyroELBO):
     def __call__(self, model: Any, guide: Any) -> ObjectiveModule:
         return ObjectiveModule(model, guide, self)
 
+    @leaves_the_store
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -138,6 +140,7 @@ class EnergyObjective(PyroELBO):
         site = self.energy_site(model, args, kwargs)
         return site.scale * self.surrogate(site)
 
+    @leaves_the_store
     @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The loss of the whole batch."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
@@ -138,6 +139,7 @@ class PersistentCD(ContrastiveDivergence):
         self._size = num_chains  # C, once it is known
         self._model: Any = None
 
+    @leaves_the_store
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self._model is not None and self._model() != model:
             self.chains = None

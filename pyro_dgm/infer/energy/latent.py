@@ -16,6 +16,7 @@ from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announcing
 
@@ -106,6 +107,7 @@ class ShortRunML(EnergyObjective):
                 raise ValueError(f"site {other['name']!r} has a density known up to a constant, beside the prior's")
         return EnergySite(name, site["fn"], site["value"], site["scale"])
 
+    @leaves_the_store
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:

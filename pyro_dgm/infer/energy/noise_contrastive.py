@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from pyro_dgm.infer.elbo.structure import weak
 from pyro_dgm.infer.energy.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.metric import Metric
+from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announce_parameters, announcing
 
@@ -89,6 +90,7 @@ class NoiseContrastive(EnergyObjective):
         """The parameter :math:`c`, for an optimiser."""
         return [] if self.learned is None else list(self.learned.parameters())
 
+    @leaves_the_store
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self._model is not None and self._model() != model:
             self.learned, self._fitted = None, None

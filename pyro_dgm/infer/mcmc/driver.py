@@ -22,6 +22,8 @@ from pyro_dgm.infer.mcmc.keeping import Draws, Sums
 from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potential import Position
 from pyro_dgm.infer.mcmc.recorded import Transitions, compile_large_gradient
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
+from pyro_dgm.infer.parameters import local_parameters
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.arguments import check_count, check_seed
 
@@ -132,6 +134,7 @@ class MCMC:
         self.num_chains, self.chain_method, self.seed, self.progress = num_chains, chain_method, seed, progress
         self._posterior: Posterior | None = None
 
+    @one_at_a_time
     def run(self, *args: Any, initial_params: Position | None = None, **kwargs: Any) -> None:
         """Draw from the posterior given a batch of data.  Ctrl-C while drawing keeps the draws made so far.
 
@@ -147,7 +150,7 @@ class MCMC:
         began = time.perf_counter()
         self._restarted: list[int] = []
         self._of_kernel: list[dict[str, Tensor]] = []
-        with poutine.block(), Bar(self.progress) as bar:
+        with local_parameters(self.kernel.model), poutine.block(), Bar(self.progress) as bar:
             if self.chain_method == "vectorized":
                 samples, stats, done = self._run_chains(args, kwargs, seed, self.num_chains, initial_params, bar)
             else:

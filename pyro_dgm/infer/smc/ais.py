@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.base import Kernel
 from pyro_dgm.infer.mcmc.initial import new_generator
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, check_kernel, default_kernel
@@ -89,6 +90,7 @@ class AIS:
         self.betas = annealing_schedule(schedule, num_temperatures)
         self._path: KernelPath | None = None
 
+    @one_at_a_time
     def forward(self, num_chains: int = 100, seed: int | None = None) -> LogNormalizer:
         """From draws of the start to the target.
 
@@ -99,6 +101,7 @@ class AIS:
         _check_chains(num_chains)
         return self._run(num_chains, None, seed)
 
+    @one_at_a_time
     def reverse(self, samples: Any, seed: int | None = None) -> LogNormalizer:
         r"""From draws of the target to the start: an upper bound on :math:`\log Z_1` in expectation.
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.smc.ais import AIS
 from pyro_dgm.infer.smc.ends import SINGLE
 from pyro_dgm.ops.log_normalizer import LogNormalizer
@@ -41,6 +42,7 @@ class Bracket:
         )
 
 
+@one_at_a_time
 def bdmc(ais: AIS, target_samples: Any, num_chains: int | None = None, seed: int | None = None) -> Bracket:
     r"""Bracket :math:`\log Z` between annealing towards the target and annealing away from exact draws of it.
 

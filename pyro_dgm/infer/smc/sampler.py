@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
@@ -107,6 +108,7 @@ class SMCSampler:
         # One for all runs: its potential's graph is recorded once.
         self._path = KernelPath(self.ends.both, self.kernel, num_moves)
 
+    @one_at_a_time
     def run(self, num_particles: int = 1000, seed: int | None = None) -> SMCResult:
         """Take a population from the start to the target.
 
