@@ -371,8 +371,8 @@ def test_models_that_mcmc_cannot_use(model, args, message):
             r"num_chains = 3 .*\(4, 2\)",
         ),
         (
-            lambda: run(HMC(potential_fn=lambda u: gaussian(u).sum()), initial_params={"x": torch.zeros(3, 2)}),
-            r"shape \(3,\), got \(\)",
+            lambda: run(HMC(potential_fn=lambda u: gaussian(u)[:, None]), initial_params={"x": torch.zeros(3, 2)}),
+            r"shape \(3,\), got \(3, 1\)",
         ),
         (
             lambda: run(HMC(potential_fn=lambda u: torch.zeros(3)), initial_params={"x": torch.zeros(3, 2)}),

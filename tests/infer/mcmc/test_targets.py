@@ -30,9 +30,9 @@ KERNELS = {
 on_all = pytest.mark.parametrize("name", list(KERNELS))
 
 
-def run(name, potential, dimensions, chains=48, warmup=300, seed=0, factor=1):
+def run(name, potential, dimensions, chains=48, warmup=300, seed=0, factor=1, **options):
     make, draws = KERNELS[name]
-    mcmc = MCMC(make(potential_fn=potential), factor * draws, warmup, chains, seed=seed, progress=False)
+    mcmc = MCMC(make(potential_fn=potential, **options), factor * draws, warmup, chains, seed=seed, progress=False)
     g = torch.Generator().manual_seed(seed)
     mcmc.run(initial_params={"x": torch.randn(chains, dimensions, generator=g, dtype=torch.float64)})
     return mcmc.get_samples(group_by_chain=True)["x"]
@@ -52,7 +52,9 @@ def banana(u):
 @on_all
 def test_banana(name):
     """x is N(0, 1), y is N((x^2 - 1) / 2, 1 / 4): E y = 0, E y^2 = 3 / 4, E x^2 y = 1."""
-    draws = run(name, banana, 2, seed=1)
+    # Where it is bent most, steps of the usual size diverge, and chains stay away for long.
+    options = {"target_accept_prob": 0.95} if name == "hmc" else {}
+    draws = run(name, banana, 2, seed=1, **options)
     x, y = draws[..., :1], draws[..., 1:]
     seen = torch.cat([x, y, x * y, x.square(), y.square(), x.square() * y], -1)
     errors = in_standard_errors(seen, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.75, 1.0]))
