@@ -14,7 +14,7 @@ import pyro_dgm
 from pyro_dgm.infer import ELBO, CapturedELBO
 from pyro_dgm.infer.snapshot import snapshot
 
-EPOCHS, CHANGED_AT = 6, 2
+EPOCHS, CHANGED_AT = 5, 2
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -109,7 +109,7 @@ CHANGES = {
     "always: thaw": _thaw,
     "nothing": lambda run: None,
 }
-DEPTHS = ["graph", "objective", "step", "block"]
+DEPTHS = ["graph", "step", *(pytest.param(depth, marks=pytest.mark.slow) for depth in ("objective", "block"))]
 
 
 def fitted(change, depth, **options):
