@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_dgm.infer.elbo.elbo import ELBO
@@ -71,3 +72,57 @@ class TraceEnumELBO(ELBO):
     @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         return enumerated_bound(self, self.structure(model, guide, args, kwargs), model, guide, args, kwargs)
+
+    # The posterior of what is summed out, by Pyro
+
+    @leaves_the_store
+    def compute_marginals(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        r"""The posterior of each site that the model sums out, :math:`p(c_i | x, z)`, at one draw of the guide.
+
+        :returns: by site, a distribution with the site's batch shape.
+        :raises NotImplementedError: as Pyro's, with several particles, or where the guide has marked sites.
+        :raises ValueError: where a marked site has subsampled or sequential plates that keep it from having a marginal.
+
+        Example::
+
+            >>> import torch, pyro, pyro_dgm
+            >>> import pyro.distributions as dist
+            >>> def model(x):
+            ...     with pyro.plate("data", len(x)):
+            ...         c = pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            ...         pyro.sample("x", dist.Normal(2 * c - 1, 1.0), obs=x)
+            >>> elbo = pyro_dgm.infer.TraceEnumELBO()
+            >>> marginals = elbo.compute_marginals(model, lambda x: None, torch.tensor([0.3, -1.0]))
+            >>> [round(p, 4) for p in marginals["c"].probs.tolist()]  # 1 / (1 + exp(-2 x))
+            [0.6457, 0.1192]
+        """
+        return self._of_pyro(model, guide, args, kwargs).compute_marginals(model, guide, *args, **kwargs)
+
+    @leaves_the_store
+    def sample_posterior(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the sites that it sums out drawn from their joint posterior, at one draw of the guide.
+
+        :returns: what the model returns.
+        :raises NotImplementedError: as Pyro's, with several particles, or where the guide has marked sites.
+
+        Example::
+
+            >>> import torch, pyro, pyro_dgm
+            >>> import pyro.distributions as dist
+            >>> def model(x):
+            ...     with pyro.plate("data", len(x)):
+            ...         c = pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            ...         pyro.sample("x", dist.Normal(20 * c - 10, 1.0), obs=x)
+            ...     return c
+            >>> elbo = pyro_dgm.infer.TraceEnumELBO()
+            >>> elbo.sample_posterior(model, lambda x: None, torch.tensor([9.0, -11.0]))
+            tensor([1., 0.])
+        """
+        return self._of_pyro(model, guide, args, kwargs).sample_posterior(model, guide, *args, **kwargs)
+
+    def _of_pyro(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> TraceEnum_ELBO:
+        return TraceEnum_ELBO(
+            num_particles=self.num_particles,
+            max_plate_nesting=self.structure(model, guide, args, kwargs).nesting,
+            strict_enumeration_warning=self.strict_enumeration_warning,
+        )
