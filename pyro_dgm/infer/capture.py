@@ -20,7 +20,7 @@ from pyro_dgm.infer.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capt
 from pyro_dgm.infer.metric import metric_of
 from pyro_dgm.infer.parameters import leaves_the_store
 from pyro_dgm.infer.snapshot import hook_of, module_key
-from pyro_dgm.infer.static_graph import CannotCapture, StaticGraph
+from pyro_dgm.infer.static_graph import CannotCapture
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameter, owner_modules
 
@@ -194,7 +194,7 @@ class CapturedELBO(Objective):
         """Compare the next evaluation with the program; where it differs, drop the graphs and call ``if_changed``."""
         self._if_changed = if_changed
 
-    def graphs(self) -> list[StaticGraph]:
+    def graphs(self) -> list[Any]:
         """All graphs that it has."""
         return [e.graph for pair in self._pairs for e in pair.entries.values()]
 

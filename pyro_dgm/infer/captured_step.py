@@ -126,7 +126,7 @@ class CapturedSteps:
         found = self._run(key, [order, *_tensors(data)]) if key in self._graphs else None
         return None if found is None else found[0]
 
-    def graphs(self) -> list[StaticGraph]:
+    def graphs(self) -> list[Any]:
         """All graphs that it has."""
         return list(self._graphs.values())
 

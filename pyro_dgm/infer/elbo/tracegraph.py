@@ -50,8 +50,11 @@ class TraceGraphELBO(Objective):
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         structure = self.structure(model, guide, args, kwargs)
-        if structure.model_enumerates or structure.guide_enumerates:
-            raise ValueError("TraceGraphELBO does not enumerate: use ELBO, or take the enumeration marks away")
+        if structure.model_enumerates:
+            raise ValueError(
+                "TraceGraphELBO does not enumerate, and the guide has no site for what the model marks: use ELBO, or "
+                "give the guide one"
+            )
         run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
             return run_pairs(*run)
