@@ -125,6 +125,10 @@ def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ())
     return StaticGraph(graph, externals, graph)
 
 
+#: what torch's validation of values asks
+_ALL_TRUE = getattr(torch, "_is_all_true", None)
+
+
 class _WithoutValueChecks(TorchFunctionMode):
     """What torch computes after a look at values (is every class below the number of classes?), without the look."""
 
@@ -135,6 +139,8 @@ class _WithoutValueChecks(TorchFunctionMode):
             if classes >= 0:
                 ones = tensor.new_ones(()).expand(*tensor.shape, 1)
                 return tensor.new_zeros(*tensor.shape, classes).scatter(-1, tensor.unsqueeze(-1), ones)
+        if func is _ALL_TRUE:
+            return True  # of validation, under a handler that hides the program from `_Unvalidated`
         if func in _READERS and _is_constant(args[0]):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
