@@ -96,13 +96,7 @@ class _Resample(Messenger):
         if msg["is_observed"] and msg["name"] not in self.keep and _kind(msg) == "observed":
             msg["is_observed"] = False
             msg["infer"] = {**(msg["infer"] or {}), "was_observed": True}
-            try:
-                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"observed site {msg['name']!r} cannot be drawn anew: {type(msg['fn']).__name__} has a density and "
-                    "no sample(); leave predictive draws out (posterior_predictive=False)"
-                ) from error
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
 
 
 def _kind(msg: Mapping[str, Any]) -> str:

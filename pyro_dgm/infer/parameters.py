@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -69,6 +70,9 @@ class ParameterRecorder(Messenger):
 #: whether the store holds what the running program's modules own, and nothing of other modules
 _local: ContextVar[bool] = ContextVar("local_store", default=False)
 
+#: what modules have registered in Pyro's store while their programs ran, to be there again when they run next
+_registered: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
+
 
 @contextmanager
 def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -85,6 +89,9 @@ def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
     others = [n for n, p in store._params.items() if isinstance(p, nn.Parameter) and id(p) not in owned]
     hidden = _take_out(store, [n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
     before = set(store.keys())
+    # What the modules have registered before is there at once: under vmap nothing can be registered.
+    for module in roots.values():
+        _put_in(store, {n: v for n, v in _registered.get(module, {}).items() if id(v[0]) in owned and n not in store})
     token = _local.set(True)
     try:
         yield
@@ -92,11 +99,17 @@ def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
         _local.reset(token)
         added = [name for name in store.keys() if name not in before]
         if added or hidden:
-            owned = {id(p) for module in roots.values() for p in module.parameters()}
-            _take_out(store, [name for name in added if id(store._params[name]) in owned])
-            for name, (leaf, constraint) in hidden.items():
-                store._params[name], store._constraints[name] = leaf, constraint
-                store._param_to_name[leaf] = name
+            for module in roots.values():
+                own = {id(p) for p in module.parameters()}
+                names = [name for name in added if name in store and id(store._params[name]) in own]
+                _registered[module] = _take_out(store, names)
+            _put_in(store, hidden)
+
+
+def _put_in(store: Any, values: Mapping[str, tuple[Any, Any]]) -> None:
+    for name, (leaf, constraint) in values.items():
+        store._params[name], store._constraints[name] = leaf, constraint
+        store._param_to_name[leaf] = name
 
 
 def _take_out(store: Any, names: list[str]) -> dict[str, tuple[Any, Any]]:

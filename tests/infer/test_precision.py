@@ -153,5 +153,5 @@ def test_bad_precision():
 def test_a_resumed_run_keeps_its_precision(tmp_path):
     vae, x = vae_and_images()
     pyro_dgm.fit(vae, x, epochs=1, seed=0, checkpoint_dir=tmp_path, precision="bf16", progress=False)
-    with pytest.raises(ValueError, match="precision is None, the checkpoint has 'bf16'"):
+    with pytest.raises(ValueError, match="precision: saved 'bf16', given None"):
         pyro_dgm.fit(vae, x, epochs=2, resume=tmp_path, progress=False)

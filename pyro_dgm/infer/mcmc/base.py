@@ -22,7 +22,7 @@ from pyro_dgm.infer.mcmc.model_potential import ModelPotential
 from pyro_dgm.infer.mcmc.potential import Position, Potential
 from pyro_dgm.infer.mcmc.sites import NoLatents
 from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_count, check_number
 
 __all__ = ["Info", "Kernel", "KernelState"]
 
@@ -141,8 +141,7 @@ class Kernel(MCMCKernel):
         for name, transform in (transforms or {}).items():
             if not isinstance(transform, Transform):
                 raise TypeError(f"transforms[{name!r}] must be a torch transform, got {type(transform).__name__}")
-        if max_plate_nesting is not None and (not isinstance(max_plate_nesting, int) or max_plate_nesting < 0):
-            raise ValueError(f"max_plate_nesting must be an integer of at least 0, got {max_plate_nesting!r}")
+        check_count("max_plate_nesting", max_plate_nesting, 0, optional=True)
         self.given_transforms, self.max_plate_nesting = dict(transforms or {}), max_plate_nesting
         self.model, self.potential_fn = model, potential_fn
         self.temperature, self.init_strategy, self.compile = float(temperature), init_strategy, compile

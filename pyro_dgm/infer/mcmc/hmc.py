@@ -141,6 +141,8 @@ class HMC(Kernel):
                     "some latents alone are not offered"
                 )
             dense_mass = full_mass
+        check_number("min_stepsize", min_stepsize)
+        check_number("max_stepsize", max_stepsize)
         if not 0.0 <= min_stepsize < max_stepsize:
             raise ValueError(
                 f"min_stepsize must be below max_stepsize and at least 0, got {min_stepsize}, {max_stepsize}"
