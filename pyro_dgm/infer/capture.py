@@ -106,8 +106,8 @@ class CapturedELBO(Objective):
         self.side = inner.side
         self.metric = metric_of(inner)
         self._pairs: list[_Pair] = []
-        #: whether hooks are looked for on every call; a training loop looks at the whole program now and then
-        self.looks_for_hooks = True
+        #: whether the program's modules are looked at on every call; a training loop looks at all now and then
+        self.looks = True
         self._if_changed: Callable[[], None] | None = None
 
     # The objective inside
@@ -226,16 +226,16 @@ class CapturedELBO(Objective):
         if any(not (isinstance(h, TraceMessenger) and h.param_only) for h in _PYRO_STACK):
             return None, []
         pair = self._pair(model, guide)
-        if pair.reason or (self.looks_for_hooks and self._has_hooks(pair)):
+        if pair.reason or (self.looks and self._has_hooks(pair)):
             return None, []
         try:
             flat, key, rebuild = split_tensors(args, kwargs)
-            full = (kind, key, pair.modes(), module_key(pair.modules))
+            full = (kind, key, pair.modes(), module_key(pair.modules) if self.looks else ())
             entry = pair.entries.get(full)
         except TypeError as error:  # an argument that cannot be compared: what it holds might change unseen
             self._give_up(pair, f"an argument is neither tensor nor hashable ({error})")
             return None, []
-        if entry is not None and not all(t.requires_grad for t in entry.wrt):
+        if entry is not None and self.looks and not all(t.requires_grad for t in entry.wrt):
             entry = None  # a parameter of no module, in a closure say, is not trained any more
         if entry is not None and self._if_changed is not None and entry.differs(flat):
             pair.entries.clear()
@@ -243,7 +243,8 @@ class CapturedELBO(Objective):
             return None, []
         self._if_changed = None
         if entry is None:
-            full = (*full[:2], *pair.renewed())
+            if self.looks:
+                full = (*full[:2], *pair.renewed())
             if len(pair.entries) >= self.max_graphs:
                 if not pair.crowded:
                     pair.crowded = True

@@ -139,7 +139,7 @@ class Compilation:
     def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
         captured = CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
-        captured.looks_for_hooks = False
+        captured.looks = False
         return captured
 
     @property

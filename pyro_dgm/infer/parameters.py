@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -74,8 +73,46 @@ _local: ContextVar[bool] = ContextVar("local_store", default=False)
 _registered: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
-@contextmanager
-def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
+class _LocalStore:
+    """See :func:`local_store`.  Most programs register nothing, and then next to nothing is done."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.hidden: dict[str, tuple[Any, Any]] = {}
+        self.before: set[str] = set()
+
+    def __enter__(self) -> None:
+        store = pyro.get_param_store()
+        if store._params:
+            owned = self._owned()
+            # Of a PyroModule: other statements register plain leaves, or modules under names with Pyro's mark in them.
+            others = [n for n, p in store._params.items() if isinstance(p, nn.Parameter) and id(p) not in owned]
+            self.hidden = _take_out(store, [n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
+            self.before = set(store._params)
+        # What the modules have registered before is there at once: under vmap nothing can be registered.
+        known = [values for module in self.modules if (values := _registered.get(module))]
+        if known:
+            owned = self._owned()
+            for values in known:
+                _put_in(store, {n: v for n, v in values.items() if id(v[0]) in owned and n not in store._params})
+        self.token = _local.set(True)
+
+    def __exit__(self, *error: Any) -> None:
+        _local.reset(self.token)
+        store = pyro.get_param_store()
+        if store._params:
+            added = [name for name in store._params if name not in self.before]
+            for module in self.modules if added else ():
+                own = {id(p) for p in module.parameters()}
+                names = [name for name in added if name in store._params and id(store._params[name]) in own]
+                _registered[module] = _take_out(store, names)
+        _put_in(store, self.hidden)
+
+    def _owned(self) -> set[int]:
+        return {id(p) for module in self.modules for p in module.parameters()}
+
+
+def local_store(roots: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
     """Parameters that live on modules stay on them: Pyro's global param store is, at the end, as it was.
 
     Outside ``module_local_params`` a ``PyroModule`` registers its parameters by class name, and the next object of
@@ -83,27 +120,7 @@ def local_store(roots: Mapping[str, nn.Module]) -> Iterator[None]:
     it is back, and what these modules have registered is out.  What ``pyro.param`` and ``pyro.module`` statements put
     there stays, as in Pyro.
     """
-    store = pyro.get_param_store()
-    owned = {id(p) for module in roots.values() for p in module.parameters()}
-    # Of a PyroModule: other statements register plain leaves, or modules under names with Pyro's mark in them.
-    others = [n for n, p in store._params.items() if isinstance(p, nn.Parameter) and id(p) not in owned]
-    hidden = _take_out(store, [n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
-    before = set(store.keys())
-    # What the modules have registered before is there at once: under vmap nothing can be registered.
-    for module in roots.values():
-        _put_in(store, {n: v for n, v in _registered.get(module, {}).items() if id(v[0]) in owned and n not in store})
-    token = _local.set(True)
-    try:
-        yield
-    finally:
-        _local.reset(token)
-        added = [name for name in store.keys() if name not in before]
-        if added or hidden:
-            for module in roots.values():
-                own = {id(p) for p in module.parameters()}
-                names = [name for name in added if name in store and id(store._params[name]) in own]
-                _registered[module] = _take_out(store, names)
-            _put_in(store, hidden)
+    return _LocalStore(list(roots.values()))
 
 
 def _put_in(store: Any, values: Mapping[str, tuple[Any, Any]]) -> None:
@@ -131,8 +148,7 @@ def local_parameters(*fns: Any) -> AbstractContextManager[None]:
     if _local.get() or _PYRO_STACK:
         return nullcontext()
     owners = [m for fn in fns if fn is not None for m in owner_modules(fn)]
-    roots = {str(i): m for i, m in enumerate(owners) if any(isinstance(part, PyroModule) for part in m.modules())}
-    return local_store(roots) if roots else nullcontext()
+    return _LocalStore(list(dict.fromkeys(owners))) if owners else nullcontext()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
