@@ -174,7 +174,7 @@ def test_transforms_of_a_model():
         ({"full_mass": [("a", "b")]}, ValueError, "full_mass must be True"),
         ({"min_stepsize": 2.0, "max_stepsize": 1.0}, ValueError, "min_stepsize must be below"),
         ({"transforms": {"m": 3}}, TypeError, r"transforms\['m'\] must be a torch transform, got int"),
-        ({"max_plate_nesting": -1}, ValueError, "max_plate_nesting must be an integer of at least 0, got -1"),
+        ({"max_plate_nesting": -1}, ValueError, "max_plate_nesting must be an integer of at least 0, or None, got -1"),
         ({"num_steps": 3, "trajectory_length": 1.0}, ValueError, "num_steps or trajectory_length, not both"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
