@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.elbo.particles import Particles, run_pairs
 from pyro_dgm.infer.elbo.strategy import Pair
-from pyro_dgm.infer.elbo.structure import Structure, StructureCache, guide_messenger
+from pyro_dgm.infer.elbo.structure import AddedDims, Structure, StructureCache, guide_messenger
 from pyro_dgm.infer.elbo.vectorization import is_other_way
 from pyro_dgm.infer.metric import BOUND, Metric
 from pyro_dgm.infer.parameters import leaves_the_store
@@ -174,12 +174,19 @@ class Objective(PyroELBO):
 
     # What is the same for all
 
+    @property
+    def _added(self) -> AddedDims | None:
+        """The dimensions that a program may be written for: those to the left of the plates that were asked for."""
+        if self._given_nesting == float("inf"):
+            return None
+        return AddedDims(int(self._given_nesting), self.num_particles if self.vectorize_particles else 1)
+
     def __call__(self, model: Any, guide: Any) -> ObjectiveModule:
         return ObjectiveModule(model, guide, self)
 
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
-        structure = self._structures.get(model, guide, args, kwargs)
+        structure = self._structures.get(model, guide, args, kwargs, self._added)
         if not self._built:
             self.learned, self._built = self.build_learned(model, guide, args, kwargs), True
         if self.needs_replay and guide_messenger(guide) is not None:

@@ -49,9 +49,9 @@ class _CheckedStructures(StructureCache):
         super().__init__()
         self.check = check
 
-    def get(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Structure:
+    def get(self, model: Any, guide: Any, args: Any, kwargs: Any, added: Any = None) -> Structure:
         before = self._entries
-        structure = super().get(model, guide, args, kwargs)
+        structure = super().get(model, guide, args, kwargs, added)
         if self._entries is not before:
             try:
                 self.check(model, guide, args, kwargs, structure)

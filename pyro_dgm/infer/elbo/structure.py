@@ -22,12 +22,14 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 
 from pyro_dgm.infer.elbo.closed_form import wrong_closed_forms
+from pyro_dgm.infer.elbo.first_run import AddedDims, first_run, guide_messenger
 from pyro_dgm.infer.observed import check_observed
 from pyro_dgm.infer.site_checks import check_shapes
 from pyro_dgm.infer.unnormalized import refuse_moving_normalizers
 from pyro_dgm.programs import owner_modules
 
 __all__ = [
+    "AddedDims",
     "Structure",
     "StructureCache",
     "fork_rng",
@@ -54,16 +56,12 @@ class Structure:
     unmasked: frozenset[str] = frozenset()
     #: whether the objective can do with traces whose distributions are under vmap
     under_vmap: bool = True
+    #: whether the program runs only with the dimensions of particles and of enumerated sites
+    written_for_dims: bool = False
 
     def gradients(self) -> Any:
         """What to run the program in where no gradients are wanted of it."""
         return torch.set_grad_enabled(torch.is_grad_enabled() or self.differentiates)
-
-
-def guide_messenger(guide: Callable[..., Any]) -> Any | None:
-    """The ``GuideMessenger`` behind a guide that runs the model itself, or ``None``."""
-    inner = poutine.unwrap(guide)
-    return inner if isinstance(inner, poutine.messenger.Messenger) else None
 
 
 def fork_rng() -> Any:
@@ -89,14 +87,20 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 
 def probe(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    added: AddedDims | None = None,
 ) -> Structure:
     """Run the pair once, unvectorised, and check it.
 
+    :param added: the dimensions to run it with where it does not run without them.
     :raises ValueError: if the model has a latent site that the guide lacks and that is not enumerated.
     """
     with looking_at(model, guide):
-        model_trace, guide_trace, differentiates = _traces(model, guide, args, kwargs)
+        run = first_run(model, guide, args, kwargs, added)
+        model_trace, guide_trace = run.model_trace, run.guide_trace
         model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
         check_observed(model_sites)
         _refuse_unnormalized(model_sites)
@@ -116,7 +120,7 @@ def probe(
             'infer={"enumerate": "parallel"}.'
         )
     pruned_model, pruned_guide = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-    if is_validation_enabled():
+    if is_validation_enabled() and not run.added:  # Pyro's run with more dimensions has had Pyro's checks
         if not marks["model"]:
             check_model_guide_match(model_trace, guide_trace)
         with torch.no_grad():
@@ -131,15 +135,19 @@ def probe(
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
-    with fork_rng(), torch.no_grad():
-        sampled = wrong_closed_forms(model_sites, guide_sites)
+    if run.added:  # closed forms are compared with draws of one particle: there are none
+        sampled = frozenset(guide_sites)
+    else:
+        with fork_rng(), torch.no_grad():
+            sampled = wrong_closed_forms(model_sites, guide_sites)
     return Structure(
         -min(dims) if dims else 0,
         bool(marks["model"]),
         bool(marks["guide"]),
         sampled,
-        differentiates,
+        run.differentiates,
         unmasked_latents(model_sites, guide_sites),
+        written_for_dims=run.added,
     )
 
 
@@ -169,48 +177,6 @@ class WithPriors(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
             msg["mask"] = None
-
-
-def _traces(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[poutine.Trace, poutine.Trace, bool]:
-    """Traces of model and guide, and whether they can be had with gradients only."""
-
-    def run() -> tuple[poutine.Trace, poutine.Trace]:
-        messenger = guide_messenger(guide)
-        if messenger is not None:
-            guide(*args, **kwargs)
-            return messenger.get_traces()
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        rows = _GivenRows(guide_trace)
-        # Inside the replay, which would put the guide's rows in the place of those that are given.
-        return poutine.trace(poutine.replay(rows(model), trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
-
-    try:
-        return *run(), False
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):  # what autograd says of a derivative taken under no_grad
-            raise
-    with torch.enable_grad():
-        return *run(), True
-
-
-class _GivenRows(Messenger):
-    """Refuses a model whose plate is given rows other than those that the guide draws for itself."""
-
-    def __init__(self, guide_trace: poutine.Trace) -> None:
-        super().__init__()
-        self.trace = guide_trace
-
-    def _pyro_sample(self, msg: Any) -> None:
-        rows, drawn = msg["value"], self.trace.nodes.get(msg["name"])
-        if not isinstance(msg["fn"], _Subsample) or not isinstance(rows, torch.Tensor) or drawn is None:
-            return
-        other = drawn["value"]
-        if not isinstance(other, torch.Tensor) or not torch.equal(rows, other.to(rows.device)):
-            raise ValueError(
-                f"the model gives plate {msg['name']!r} its rows (subsample=), but the guide draws rows of its own: "
-                "latents of other data would be trained. Give the guide's plate the same rows, to an automatic guide "
-                "by create_plates=lambda *args: pyro.plate(name, size, subsample=rows)"
-            )
 
 
 def _refuse_unnormalized(sites: dict[str, Any]) -> None:
@@ -262,11 +228,18 @@ class StructureCache:
         self.size = size
         self._entries: list[tuple[Any, Any, Structure]] = []
 
-    def get(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Structure:
+    def get(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        added: AddedDims | None = None,
+    ) -> Structure:
         for model_ref, guide_ref, structure in self._entries:
             if model_ref() == model and guide_ref() == guide:
                 return structure
-        structure = probe(model, guide, args, kwargs)
+        structure = probe(model, guide, args, kwargs, added)
         self._entries = [*self._entries[1 - self.size :], (weak(model), weak(guide), structure)]
         return structure
 

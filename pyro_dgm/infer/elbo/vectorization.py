@@ -62,6 +62,8 @@ def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, afre
         return _ONE
     entry = _entry(pair)
     structure = pair.structure
+    if structure.written_for_dims and vectorize:
+        return Strategy(InPlate)  # there are no runs of single particles to compare with
     key = (num_particles, structure.nesting, structure.under_vmap, vectorize, entry.modes())
     if afresh or key not in entry.strategies:
         kinds: list[type[Runner]] = ([InPlate, UnderVmap] if structure.under_vmap else [InPlate]) if vectorize else []
