@@ -46,6 +46,7 @@ class AggregateObjective(Objective):
     """
 
     side = None
+    averages_weights = False
     under_vmap = False  # moments of distributions are asked for
     metric = Metric("penalised objective")
     #: fewest data that a batch must hold; 0 where a program without a plate of data will do too

@@ -80,6 +80,8 @@ class Objective(PyroELBO):
     under_vmap = True
     #: whether the guide's enumerated sites are summed exactly
     sums_guide = False
+    #: whether the bound is a logarithm of averaged weights, so that a scale inside of it matters
+    averages_weights = True
     #: fewest particles that the class works with on its defaults
     min_particles = 1
     #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
@@ -228,12 +230,14 @@ class Objective(PyroELBO):
     def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
         """The shared evaluation, once more in another way where this batch cannot be run as the first one was."""
         try:
-            return self.particles(model, guide, args, kwargs, grad)
+            particles = self.particles(model, guide, args, kwargs, grad)
         except Exception:
             pair = Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
             if not is_other_way(pair, self.num_particles, self.vectorize_particles):
                 raise
-        return self.particles(model, guide, args, kwargs, grad)
+            particles = self.particles(model, guide, args, kwargs, grad)
+        particles.averages_weights = self.averages_weights
+        return particles
 
     @leaves_the_store
     @torch.no_grad()

@@ -28,6 +28,7 @@ class ControlVariate(Objective):
     for any differentiable c.  A subclass gives c as :meth:`control`, a number for each datum.
     """
 
+    averages_weights = False
     under_vmap = False  # logits of distributions are differentiated
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:

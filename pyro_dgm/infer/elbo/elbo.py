@@ -76,6 +76,7 @@ class ELBO(Objective):
     """
 
     sums_guide = True
+    averages_weights = False
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class ELBO(Objective):
         """What is trained, of each datum: the bound with the options of the present step, in nats."""
         structure = self.structure(model, guide, args, kwargs)
         self._refuse_enumeration(structure, guide, model, args, kwargs)
-        rest, penalty = self._regularised(self.particles(model, guide, args, kwargs, grad=False))
+        rest, penalty = self._regularised(self._particles(model, guide, args, kwargs, grad=False))
         return rest.mean(0) - penalty
 
     def _regularised(self, particles: Particles) -> tuple[Tensor, Tensor]:

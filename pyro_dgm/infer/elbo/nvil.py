@@ -70,7 +70,7 @@ class NVIL(Objective):
             raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         if bound not in ("elbo", "iwae"):
             raise ValueError(f"bound must be 'elbo' or 'iwae', got {bound!r}")
-        self.multi_sample = bound == "iwae"
+        self.multi_sample = self.averages_weights = bound == "iwae"
         self.hidden, self.decay, self.normalize = hidden, float(decay), bool(normalize)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:

@@ -51,6 +51,8 @@ class Particles:
 
     #: latents whose divergence is to be sampled, though there is a closed form
     sampled_kl: frozenset[str] = frozenset()
+    #: whether their weights are averaged inside a logarithm
+    averages_weights = True
     stopped: Tensor
     dream_log_q: Tensor
     holders: list[tuple[int, list[Tensor], Any]]
@@ -115,7 +117,12 @@ class Particles:
         """Apply a site's mask, and what of its scale is not outside, to an unscaled log-probability."""
         scale = site["scale"]
         if isinstance(scale, Tensor) or not math.isclose(scale, self.outer_scale, rel_tol=1e-9):
-            if not self._cache.get("warned") and self.num_particles > 1 and _subsampled_inside(site, self.plates):
+            if (
+                self.averages_weights
+                and not self._cache.get("warned")
+                and self.num_particles > 1
+                and _subsampled_inside(site, self.plates)
+            ):
                 self._cache["warned"] = True
                 warnings.warn(
                     f"site {site['name']!r} is in a subsampled plate that does not hold every latent: the weights are "

@@ -54,6 +54,8 @@ class ReweightedWakeSleep(WakeSleep):
         >>> objective(m.model, m.guide)(torch.zeros(7, 3)).backward()
     """
 
+    averages_weights = True
+
     def __init__(self, num_particles: int = 5, phi: str | float = "wake", *args: Any, **kwargs: Any) -> None:
         share = {"wake": 1.0, "sleep": 0.0}.get(phi) if isinstance(phi, str) else phi
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:

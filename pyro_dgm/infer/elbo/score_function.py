@@ -47,6 +47,7 @@ class ScoreFunction(Objective):
     """
 
     min_particles = 2
+    averages_weights = False
 
     def __init__(
         self, num_particles: int = 2, *args: Any, baseline: str | None = "leave_one_out", **kwargs: Any

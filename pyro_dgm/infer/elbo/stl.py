@@ -44,6 +44,7 @@ class STL(Objective):
     """
 
     needs_replay = True
+    averages_weights = False
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         originals: list[poutine.Trace] = []

@@ -46,6 +46,7 @@ class TraceGraphELBO(Objective):
         torch.Size([7])
     """
 
+    averages_weights = False
     under_vmap = False  # a tensor's provenance is not tracked there
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:

@@ -52,6 +52,7 @@ class WakeSleep(Objective):
     """
 
     needs_replay = True
+    averages_weights = False
 
     def __init__(self, num_particles: int = 1, *args: Any, **kwargs: Any) -> None:
         super().__init__(num_particles, *args, **kwargs)

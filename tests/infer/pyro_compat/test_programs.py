@@ -26,8 +26,8 @@ PAIRS = {
 STRICTER = {"latent_that_the_guide_lacks": "the guide does not"}
 #: all particles see one mini-batch here, one each in Pyro, where the plate is the model's alone
 ONE_MINI_BATCH = {"data_of_a_subsampled_plate"}
-#: more is said: the weights are joint, or particles run one after another
-SAYS_MORE = {"nested_subsampled_plates", "sequential_subsampled_plate", "dimension_taken_by_a_plate"}
+#: more is said: particles run one after another
+SAYS_MORE = {"sequential_subsampled_plate", "dimension_taken_by_a_plate"}
 
 
 def outcome(objective, model, guide):
