@@ -31,6 +31,8 @@ __all__ = ["MCMC"]
 
 #: transitions of the warm-up between two looks for chains that stand still
 RESTART_EVERY = 20
+#: looks in sequence at which a chain has stood still before it is put elsewhere: shorter stalls are the posterior's own
+STILL_LOOKS = 5
 
 
 class MCMC:
@@ -62,9 +64,9 @@ class MCMC:
         transitions are sums over them, in :meth:`diagnostics`.
     :param chunk_size: most chains whose potential is evaluated at once, to bound memory; all of them by default, or as
         many as a processor's cache holds.
-    :param restart_diverged: whether a chain that stands still in the warm-up, or is so far from the others that it
-        would never come to them, is put where another one is, with a warning; such a chain would spoil every estimate.
-        No chain is moved once draws are made.  ``False`` leaves it where it is, for R-hat to see.
+    :param restart_diverged: whether a chain that stands still for 100 transitions of the warm-up, or is so far from
+        the others that it would never come to them, is put where another one is, with a warning; such a chain would
+        spoil every estimate.  No chain is moved once draws are made.  ``False`` leaves it, for R-hat to see.
     :raises TypeError: if ``kernel`` is no :class:`~pyro_dgm.infer.mcmc.Kernel`.
     :raises ValueError: for numbers below 1 or an unknown ``chain_method``.
 
@@ -247,7 +249,7 @@ class MCMC:
 
     def _warm_up(self, kernel: Kernel, state: KernelState, bar: Bar, label: str) -> KernelState:
         state = kernel.start_warmup(state, self.warmup_steps)
-        moved = torch.zeros_like(state.potential)
+        moved, still = torch.zeros_like(state.potential), torch.zeros_like(state.potential, dtype=torch.int64)
         looked = False
         with bar.track(self.warmup_steps, f"warm-up{label}") as advance:
             for i in range(self.warmup_steps):
@@ -259,8 +261,9 @@ class MCMC:
                     moved = moved + info.acceptance_rate
                     since = i + 1 - search_steps(self.warmup_steps)
                     if since % RESTART_EVERY == 0:
+                        still = torch.where(moved < 0.01 * RESTART_EVERY, still + 1, 0)
                         if since >= 0:
-                            state = self._restart(kernel, state, moved < 0.01 * RESTART_EVERY)
+                            state = self._restart(kernel, state, still >= STILL_LOOKS)
                         moved = torch.zeros_like(moved)
                 advance(i + 1)
         state = kernel.finish_warmup(state)

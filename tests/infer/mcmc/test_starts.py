@@ -240,7 +240,7 @@ def test_the_gradient_of_a_long_recursion_is_compiled_in_the_warmup():
         lag = before.clone()
         lag[0] = mu
         eye = torch.eye(steps, dtype=torch.float64)
-        errors = torch.linalg.solve(eye + theta * eye.diag(0).diag_embed(0).roll(1, 0).tril(-1), y - mu - phi * lag)
+        errors = torch.linalg.solve(eye + theta * eye[1:].new_ones(steps - 1).diag(-1), y - mu - phi * lag)
         prior = sum(dist.Normal(0.0, s).log_prob(v) for v, s in ((mu, 3.0), (phi, 1.0), (theta, 0.3)))
         return prior + dist.Normal(0.0, 0.3).log_prob(errors).sum()
 
