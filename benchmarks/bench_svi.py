@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_dgm.infer import ELBO, IWAE, CapturedELBO
-from pyro_dgm.infer.captured_step import CapturedSteps
+from pyro_dgm.infer.train.captured_step import CapturedSteps
 from pyro_dgm.models import VAE
 
 HAVE_NUMPYRO = importlib.util.find_spec("numpyro") is not None

@@ -31,8 +31,8 @@ from rich.progress import track
 from rich.table import Table
 
 from pyro_dgm.infer import ELBO, IWAE, CapturedELBO
-from pyro_dgm.infer.elbo.strategy import Pair
-from pyro_dgm.infer.elbo.vectorization import strategy_for
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.infer.zoo import deep, hidden_markov, mixtures, regression, series  # noqa: F401  (they fill the zoo)

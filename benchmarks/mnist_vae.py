@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import pyro_dgm
 from pyro_dgm.analysis import log_likelihood
 from pyro_dgm.infer import OBJECTIVES
-from pyro_dgm.infer.callbacks import EarlyStopping
+from pyro_dgm.infer.train.callbacks import EarlyStopping
 from pyro_dgm.models import VAE
 
 PUBLISHED = {"ELBO": "89.78 (VAE)", "IWAE": "86.82-87.85 (IWAE)"}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pyro_dgm
 from pyro_dgm.infer import ContrastiveDivergence, PersistentCD
-from pyro_dgm.infer.energy import EnergyObjective
+from pyro_dgm.infer.objectives.energies import EnergyObjective
 from pyro_dgm.models import RBM
 
 PAPER = "| Salakhutdinov and Murray (2008), CD-25 | | | 451.28 | | -86.34 | |"

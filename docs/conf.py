@@ -61,8 +61,8 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!pyro_dgm)(?s:.*)")]
 # In type hints only: what they are is internal.
 nitpick_ignore = [
-    ("py:class", "pyro_dgm.infer.elbo.structure.Structure"),
-    ("py:class", "pyro_dgm.infer.mcmc.potential.Potential"),
+    ("py:class", "pyro_dgm.programs.structure.Structure"),
+    ("py:class", "pyro_dgm.infer.mcmc.potentials.base.Potential"),
     ("py:class", "pyro_dgm.infer.mcmc.diagnostics.Summary"),
     ("py:class", "pyro_dgm.models.base.F"),
 ]

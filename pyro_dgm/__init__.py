@@ -14,7 +14,7 @@ _ROOMS = ("analysis", "datasets", "distributions", "guides", "infer", "interop",
 _NAMES = {
     "program": "pyro_dgm.programs",
     "Program": "pyro_dgm.programs",
-    "fit": "pyro_dgm.infer.fit",
+    "fit": "pyro_dgm.infer.train.fit",
     "sample_posterior": "pyro_dgm.infer.sample",
     "compare_elbos": "pyro_dgm.analysis",
     "to_arviz": "pyro_dgm.analysis",
@@ -25,8 +25,8 @@ __all__ = ["__version__", *_ROOMS, *_NAMES]
 if TYPE_CHECKING:
     from pyro_dgm import analysis, datasets, distributions, guides, infer, interop, models, nn, ops, recipes
     from pyro_dgm.analysis import compare_elbos, to_arviz
-    from pyro_dgm.infer.fit import fit
     from pyro_dgm.infer.sample import sample_posterior
+    from pyro_dgm.infer.train.fit import fit
     from pyro_dgm.programs import Program, program
 
 

@@ -24,8 +24,9 @@ from pyro_dgm.analysis import (
     log_likelihood,
     mutual_information,
 )
-from pyro_dgm.infer import ELBO, energy, mcmc
+from pyro_dgm.infer import ELBO, mcmc
 from pyro_dgm.infer.mcmc import HMC, MCMC
+from pyro_dgm.infer.objectives import energies as energy
 from pyro_dgm.infer.smc import AIS, SMCSampler
 from pyro_dgm.ops.arguments import check_count, check_device, check_number, check_seed, check_sizes
 

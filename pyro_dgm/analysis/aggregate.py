@@ -14,16 +14,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.batch import checked_batch
-from pyro_dgm.infer.elbo.particles import Particles, run_pairs
-from pyro_dgm.infer.elbo.strategy import Pair
-from pyro_dgm.infer.elbo.structure import guide_messenger, probe, sample_sites
-from pyro_dgm.infer.elbo.vectorization import strategy_for
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.parameters import evaluation_mode
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program
+from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.programs.parameters import evaluation_mode
+from pyro_dgm.programs.structure import guide_messenger, probe, sample_sites
 
 __all__ = ["AggregateTerms", "aggregate_terms"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel
 from pyro_dgm.infer.mcmc.initial import new_generator
-from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.kernels.base import Kernel
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.program import ProgramEnds, simulate
 from pyro_dgm.ops.annealing import annealing_schedule

@@ -16,16 +16,16 @@ from pyro_dgm.analysis.comparison import Comparison
 from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gradient, signal_to_noise
 from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
-from pyro_dgm.infer.batch import checked_batch
-from pyro_dgm.infer.elbo.particles import evaluate
-from pyro_dgm.infer.fit_setup import check_objective
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import local_store, module_roots
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate
+from pyro_dgm.infer.train.setup import check_objective
 from pyro_dgm.ops import normalized_ess
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program
+from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import local_store, module_roots
 
 __all__ = ["compare_elbos"]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.analysis.groups import Conversion
-from pyro_dgm.infer.batch import checked_arguments
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program, split_batch
+from pyro_dgm.programs.batch import checked_arguments
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["to_arviz"]
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from pyro_dgm.analysis.compare import named_objectives
 from pyro_dgm.analysis.density_grid import DensityGrid
 from pyro_dgm.analysis.energy_comparison import EnergyComparison
-from pyro_dgm.infer.energy import DenoisingScoreMatching, EnergyObjective
-from pyro_dgm.infer.fit import fit
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import module_roots
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.objectives.energies import DenoisingScoreMatching, EnergyObjective
+from pyro_dgm.infer.train.fit import fit
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import module_roots
 
 __all__ = ["compare_energies"]
 

@@ -10,11 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dgm.analysis.annealed import Annealing
-from pyro_dgm.infer.elbo.structure import sample_sites
-from pyro_dgm.infer.energy.base import energy_site
-from pyro_dgm.infer.mcmc.sites import Feasible
+from pyro_dgm.infer.mcmc.potentials.sites import Feasible
+from pyro_dgm.infer.objectives.energies.base import energy_site
 from pyro_dgm.infer.smc.ais import AIS
 from pyro_dgm.ops.log_normalizer import LogNormalizer
+from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["energy_log_likelihood", "is_unnormalized"]
 

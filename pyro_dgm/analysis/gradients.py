@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.parameter_roles import Parameters, find_parameters
+from pyro_dgm.programs.roles import Parameters, find_parameters
 
 __all__ = ["Moments", "Parameters", "find_parameters", "gradient", "signal_to_noise"]
 

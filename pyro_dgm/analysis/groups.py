@@ -21,9 +21,9 @@ from pyro_dgm.analysis.replay import (
     run,
     to_numpy,
 )
-from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.parameters import evaluation_mode
 
 __all__ = ["Conversion"]
 

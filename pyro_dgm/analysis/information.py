@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_dgm.analysis.aggregate import aggregate_terms
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["MutualInformation", "mutual_information"]
 

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from pyro_dgm.analysis import annealed
 from pyro_dgm.analysis.energy_likelihood import energy_log_likelihood, is_unnormalized
-from pyro_dgm.infer.batch import checked_batch
-from pyro_dgm.infer.elbo.particles import run_pairs
-from pyro_dgm.infer.elbo.structure import Structure, probe
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import evaluation_mode
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.smc.moves import default_kernel
 from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program
+from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import evaluation_mode
+from pyro_dgm.programs.structure import Structure, probe
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 

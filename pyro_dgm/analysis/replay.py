@@ -25,7 +25,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_dgm.analysis.provenance import Origin, origins
-from pyro_dgm.infer.elbo.vmap_noise import own_noise
+from pyro_dgm.infer.objectives.evaluation.vmap_noise import own_noise
 
 __all__ = ["Layout", "Site", "map_draws", "read_layout", "run", "to_numpy"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.analysis.aggregate import aggregate_terms
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["ELBOSurgery", "elbo_surgery"]
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.batch import checked_batch
-from pyro_dgm.infer.elbo.baselines import per_datum
-from pyro_dgm.infer.elbo.particles import run_pairs
-from pyro_dgm.infer.elbo.structure import probe, sample_sites
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import evaluation_mode
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.infer.objectives.score_function.baselines import per_datum
 from pyro_dgm.ops.arguments import check_count, check_number, check_seed
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import as_program
+from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import evaluation_mode
+from pyro_dgm.programs.structure import probe, sample_sites
 
 __all__ = ["ActiveUnits", "active_units"]
 

@@ -49,7 +49,7 @@ def family_arguments(name: str, event_shape: Sequence[int], options: Mapping[str
 def build_family(name: str, config: Mapping[str, Any]) -> Any:
     """Build a family from its name and configuration, as its ``config()`` gives it (JSON).
 
-    The weights are its random initial ones: see :func:`pyro_dgm.infer.checkpoint.load_weights`.
+    The weights are its random initial ones: see :func:`pyro_dgm.infer.train.checkpoints.checkpoint.load_weights`.
 
     :param name: a name in :data:`pyro_dgm.models.FAMILIES`.
     :param config: constructor arguments; ``likelihood`` may be ``{"name": ..., "scale": ...}``.

@@ -93,7 +93,7 @@ def run_demo(settings: DemoSettings, output: Path, seed: int, out: Any) -> tuple
     """
     from pyro_dgm.cli.data import load_data
     from pyro_dgm.cli.posterior_check import check_posteriors
-    from pyro_dgm.infer.saved_files import write_json
+    from pyro_dgm.infer.train.checkpoints.saved_files import write_json
 
     began = time.perf_counter()
     data = load_data("digits", settings.binarization)

@@ -26,7 +26,7 @@ NUM_DATA, BATCH_SIZE, LEARNING_RATE = 4000, 250, 0.01
 
 def parse_energy_objective(spec: str) -> Any:
     """An objective for energies by its name and arguments, as ``"ContrastiveDivergence(10)"``."""
-    from pyro_dgm.infer import energy
+    from pyro_dgm.infer.objectives import energies as energy
 
     known = {name: getattr(energy, name) for name in energy.__all__}
     abstract = (energy.EnergyObjective, energy.ScoreObjective, energy.ShortRunML)  # the last trains a prior

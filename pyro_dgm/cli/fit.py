@@ -107,9 +107,9 @@ def fit(
     resume)
     """
     from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
-    from pyro_dgm.infer.compilation import DEPTHS
-    from pyro_dgm.infer.distributed import started_rank
-    from pyro_dgm.infer.precision import PRECISIONS
+    from pyro_dgm.infer.train.compilation import DEPTHS
+    from pyro_dgm.infer.train.distributed import started_rank
+    from pyro_dgm.infer.train.precision import PRECISIONS
 
     _check_loggers(log or [])
     how: dict[str, Any] = {"quiet": quiet, "devices": devices, "log": log or []}
@@ -196,7 +196,7 @@ def _check_loggers(names: list[str]) -> None:
 
 
 def _loggers(names: list[str], folder: Path) -> list[Any]:
-    from pyro_dgm.infer.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
+    from pyro_dgm.infer.train.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 
     made: list[Any] = []
     for name in dict.fromkeys(names):
@@ -222,7 +222,7 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
     from pyro_dgm.cli.fitted import CHECKPOINTS, save_fitted, write_settings
     from pyro_dgm.cli.specs import parse_objective
     from pyro_dgm.cli.terminal import console
-    from pyro_dgm.infer.distributed import started_rank
+    from pyro_dgm.infer.train.distributed import started_rank
 
     out = console()
     out.quiet = started_rank() > 0  # of several processes one speaks and writes

@@ -70,7 +70,7 @@ def save_fitted(run: Any, settings: FitSettings, directory: Path, **more: Any) -
 
 def write_settings(settings: FitSettings, directory: Path) -> None:
     """Write the settings before the first step, so that a killed run can be resumed."""
-    from pyro_dgm.infer.saved_files import read_config, write_config
+    from pyro_dgm.infer.train.checkpoints.saved_files import read_config, write_config
 
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / CONFIG
@@ -83,7 +83,7 @@ def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:
 
     :raises UsageError: if it was not left by ``pyro-dgm fit`` or ``demo``, or is damaged.
     """
-    from pyro_dgm.infer.saved_files import DamagedFileError, read_config
+    from pyro_dgm.infer.train.checkpoints.saved_files import DamagedFileError, read_config
 
     path = directory / CONFIG
     if not path.is_file():
@@ -118,7 +118,7 @@ def load_fitted(directory: Path) -> Fitted:
 
     :raises UsageError: if the folder is none of ours or holds no weights.
     """
-    from pyro_dgm.infer.checkpoint import load_weights
+    from pyro_dgm.infer.train.checkpoints.checkpoint import load_weights
 
     settings, config = read_settings(directory)
     program = build_family(settings.family, settings.family_arguments)

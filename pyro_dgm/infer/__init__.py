@@ -1,11 +1,9 @@
 """Inference for any program: objectives, samplers, and the training loop.  Knows programs, never families."""
 
-from pyro_dgm.infer import mcmc
-from pyro_dgm.infer.callbacks import Callback, EarlyStopping
-from pyro_dgm.infer.capture import CapturedELBO
-from pyro_dgm.infer.captured_potential import capture_potential
-from pyro_dgm.infer.checkpoint import load_weights
-from pyro_dgm.infer.elbo import (
+from pyro_dgm.capture.static_graph import CannotCapture
+from pyro_dgm.infer import mcmc, smc
+from pyro_dgm.infer.mcmc.potentials.captured import capture_potential
+from pyro_dgm.infer.objectives import (
     CIWAE,
     CUBO,
     DIP,
@@ -35,7 +33,8 @@ from pyro_dgm.infer.elbo import (
     VarGrad,
     WakeSleep,
 )
-from pyro_dgm.infer.energy import (
+from pyro_dgm.infer.objectives.captured import CapturedELBO
+from pyro_dgm.infer.objectives.energies import (
     ContrastiveDivergence,
     DenoisingScoreMatching,
     EnergyObjective,
@@ -45,13 +44,15 @@ from pyro_dgm.infer.energy import (
     ShortRunML,
     SlicedScoreMatching,
 )
-from pyro_dgm.infer.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.precision import mixed_precision
-from pyro_dgm.infer.relaxation import relax
-from pyro_dgm.infer.run import Run
 from pyro_dgm.infer.sample import sample_posterior
-from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.infer.train.callbacks import Callback, EarlyStopping
+from pyro_dgm.infer.train.checkpoints.checkpoint import load_weights
+from pyro_dgm.infer.train.fit import fit
+from pyro_dgm.infer.train.nonfinite import NonFiniteLossError
+from pyro_dgm.infer.train.precision import mixed_precision
+from pyro_dgm.infer.train.run import Run
+from pyro_dgm.programs.relaxation import relax
 
 __all__ = [
     "CIWAE",
@@ -98,9 +99,11 @@ __all__ = [
     "VarGrad",
     "WakeSleep",
     "capture_potential",
+    "fit",
     "load_weights",
     "mcmc",
     "mixed_precision",
     "relax",
     "sample_posterior",
+    "smc",
 ]

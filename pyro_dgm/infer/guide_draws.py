@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.elbo.particles import Particles, run_pairs
-from pyro_dgm.infer.elbo.structure import Structure
-from pyro_dgm.infer.mcmc.sites import latent_sites
+from pyro_dgm.infer.mcmc.potentials.sites import latent_sites
+from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.programs.structure import Structure
 
 __all__ = ["Draws", "GuideDraws"]
 

@@ -12,17 +12,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.batch import checked_batch, model_and_guide
-from pyro_dgm.infer.elbo.structure import Structure, guide_messenger, probe
 from pyro_dgm.infer.guide_draws import Draws, GuideDraws
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.mcmc.sites import latent_sites, refuse_subsampling
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import evaluation_mode
+from pyro_dgm.infer.mcmc.potentials.sites import latent_sites, refuse_subsampling
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.batch import checked_batch, model_and_guide
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import evaluation_mode
+from pyro_dgm.programs.structure import Structure, guide_messenger, probe
 
 __all__ = ["sample_posterior"]
 
@@ -90,7 +90,8 @@ def sample_posterior(
             mcmc.run(*args, **kwargs)
             return mcmc.posterior
         if method == "nuts-numpyro":
-            from pyro_dgm.interop.numpyro import run_nuts, to_jax
+            from pyro_dgm.interop.jax_density import to_jax
+            from pyro_dgm.interop.numpyro_nuts import run_nuts
 
             density = to_jax(model, *args, **kwargs)
             return run_nuts(density, num_samples, warmup_steps, num_chains, seed=seed, progress=progress)

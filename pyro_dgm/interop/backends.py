@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.batch import model_and_guide
 from pyro_dgm.infer.mcmc import HMC
-from pyro_dgm.infer.parameters import evaluation_mode
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.interop.jax_check import differences
 from pyro_dgm.interop.jax_density import to_jax
 from pyro_dgm.interop.numpyro_nuts import run_nuts
 from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.programs.batch import model_and_guide
+from pyro_dgm.programs.parameters import evaluation_mode
 
 __all__ = ["BackendComparison", "compare_backends"]
 

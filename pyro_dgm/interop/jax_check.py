@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.interop.jaxlower.program import Lowered, Step
 
 if TYPE_CHECKING:

@@ -10,19 +10,19 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-from pyro_dgm.infer.batch import model_and_guide
+from pyro_dgm.capture.static_graph import record
 from pyro_dgm.infer.mcmc.initial import draw_initial, radius_of
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.mcmc.vectorized import value_and_grad
-from pyro_dgm.infer.parameters import evaluation_mode
-from pyro_dgm.infer.random_state import forked_rng
-from pyro_dgm.infer.static_graph import record
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.vectorized import value_and_grad
 from pyro_dgm.interop.jax_check import differences, explain_mismatch, jitted_value_and_grad
 from pyro_dgm.interop.jax_setup import precision_of, require
 from pyro_dgm.interop.jaxlower import CannotConvert, Lowered, drop_unread_inputs, functional_graph, lower, lowerings
 from pyro_dgm.interop.jaxlower.table import jax_dtype
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import owner_modules
+from pyro_dgm.programs.batch import model_and_guide
+from pyro_dgm.programs.parameters import evaluation_mode
 
 __all__ = ["JaxDensity", "to_jax"]
 

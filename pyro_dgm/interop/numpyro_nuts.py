@@ -13,15 +13,15 @@ import torch
 from pyro_dgm.infer.mcmc.bar import Bar
 from pyro_dgm.infer.mcmc.driver import warn_of_trouble
 from pyro_dgm.infer.mcmc.keeping import constrain
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import evaluation_mode
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.infer.random_state import forked_rng
 from pyro_dgm.interop.jax_density import JaxDensity
 from pyro_dgm.interop.jax_setup import require
 from pyro_dgm.interop.jaxlower import Lowered
 from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import evaluation_mode
 
 __all__ = ["METHOD", "run_nuts"]
 

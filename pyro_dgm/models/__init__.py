@@ -14,7 +14,7 @@ from pyro_dgm.models.vae import VAE
 #: every built-in family by name, for the contract tests, the command line and the checkpoints
 FAMILIES: dict[str, type[Family]] = {"VAE": VAE, "LinearGaussian": LinearGaussian}
 
-#: families whose density is known up to a constant: they are trained by the objectives of :mod:`pyro_dgm.infer.energy`
+#: families whose density is known up to a constant: trained by :mod:`pyro_dgm.infer.objectives.energies`
 ENERGY_FAMILIES: dict[str, type[EnergyFamily]] = {
     "RBM": RBM,
     "DBM": DBM,

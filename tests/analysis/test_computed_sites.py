@@ -31,8 +31,8 @@ from pyro.infer.reparam import (
 
 import pyro_dgm
 from pyro_dgm.analysis import arviz_adapter
-from pyro_dgm.infer.elbo.structure import sample_sites
 from pyro_dgm.infer.posterior import Posterior
+from pyro_dgm.programs.structure import sample_sites
 
 DRAWS = 7
 Y = torch.tensor([0.5, -1.0, 2.0, 0.1])

@@ -22,9 +22,9 @@ from pyro_dgm.infer import (
     ShortRunML,
     SlicedScoreMatching,
 )
-from pyro_dgm.infer.energy.score import score_and_curvature
+from pyro_dgm.infer.objectives.energies.score import score_and_curvature
 from pyro_dgm.models import EBM
-from tests.infer.energy.gaussian import F64, Program, Quadratic, gaussian_log_z
+from tests.infer.objectives.energies.gaussian import F64, Program, Quadratic, gaussian_log_z
 
 MEAN = torch.tensor([0.5, -0.3], dtype=F64)
 COVARIANCE = torch.tensor([[0.6, 0.25], [0.25, 0.4]], dtype=F64)

@@ -18,8 +18,8 @@ from torch import Tensor
 import pyro_dgm
 from pyro_dgm import analysis
 from pyro_dgm.infer import ELBO, IWAE, OBJECTIVES, CapturedELBO
-from pyro_dgm.infer import energy as energies
 from pyro_dgm.infer.mcmc import DISCRETE_KERNELS, HMC, KERNELS, MCMC, Gibbs
+from pyro_dgm.infer.objectives import energies
 from pyro_dgm.infer.smc import AIS, SMCSampler, bdmc
 from pyro_dgm.models import DBM, EBM, RBM, VAE, BoltzmannMachine, LatentEBM, LinearGaussian
 from tests.devices import DevicesAreGiven, devices

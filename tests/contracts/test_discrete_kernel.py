@@ -10,8 +10,8 @@ import pytest
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
+from pyro_dgm.capture.static_graph import agreement, record
 from pyro_dgm.infer.mcmc import DISCRETE_KERNELS, MCMC, Gibbs, GibbsWithGradients, Info, KernelState, ParallelTempering
-from pyro_dgm.infer.static_graph import agreement, record
 
 W = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
 FIELDS = ("acceptance_rate", "accepted", "diverging", "energy", "n_steps")

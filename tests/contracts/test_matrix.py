@@ -12,9 +12,9 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
+from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer import CIWAE, ELBO, IWAE, OBJECTIVES, CapturedELBO, RenyiELBO
-from pyro_dgm.infer.captured_step import CapturedSteps
-from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.infer.train.captured_step import CapturedSteps
 from tests.contracts.features import FEATURES
 
 #: settings without a penalty, so that the value is an ELBO's

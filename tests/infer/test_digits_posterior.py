@@ -12,7 +12,7 @@ import torch
 
 import pyro_dgm
 from pyro_dgm.infer.mcmc import HMC, KERNELS
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_dgm
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.interop.numpyro import compare_backends, run_nuts, to_jax
 from tests.infer.mcmc.test_exact import in_standard_errors
 

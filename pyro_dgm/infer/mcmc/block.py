@@ -10,11 +10,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.graph import hold, tells_failures
-from pyro_dgm.infer.mcmc.potential import MissingGraph, Position
-from pyro_dgm.infer.simplify import simplify
-from pyro_dgm.infer.static_graph import CannotCapture, Function, StaticGraph, record
+from pyro_dgm.capture.graph import hold, tells_failures
+from pyro_dgm.capture.simplify import simplify
+from pyro_dgm.capture.static_graph import CannotCapture, Function, StaticGraph, record
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.potentials.base import MissingGraph, Position
 
 __all__ = ["Block", "FailedCall", "Noise", "Rows", "row_of"]
 

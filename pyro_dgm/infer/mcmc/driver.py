@@ -12,20 +12,20 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.batch import checked_arguments
 from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.bar import Bar
-from pyro_dgm.infer.mcmc.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, convergence_of, summarize, summarize_moments
 from pyro_dgm.infer.mcmc.initial import far_behind
 from pyro_dgm.infer.mcmc.keeping import Draws, Sums
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.moments import Moments
-from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.recorded import Transitions, compile_large_gradient
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.parameters import local_parameters
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.programs.batch import checked_arguments
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.parameters import local_parameters
 
 __all__ = ["MCMC"]
 

@@ -12,9 +12,9 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-from pyro_dgm.infer.mcmc.potential import Position, Potential
-from pyro_dgm.infer.mcmc.sites import latent_sites
+from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.sites import latent_sites
 from pyro_dgm.programs import owner_modules
 
 __all__ = ["device_of", "draw_initial", "far_behind", "initial_position", "new_generator", "radius_of"]
@@ -53,7 +53,7 @@ def initial_position(
 ) -> Position:
     """Unconstrained initial values at which every chain's potential and gradient are finite.
 
-    A potential without gradient (:class:`~pyro_dgm.infer.mcmc.wrapped.ValuePotential`) is asked for none; of
+    A potential without gradient (:class:`~pyro_dgm.infer.mcmc.potentials.wrapped.ValuePotential`) is asked for none; of
     one that is not known at all nothing is asked.
 
     :param params: values to begin at, each ``(chains, ...)`` and unconstrained, or ``None`` to draw them; chains at

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.moments import Moments
-from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.recorded import Rows
 
 __all__ = ["Draws", "Sums", "constrain"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel, KernelState
+from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.mcmc.block import Block, FailedCall, Noise, Rows, row_of
-from pyro_dgm.infer.mcmc.potential import divisor
-from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.potentials.base import divisor
 
 __all__ = ["Rows", "Transitions", "compile_gradient", "compile_large_gradient"]
 

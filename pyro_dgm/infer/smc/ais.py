@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel
 from pyro_dgm.infer.mcmc.initial import new_generator
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.mcmc.kernels.base import Kernel
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, check_kernel, default_kernel
 from pyro_dgm.ops.annealing import anneal, annealing_schedule
 from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["AIS"]
 

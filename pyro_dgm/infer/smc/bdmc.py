@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
 from pyro_dgm.infer.smc.ais import AIS
 from pyro_dgm.infer.smc.ends import SINGLE
 from pyro_dgm.ops.log_normalizer import LogNormalizer
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["Bracket", "bdmc"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.unvalidated import unvalidated
+from pyro_dgm.capture.unvalidated import unvalidated
+from pyro_dgm.infer.mcmc.potentials.base import Position
 
 __all__ = ["Ends"]
 

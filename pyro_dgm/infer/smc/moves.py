@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel, KernelState
-from pyro_dgm.infer.mcmc.hmc import HMC
-from pyro_dgm.infer.mcmc.potential import Position
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.hmc import HMC
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.potential import PathPotential
 from pyro_dgm.ops.annealing import anneal
 from pyro_dgm.ops.arguments import check_count

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.function_potential import FunctionPotential
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.mcmc.wrapped import WrappedPotential
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
+from pyro_dgm.infer.mcmc.potentials.wrapped import WrappedPotential
 
 __all__ = ["PathPotential"]
 

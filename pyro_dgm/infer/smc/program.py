@@ -13,15 +13,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_dgm.infer.elbo.particles import Particles
-from pyro_dgm.infer.elbo.runners import Runner
-from pyro_dgm.infer.elbo.strategy import Pair
-from pyro_dgm.infer.elbo.structure import Structure, probe, sample_sites
-from pyro_dgm.infer.elbo.vectorization import strategy_for
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.mcmc.sites import Feasible, latent_sites, refuse_subsampling
-from pyro_dgm.infer.site_checks import check_shapes
-from pyro_dgm.infer.unvalidated import unvalidated
+from pyro_dgm.capture.unvalidated import unvalidated
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.infer.mcmc.potentials.sites import Feasible, latent_sites, refuse_subsampling
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.runners import Runner
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
+from pyro_dgm.programs.site_checks import check_shapes
+from pyro_dgm.programs.structure import Structure, probe, sample_sites
 
 __all__ = ["ProgramEnds", "simulate"]
 
@@ -31,8 +31,9 @@ class ProgramEnds:
     :math:`p(x, z)`.
 
     A position has ``chains * data`` rows for each latent, in unconstrained coordinates: the data are the elements of
-    the plates that hold every site (:attr:`~pyro_dgm.infer.elbo.particles.Particles.shape`), and each has chains, and
-    an acceptance, of its own.  With a latent outside of those plates there is one joint set of chains.
+    the plates that hold every site (:attr:`~pyro_dgm.infer.objectives.evaluation.particles.Particles.shape`), and
+    each has chains, and an acceptance, of its own.  With a latent outside of those plates there is one joint set of
+    chains.
 
     :param program: with ``model`` and ``guide``.
     :param initial: ``"prior"`` or ``"guide"``.

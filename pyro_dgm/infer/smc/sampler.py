@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.initial import new_generator
-from pyro_dgm.infer.mcmc.potential import Position
-from pyro_dgm.infer.one_at_a_time import one_at_a_time
-from pyro_dgm.infer.random_state import forked_rng
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.resampling import next_temperature, systematic
 from pyro_dgm.ops.arguments import check_count, check_number, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer, warn_of_low_ess
 from pyro_dgm.ops.logmeanexp import normalized_ess
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["SMCResult", "SMCSampler"]
 

@@ -14,8 +14,9 @@ from pyro_dgm.interop.jaxlower.callback import Spec, callback_rule
 from pyro_dgm.interop.jaxlower.graph import CHECKS
 from pyro_dgm.interop.jaxlower.loop import Loop
 from pyro_dgm.interop.jaxlower.loops import find_loops
+from pyro_dgm.interop.jaxlower.rules import lowerings
 from pyro_dgm.interop.jaxlower.step import CannotConvert, Constant, Ref, Step, by_rows, value_of
-from pyro_dgm.interop.jaxlower.table import Rule, jax_dtype, lowerings
+from pyro_dgm.interop.jaxlower.table import Rule, jax_dtype
 
 __all__ = ["CannotConvert", "Lowered", "Ref", "Step", "lower"]
 

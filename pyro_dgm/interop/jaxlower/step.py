@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.static_graph import CannotCapture
+from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.interop.jaxlower.table import Rule, jax_dtype
 
 __all__ = ["CannotConvert", "Constant", "Ref", "Row", "Step", "by_rows", "gather", "refs_of", "renumbered", "value_of"]

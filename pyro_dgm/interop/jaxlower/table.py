@@ -1,44 +1,19 @@
-"""The table of rules, from an ATen overload to a function of JAX arrays."""
+"""What a rule is: from an ATen overload to a function of JAX arrays."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["Rule", "Rules", "jax_dtype", "lowerings", "overloads"]
+__all__ = ["Rule", "Rules", "jax_dtype", "overloads"]
 
 #: takes an operation's arguments, tensors being JAX arrays, and gives its result; a tuple where torch gives several
 Rule = Callable[..., Any]
 Rules = dict[Any, Rule]
 
 aten = torch.ops.aten
-
-
-@functools.cache
-def lowerings() -> Rules:
-    """All rules.  The dictionary is the table itself: a rule put in it is used from then on.
-
-    A result's dtype is set to what torch recorded afterwards, so that a rule need not know torch's promotion.
-    """
-    from pyro_dgm.interop.jaxlower import (
-        creation,
-        fourier,
-        indexing,
-        linear_algebra,
-        networks,
-        pointwise,
-        reductions,
-        special,
-        views,
-    )
-
-    table: Rules = {}
-    for part in (pointwise, special, reductions, creation, views, indexing, linear_algebra, networks, fourier):
-        table.update(part.rules())
-    return table
 
 
 def overloads(names: str, rule: Rule) -> Rules:

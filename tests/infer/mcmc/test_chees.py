@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_dgm.infer.mcmc import HMC, MCMC, ChEES
-from pyro_dgm.infer.mcmc.chees import halton
+from pyro_dgm.infer.mcmc.kernels.chees import halton
 from tests.infer.mcmc.targets import walk
 
 

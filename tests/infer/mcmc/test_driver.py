@@ -203,9 +203,9 @@ def test_loop_and_vmap_agree():
 
 def test_graph_is_the_model():
     """What replaces the model after some evaluations gives its numbers, and tells a failed factorisation."""
-    from pyro_dgm.infer.mcmc.graph import GraphFunction
-    from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-    from pyro_dgm.infer.mcmc.potential import GRAPH_AFTER
+    from pyro_dgm.capture.graph import GraphFunction
+    from pyro_dgm.infer.mcmc.potentials.base import GRAPH_AFTER
+    from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
     def model(x):
         s = pyro.sample("s", dist.Normal(0.0, 0.1))

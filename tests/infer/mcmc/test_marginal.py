@@ -11,7 +11,7 @@ import torch
 from pyro.infer import config_enumerate
 
 from pyro_dgm.infer.mcmc import HMC, MCMC, SGLD
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 DTYPE = torch.float64
 X = torch.tensor([-2.1, -1.8, 0.3, 1.9, 2.2, 2.6], dtype=DTYPE)

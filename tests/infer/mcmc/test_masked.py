@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 import pyro_dgm
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 DTYPE = torch.float64
 Y = torch.tensor([1.0, 2.0, 0.0, 3.0, 0.0], dtype=DTYPE)

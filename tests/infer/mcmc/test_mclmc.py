@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_dgm.infer.mcmc import MCLMC, MCMC, AdjustedMCLMC
-from pyro_dgm.infer.mcmc.isokinetic import minimal_norm_step, turn, unit
+from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, turn, unit
 from tests.infer.mcmc.targets import walk
 
 DTYPE = torch.float64

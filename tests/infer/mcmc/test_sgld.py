@@ -9,7 +9,7 @@ import torch
 
 import pyro_dgm
 from pyro_dgm.infer.mcmc import MCMC, SGLD, PolynomialDecay
-from pyro_dgm.infer.mcmc.minibatch import ModelMinibatches
+from pyro_dgm.infer.mcmc.potentials.minibatch import ModelMinibatches
 from tests.infer.mcmc.targets import walk
 from tests.infer.mcmc.test_exact import SIGMAS, in_standard_errors
 

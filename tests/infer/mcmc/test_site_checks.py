@@ -10,7 +10,7 @@ from pyro import poutine
 
 import pyro_dgm
 from pyro_dgm.infer.mcmc import HMC, KERNELS, MCMC
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 METHODS = [*sorted(set(KERNELS) - {"langevin", "sgld", "annealed-langevin"}), "nuts-numpyro"]
 X = torch.tensor([0.3, 1.5], dtype=torch.float64)

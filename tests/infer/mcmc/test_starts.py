@@ -11,10 +11,10 @@ from pyro.infer.autoguide import initialization as init
 from pyro.nn import PyroModule, PyroSample
 
 import pyro_dgm
+from pyro_dgm.capture.unvalidated import unvalidated
 from pyro_dgm.infer.mcmc import HMC, MCMC, ChEES
 from pyro_dgm.infer.mcmc.initial import far_behind, radius_of
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
-from pyro_dgm.infer.unvalidated import unvalidated
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 
 def draw(model, *data, method="hmc", num_samples=20, num_chains=4, seed=0):

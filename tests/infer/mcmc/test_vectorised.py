@@ -11,7 +11,7 @@ import torch
 
 import pyro_dgm
 from pyro_dgm.infer.mcmc import SGLD
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 F64 = torch.float64
 X = torch.linspace(-2.0, 2.0, 12, dtype=F64)

@@ -11,7 +11,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import initialize_model
 
 from pyro_dgm.infer.mcmc import HMC
-from pyro_dgm.infer.mcmc.model_potential import ModelPotential
+from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 
 DATA = torch.tensor([0.2, 0.4, 3.1, 2.6, 5.2])
 

@@ -12,9 +12,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 import pyro_dgm
 from pyro_dgm.infer import ELBO, IWAE, OBJECTIVES, CapturedELBO, Objective
-from pyro_dgm.infer.elbo.strategy import Pair
-from pyro_dgm.infer.elbo.structure import is_point, sample_sites
-from pyro_dgm.infer.elbo.vectorization import strategy_for
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
+from pyro_dgm.programs.structure import is_point, sample_sites
 from tests.infer.zoo import deep, hidden_markov, mixtures, regression, series  # noqa: F401  (they fill the zoo)
 from tests.infer.zoo.case import CASES, Case, Made, fresh
 

@@ -1,0 +1,43 @@
+"""Trying a function out without anything having happened: random state and tensors are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_dgm.ops.random_state import fork_rng
+
+__all__ = ["Trial", "trial"]
+
+
+class Trial(NamedTuple):
+    """What a function gave, and what it left behind."""
+
+    results: Any
+    #: values of the state tensors that it wrote, by position
+    written: dict[int, Tensor]
+    #: the CPU's random state after it
+    random_state: Tensor
+
+
+def trial(fn: Callable[..., Any], inputs: Sequence[Tensor], state: Iterable[Tensor]) -> Trial:
+    """Call ``fn(*inputs)``, then put back the random state and the tensors of ``state`` that it wrote in place."""
+    state = list(state)
+    kept = [t.detach().clone() for t in state]
+    written: dict[int, Tensor] = {}
+    with fork_rng(), pyro.validation_enabled(False):
+        try:
+            results = fn(*inputs)
+            after = torch.get_rng_state()
+        finally:
+            with torch.no_grad():
+                for i, (tensor, value) in enumerate(zip(state, kept, strict=True)):
+                    # By value: compiled code writes without a version to tell by.
+                    if not torch.equal(tensor, value):
+                        written[i] = tensor.detach().clone()
+                        tensor.copy_(value)
+    return Trial(results, written, after)

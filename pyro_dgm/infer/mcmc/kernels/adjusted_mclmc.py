@@ -1,0 +1,159 @@
+"""Metropolis-adjusted microcanonical sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.adaptation import flatten, unflatten
+from pyro_dgm.infer.mcmc.kernels.base import KernelState
+from pyro_dgm.infer.mcmc.kernels.hmc import HMC, Trajectory
+from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
+from pyro_dgm.infer.mcmc.potentials.base import Position
+
+__all__ = ["AdjustedMCLMC", "Whitened", "require_two_dimensions"]
+
+
+class AdjustedMCLMC(HMC):
+    r"""Microcanonical Hamiltonian Monte Carlo with a Metropolis step: :class:`HMC` at constant speed.
+
+    A fresh direction, uniform on the sphere, then a trajectory of the isokinetic dynamics
+    (``infer/mcmc/kernels/isokinetic.py``), kept with probability
+    :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`.  The speed does not depend on how far down the potential a chain
+    is, which makes the step size that integrates one place well do for others; in many dimensions it takes fewer
+    gradients than :class:`HMC` does, of which each step has two.  :class:`MCLMC` is the same without the Metropolis
+    step, faster and biased.
+
+    Step size and trajectory length are in :class:`HMC`'s units: a step is :math:`\epsilon \sqrt d` long, since that is
+    how far a momentum of d standard normal numbers goes in a time :math:`\epsilon`.  Warm-up as :class:`HMC`'s.
+
+    :param model: a Pyro model, of two or more unconstrained dimensions; or
+    :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
+    :param step_size: as in :class:`HMC`, like all that follow.
+    :param trajectory_length: see above.
+    :param num_steps: steps, fixed, instead of ``trajectory_length``.
+    :param jitter: of the step size, in [0, 1).
+    :param adapt_step_size: whether to learn the step size.
+    :param adapt_mass_matrix: whether to learn the diagonal mass.
+    :param target_accept_prob: mean acceptance probability to aim for.
+    :param max_num_steps: most steps a transition.
+    :param max_energy_error: energy error above which a transition is marked diverging, nats.
+    :param temperature: :math:`T`; see :class:`Kernel`.
+    :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`.
+    :raises ValueError: for a setting out of range, or a target of one dimension.
+
+    Source: J. Robnik, R. Cohn-Gordon and U. Seljak (2025), "Metropolis adjusted microcanonical Hamiltonian Monte
+    Carlo", arXiv:2503.01707.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.infer.mcmc import MCMC, AdjustedMCLMC
+        >>> kernel = AdjustedMCLMC(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1))
+        >>> mcmc = MCMC(kernel, num_samples=50, warmup_steps=50, num_chains=8, seed=0, progress=False)
+        >>> mcmc.run(initial_params={"x": torch.zeros(8, 3)})
+        >>> mcmc.get_samples(group_by_chain=True)["x"].shape
+        torch.Size([8, 50, 3])
+    """
+
+    name = "mclmc-adjusted"
+    gradients_a_step = 2
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Position], Tensor] | None = None,
+        step_size: float = 1.0,
+        trajectory_length: float | None = None,
+        num_steps: int | None = None,
+        *,
+        jitter: float = 0.25,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        target_accept_prob: float = 0.9,
+        max_num_steps: int = 100,
+        max_energy_error: float = 1000.0,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+    ) -> None:
+        super().__init__(
+            model, potential_fn, step_size, trajectory_length, num_steps, jitter=jitter,
+            adapt_step_size=adapt_step_size, adapt_mass_matrix=adapt_mass_matrix,
+            target_accept_prob=target_accept_prob, max_num_steps=max_num_steps, max_energy_error=max_energy_error,
+            temperature=temperature, init_strategy=init_strategy, compile=compile,
+        )  # fmt: skip
+
+    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+        require_two_dimensions(self, params)
+        return super().init(params, generator)
+
+    def _integrate(
+        self, state: KernelState, noise: Mapping[str, Tensor], step_size: Tensor, num_steps: int
+    ) -> Trajectory:
+        white = Whitened(self, state)
+        velocity = unit(flatten({k: noise[f"momentum {k}"] for k in state.position}))
+        x, value, gradient = white.position, white.value, white.gradient
+        kinetic = torch.zeros_like(value)
+        size = step_size * math.sqrt(x.shape[1])
+        for _ in range(num_steps):
+            x, velocity, value, gradient, change = minimal_norm_step(
+                x, velocity, gradient, size, white.evaluate, white.slope
+            )
+            kinetic = kinetic + change
+        return Trajectory(white.state_at(x, value, gradient), white.value, value + kinetic, {})
+
+
+class Whitened:
+    """A state in coordinates of unit variance, one row of numbers a chain, its potential over the temperature.
+
+    :param kernel: has the potential and the temperature.
+    :param state: with a diagonal mass.
+    """
+
+    def __init__(self, kernel: Any, state: KernelState) -> None:
+        self.kernel, self.state = kernel, state
+        self.roots = {k: v.sqrt() for k, v in state.inverse_mass.items()}
+        self.position = flatten({k: v / self.roots[k] for k, v in state.position.items()})
+        self.value = state.potential / kernel.temperature
+        self.gradient = self._whiten(state.gradient)
+
+    def _whiten(self, gradient: Position) -> Tensor:
+        return flatten({k: v * self.roots[k] for k, v in gradient.items()}) / self.kernel.temperature
+
+    def unwhiten(self, x: Tensor) -> Position:
+        """The latents at whitened coordinates."""
+        return {k: v * self.roots[k] for k, v in unflatten(x, self.state.position).items()}
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential over temperature, and its gradient."""
+        value, gradient = self.kernel.potential(self.unwhiten(x))
+        return value / self.kernel.temperature, self._whiten(gradient)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """The gradient of :meth:`evaluate` alone."""
+        return self._whiten(self.kernel.potential.gradient(self.unwhiten(x)))
+
+    def state_at(self, x: Tensor, value: Tensor, gradient: Tensor) -> KernelState:
+        """The state at whitened coordinates, of what :meth:`evaluate` gave there."""
+        slopes = unflatten(gradient * self.kernel.temperature, self.state.position)
+        return replace(
+            self.state,
+            position=self.unwhiten(x),
+            potential=value * self.kernel.temperature,
+            gradient={k: v / self.roots[k] for k, v in slopes.items()},
+        )
+
+
+def require_two_dimensions(kernel: Any, params: Position) -> None:
+    """:raises ValueError: for a target of one dimension, in which a direction cannot turn."""
+    if sum(v[0].numel() for v in params.values()) < 2:
+        raise ValueError(
+            f"{type(kernel).__name__} needs a target of two dimensions or more (it turns a direction), got one: use HMC"
+        )

@@ -1,0 +1,225 @@
+"""Hamiltonian Monte Carlo that learns how far to go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.adaptation import WHITENING, flatten
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
+from pyro_dgm.infer.mcmc.kernels.hmc import HMC, Trajectory
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.ops.arguments import check_number
+
+__all__ = ["ChEES"]
+
+#: Adam's settings in the paper: no first moment, a short memory for the second
+LEARNING_RATE, SECOND_MOMENT, EPSILON = 0.025, 0.95, 1e-8
+
+
+@dataclass(frozen=True)
+class ChEESState(KernelState):
+    """A state with the length of trajectories, numbers of the host that the number of steps follows.
+
+    :ivar log_length: logarithm of the longest trajectory, in units of the mass-scaled space.
+    :ivar average: its running average, which draws are made with.
+    :ivar second_moment: Adam's.
+    :ivar updates: how often the length was moved.
+    """
+
+    log_length: float = 0.0
+    average: float = 0.0
+    second_moment: float = 0.0
+    updates: int = 0
+
+
+class ChEES(HMC):
+    r"""Hamiltonian Monte Carlo whose trajectory length is learnt across chains: what to take where :class:`HMC`'s
+    quarter turn is too short or too long, and nothing is known of the posterior's correlations.
+
+    The length :math:`T` climbs the *change in the estimator of the expected square*,
+
+    .. math:: \mathrm{ChEES} = \tfrac14 E\left[\left(\|u' - E u'\|^2 - \|u - E u\|^2\right)^2\right], \qquad
+              \widehat{\frac{\partial}{\partial T}} = \frac{\sum_c \alpha_c h_t
+              \left(\|u'_c - \bar u'\|^2 - \|u_c - \bar u\|^2\right) (u'_c - \bar u')^\top v'_c}{\sum_c \alpha_c}
+
+    by Adam on :math:`\log T`, with chains ``c`` as the sample, proposals :math:`u'` with velocities :math:`v'`,
+    acceptance probabilities :math:`\alpha_c`, and means over chains; all in mass-scaled coordinates.  Transition ``t``
+    goes :math:`h_t T` in equal steps no longer than the step size, with :math:`h_t` of the Halton sequence in base 2:
+    lengths that fill :math:`(0, T)` evenly, so that no orbit's period is met each time.  The step size follows the
+    *harmonic* mean of acceptance over chains to 0.651; mass is learnt as in :class:`HMC`.
+
+    Learning needs several chains together, tens of them better than a few; after the warm-up chains are independent.
+    Without a warm-up it is :class:`HMC` with jittered lengths.
+
+    :param model: a Pyro model; or
+    :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
+    :param step_size: step size to start from.
+    :param trajectory_length: :math:`T` to start from, in units of the mass-scaled space.
+    :param adapt_trajectory_length: whether to learn :math:`T`.
+    :param learning_rate: Adam's, of :math:`\log T`.
+    :param adapt_step_size: as in :class:`HMC`, like the settings that follow it.
+    :param adapt_mass_matrix: whether to learn the mass.
+    :param dense_mass: a full matrix.
+    :param target_accept_prob: harmonic mean of the acceptance probability to aim for.
+    :param max_num_steps: most leapfrog steps a transition.
+    :param max_energy_error: energy error above which a transition is marked diverging, nats.
+    :param temperature: :math:`T` of the target; see :class:`Kernel`.
+    :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`; the gradient is compiled, transitions of many lengths are not.
+    :raises ValueError: for a setting out of range, or fewer than two chains to learn from.
+
+    Source: M. D. Hoffman, A. Radul and P. Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
+    Hamiltonian Monte Carlo", AISTATS, PMLR 130.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.infer.mcmc import MCMC, ChEES
+        >>> kernel = ChEES(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1))
+        >>> mcmc = MCMC(kernel, num_samples=50, warmup_steps=50, num_chains=8, seed=0, progress=False)
+        >>> mcmc.run(initial_params={"x": torch.zeros(8, 3)})
+        >>> mcmc.get_samples(group_by_chain=True)["x"].shape
+        torch.Size([8, 50, 3])
+    """
+
+    name = "chees"
+    varying_steps = True
+    min_chains = 2
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Position], Tensor] | None = None,
+        step_size: float = 1.0,
+        trajectory_length: float = math.pi / 2,
+        *,
+        adapt_trajectory_length: bool = True,
+        learning_rate: float = LEARNING_RATE,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        dense_mass: bool = False,
+        target_accept_prob: float = 0.651,
+        max_num_steps: int = 500,
+        max_energy_error: float = 1000.0,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+    ) -> None:
+        super().__init__(
+            model, potential_fn, step_size, trajectory_length, jitter=0.0, adapt_step_size=adapt_step_size,
+            adapt_mass_matrix=adapt_mass_matrix, dense_mass=dense_mass, target_accept_prob=target_accept_prob,
+            max_num_steps=max_num_steps, max_energy_error=max_energy_error, temperature=temperature,
+            init_strategy=init_strategy, compile=compile,
+        )  # fmt: skip
+        check_number("learning_rate", learning_rate)
+        if not (learning_rate > 0 and math.isfinite(learning_rate)):
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+        self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)
+
+    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+        plain = super().init(params, generator)
+        assert self.trajectory_length is not None
+        length = math.log(self.trajectory_length)
+        extra = {"length gradient": plain.potential.new_zeros(())}
+        values = {f.name: getattr(plain, f.name) for f in fields(plain)}
+        return ChEESState(**{**values, "extra": extra}, log_length=length, average=length)
+
+    def steps_at(self, state: KernelState) -> int:
+        return max(1, min(self._most_steps(state), math.ceil(self._length(state) / float(state.step_size))))
+
+    def _length(self, state: KernelState) -> float:
+        """How far the next transition goes."""
+        assert isinstance(state, ChEESState)
+        longest = math.exp(state.average if state.warmup is None else state.log_length)
+        # Shorter than a step, acceptance would say nothing of the step size, which then grows without end.
+        longest = max(longest, float(state.step_size))
+        return min(halton(state.iteration + 1) * longest, self._most_steps(state) * float(state.step_size))
+
+    def noise(self, state: KernelState) -> dict[str, Tensor]:
+        return {**super().noise(state), "length": state.step_size.new_full((), self._length(state))}
+
+    def _trajectory(self, state: KernelState, noise: Mapping[str, Tensor]) -> Trajectory:
+        # Equal steps that make the length to the end: the length is learnt, not the nearest number of steps.
+        size = (noise["length"] / state.num_steps).expand(state.potential.shape)
+        return self._integrate(state, noise, size, state.num_steps)
+
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        trajectory = self._trajectory(state, noise)
+        new, info = self._metropolis(state, noise, trajectory)
+        if state.warmup is None or not self.adapt_trajectory_length:
+            return new, info
+        gradient = self._length_gradient(state, trajectory, info.acceptance_rate)
+        return replace(new, extra={**new.extra, "length gradient": gradient}), info
+
+    def _length_gradient(self, state: KernelState, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
+        """The criterion's derivative with respect to the length that was gone, over that length's share of T."""
+        before, after = self._scaled(state, state.position), self._scaled(state, trajectory.end.position)
+        velocity = self._scaled(state, self._velocity(state, trajectory.momentum))
+        # A chain that left the support counts nothing, and must not spoil the means of the others.
+        fine = (acceptance > 0) & torch.isfinite(after).all(-1) & torch.isfinite(velocity).all(-1)
+        weight = torch.where(fine, acceptance, torch.zeros_like(acceptance))
+        after = torch.where(fine[:, None], after, before)
+        velocity = torch.where(fine[:, None], velocity, torch.zeros_like(velocity))
+        total = weight.sum()
+        centred = after - (weight[:, None] * after).sum(0) / total.clamp(min=1e-12)
+        origin = before - before.mean(0)
+        change = centred.square().sum(-1) - origin.square().sum(-1)
+        slope = (weight * change * (centred * velocity).sum(-1)).sum() / total.clamp(min=1e-12)
+        return torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope))
+
+    def _scaled(self, state: KernelState, values: Position) -> Tensor:
+        """In coordinates in which the estimated covariance is the identity, ``(chains, D)``."""
+        if self.dense_mass:
+            return flatten(values) @ state.inverse_mass[WHITENING].T
+        return flatten({k: v / state.inverse_mass[k].sqrt() for k, v in values.items()})
+
+    def adapt(self, state: KernelState, info: Info) -> KernelState:
+        if isinstance(state, ChEESState) and state.warmup is not None and self.adapt_trajectory_length:
+            # On their way to the typical set chains come nearer to each other, and the shorter the better.
+            if not state.warmup.searching:
+                state = self._move_length(state)
+        # The harmonic mean is led by the chains that are rejected most.
+        harmonic = info.acceptance_rate.clamp(min=1e-3).reciprocal().mean().reciprocal()
+        return super().adapt(state, replace(info, acceptance_rate=harmonic.expand_as(info.acceptance_rate)))
+
+    def _move_length(self, state: ChEESState) -> ChEESState:
+        share = halton(state.iteration)  # of the transition just taken
+        slope = float(state.extra["length gradient"]) * share * math.exp(state.log_length)
+        updates = state.updates + 1
+        second = SECOND_MOMENT * state.second_moment + (1 - SECOND_MOMENT) * slope * slope
+        move = slope / (math.sqrt(second / (1 - SECOND_MOMENT**updates)) + EPSILON)
+        length = state.log_length + self.learning_rate * move
+        # No longer than the steps allowed; a step size that is being searched for is no bound from below.
+        length = min(length, math.log(self.max_num_steps * float(state.step_size)))
+        weight = updates**-0.5
+        average = weight * length + (1 - weight) * state.average
+        return replace(state, log_length=length, average=average, second_moment=second, updates=updates)
+
+    def _refresh(self, state: KernelState) -> KernelState:
+        return state  # the number of steps is another one each time
+
+    def finish_warmup(self, state: KernelState) -> KernelState:
+        state = super().finish_warmup(state)
+        return replace(state, extra={k: torch.zeros_like(v) for k, v in state.extra.items()})
+
+
+def halton(index: int) -> float:
+    """Element of the Halton sequence in base 2 (van der Corput's), in (0, 1), from index 1.
+
+    Example::
+
+        >>> [halton(i) for i in range(1, 6)]
+        [0.5, 0.25, 0.75, 0.125, 0.625]
+    """
+    result, share = 0.0, 0.5
+    while index:
+        result += share * (index & 1)
+        index >>= 1
+        share /= 2
+    return result

@@ -1,0 +1,173 @@
+"""The unadjusted Langevin algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain, select
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.langevin import langevin_step
+
+__all__ = ["Langevin"]
+
+
+class Langevin(Kernel):
+    r"""The unadjusted Langevin algorithm (ULA): a gradient step and noise, never rejected; for training energies, for
+    very many dimensions, and where a known small bias is a fair price.
+
+    .. math:: u' = u - \frac{\epsilon^2}{2 T} \nabla U(u) + \epsilon \xi, \qquad \xi \sim N(0, I)
+
+    The Langevin *time* step is :math:`h = \epsilon^2 / 2`.  The law that the chain settles on is :math:`e^{-U / T}`
+    only as :math:`\epsilon \to 0`: for a Gaussian of variance :math:`s^2` it has variance
+    :math:`T s^2 / (1 - \epsilon^2 / (4 T s^2))`, and there is none from :math:`\epsilon = 2 s \sqrt T` on, where the
+    iteration is unstable.  Nothing is learnt in the warm-up: the step size is yours.  :class:`MALA` has the same
+    proposal and no bias.
+
+    **Temperature.**  Papers on energy-based models write
+    :math:`u' = u - \lambda \nabla U + \sigma \xi` and choose :math:`\lambda` and :math:`\sigma` apart.  That is this
+    kernel with :math:`\epsilon = \sigma` and :math:`T = \sigma^2 / (2 \lambda)`: a step of 10 and noise of 0.005 sample
+    at :math:`T = 1.25 \cdot 10^{-6}`, which is gradient descent with a little noise, not draws from :math:`e^{-U}`.
+    :meth:`from_recipe` makes that conversion.
+
+    **Divergence.**  Where the proposal, its potential or its gradient is not finite the chain is marked diverging and
+    stays at its last finite position.  Nothing else is ever rejected: ``acceptance_rate`` is 1 and ``accepted`` true.
+    ``energy`` is :math:`U / T`.
+
+    :param model: a Pyro model; or
+    :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
+    :param step_size: :math:`\epsilon`, in units of the unconstrained latents.
+    :param schedule: from the transition's number (from 0, warm-up counted) to a factor for :math:`\epsilon`, such as
+        :class:`PolynomialDecay`; constant by default.
+    :param max_grad_norm: longest :math:`\|\nabla U\|` of a chain, over all its latents; longer ones are scaled down to
+        it. The target is then another one where it bites.
+    :param max_grad_value: largest :math:`|\partial U / \partial u_i|` of an element; likewise.
+    :param temperature: :math:`T`; see :class:`Kernel`.
+    :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`.
+    :raises ValueError: for a setting out of range; the message names it.
+
+    Source: G. Parisi (1981), "Correlation functions and computer simulations"; G. O. Roberts and R. L. Tweedie (1996),
+    "Exponential convergence of Langevin distributions and their discrete approximations".
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.infer.mcmc import MCMC, Langevin
+        >>> kernel = Langevin(potential_fn=lambda u: 0.5 * u["x"].square().flatten(1).sum(-1), step_size=0.5)
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, num_chains=8, seed=0, progress=False)
+        >>> mcmc.run(initial_params={"x": torch.zeros(8, 1, 28, 28)})
+        >>> mcmc.get_samples(group_by_chain=True)["x"].shape
+        torch.Size([8, 20, 1, 28, 28])
+    """
+
+    name = "langevin"
+    independent_chains = True
+    adjusted = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[..., Tensor] | None = None,
+        step_size: float = 0.1,
+        *,
+        schedule: Callable[[int], float] | None = None,
+        max_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+    ) -> None:
+        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        for argument, value in (
+            ("step_size", step_size),
+            ("max_grad_norm", max_grad_norm),
+            ("max_grad_value", max_grad_value),
+        ):
+            check_number(argument, value, optional=argument != "step_size")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule must be a function of the transition's number, got {type(schedule).__name__}")
+        self.initial_step_size = float(step_size)
+        self.schedule, self.max_grad_norm, self.max_grad_value = schedule, max_grad_norm, max_grad_value
+
+    @classmethod
+    def from_recipe(cls, step: float, noise: float, **settings: Any) -> Langevin:
+        r"""The kernel of a paper's :math:`u' = u - \lambda \nabla U + \sigma \xi`, its temperature worked out.
+
+        :param step: :math:`\lambda`.
+        :param noise: :math:`\sigma`.
+        :param settings: further arguments of the kernel.
+        :raises ValueError: if one is not positive and finite.
+
+        Example::
+
+            >>> from pyro_dgm.infer.mcmc import Langevin
+            >>> f"{Langevin.from_recipe(step=10.0, noise=0.005).temperature:.3g}"
+            '1.25e-06'
+        """
+        for argument, value in (("step", step), ("noise", noise)):
+            check_number(argument, value)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        return cls(step_size=noise, temperature=noise**2 / (2.0 * step), **settings)
+
+    def noise(self, state: KernelState) -> dict[str, Tensor]:
+        noise = normals_like(state.position, state.generator, "noise")
+        if self.schedule is not None:
+            factor = float(self.schedule(state.iteration))
+            if not (factor > 0 and math.isfinite(factor)):
+                raise ValueError(f"schedule must give positive finite factors, got {factor} at {state.iteration}")
+            noise["step size"] = state.step_size.new_full((), self.initial_step_size * factor)
+        return noise
+
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        state = replace(state, step_size=noise.get("step size", state.step_size))
+        return self._settle(state, self._propose(state, noise, self.temperature), noise, self.temperature)
+
+    def _propose(self, state: KernelState, noise: Mapping[str, Tensor], temperature: float | Tensor) -> Position:
+        gradient = self._clipped(state.gradient)
+
+        def moved(k: str, v: Tensor) -> Tensor:
+            heat = per_chain(temperature, v) if isinstance(temperature, Tensor) else temperature
+            return langevin_step(v, gradient[k], noise[f"noise {k}"], per_chain(state.step_size, v), heat)
+
+        return {k: moved(k, v) for k, v in state.position.items()}
+
+    def _settle(
+        self, state: KernelState, proposal: Position, noise: Mapping[str, Tensor], temperature: float | Tensor
+    ) -> tuple[KernelState, Info]:
+        """Go to the proposal, except on chains where something about it is not finite."""
+        value, gradient = self._evaluate(proposal, noise)
+        finite = finite_chains(value, proposal, gradient)
+        new = replace(
+            state,
+            position=select(finite, proposal, state.position),
+            potential=torch.where(finite, value, state.potential),
+            gradient=select(finite, gradient, state.gradient),
+        )
+        ones = torch.ones_like(value)
+        n_steps = torch.ones_like(value, dtype=torch.int64)
+        return new, Info(ones, torch.ones_like(finite), ~finite, new.potential / temperature, n_steps)
+
+    def _evaluate(self, position: Position, noise: Mapping[str, Tensor]) -> tuple[Tensor, Position]:
+        return self.potential(position)
+
+    def _clipped(self, gradient: Position) -> Position:
+        if self.max_grad_value is not None:
+            limit = self.max_grad_value
+            gradient = {k: g.clamp(-limit, limit) for k, g in gradient.items()}
+        if self.max_grad_norm is not None:
+            squares: Any = sum(g.reshape(len(g), -1).square().sum(-1) for g in gradient.values())
+            # A gradient of zero stays zero: the factor is the limit over infinity's floor, and then 1.
+            factor = (self.max_grad_norm / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0)
+            gradient = {k: g * per_chain(factor, g) for k, g in gradient.items()}
+        return gradient

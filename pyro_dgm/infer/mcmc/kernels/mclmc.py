@@ -1,0 +1,227 @@
+"""Microcanonical Langevin Monte Carlo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.mcmc.adaptation import Welford, flatten, warmup_windows
+from pyro_dgm.infer.mcmc.chains import select
+from pyro_dgm.infer.mcmc.kernels.adjusted_mclmc import Whitened, require_two_dimensions
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
+from pyro_dgm.infer.mcmc.potentials.base import Position
+from pyro_dgm.ops.arguments import check_count, check_number
+
+__all__ = ["MCLMC"]
+
+#: transitions that the running estimate of the energy error looks back on
+MEMORY = 50
+
+
+@dataclass(frozen=True)
+class MCLMCState(KernelState):
+    """A state with what the warm-up knows: numbers of the host, and the moments of positions.
+
+    :ivar total: transitions of the warm-up, 0 outside of it.
+    :ivar count: of them taken.
+    :ivar windows: over which the mass is estimated.
+    :ivar moments: of positions, in a window.
+    :ivar error: sum of squared energy errors over the sixth power of the step size, discounted.
+    :ivar weight: of that sum.
+    """
+
+    total: int = 0
+    count: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
+    moments: Welford | None = None
+    error: float = 0.0
+    weight: float = 0.0
+
+
+class MCLMC(Kernel):
+    r"""Microcanonical Langevin Monte Carlo, unadjusted: for posteriors of many dimensions, where a bias of the size of
+    the Monte Carlo error is a fair price for speed.
+
+    Chains move at constant speed along a direction that the force turns (``infer/mcmc/kernels/isokinetic.py``), and
+    that is partly drawn anew after every step,
+
+    .. math:: u \leftarrow \frac{u + \nu z}{\|u + \nu z\|}, \quad z \sim N(0, I_d), \qquad
+              \nu = \sqrt{\frac{e^{2 \epsilon / L} - 1}{d}}
+
+    Nothing is rejected, so that the law of the draws is the target's only as :math:`\epsilon \to 0`.  What the bias is
+    held by is the energy: the warm-up sets the step size such that the variance of its change in a step is
+    ``energy_variance`` a dimension (and no longer than half of L).  How large the bias then is depends on the target;
+    check against :class:`AdjustedMCLMC`, which is the same with a Metropolis step.
+
+    A transition takes as many steps (two gradients each) as make the length L over which the direction is forgotten.
+    Step size and length are in :class:`HMC`'s units, that is over :math:`\sqrt d`.  A step to where the potential or
+    its gradient is not finite, or whose energy error is above ``max_energy_error``, is marked diverging: the chain
+    stays where it was before the transition, and turns.  Elsewhere ``acceptance_rate`` is 1.  ``energy`` is
+    :math:`U / T`.
+
+    :param model: a Pyro model, of two or more unconstrained dimensions; or
+    :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
+    :param step_size: :math:`\epsilon / \sqrt d` to start from (or to keep, with ``adapt_step_size=False``).
+    :param trajectory_length: :math:`L / \sqrt d`.
+    :param num_steps: steps a transition, instead of as many as make L.
+    :param adapt_step_size: whether to learn the step size in the warm-up.
+    :param adapt_mass_matrix: whether to learn the variances by which coordinates are scaled.
+    :param energy_variance: variance of the energy's change in a step, a dimension, to aim for.
+    :param max_num_steps: most steps a transition.
+    :param max_energy_error: energy error above which a step is marked diverging, nats.
+    :param temperature: :math:`T`; see :class:`Kernel`.
+    :param init_strategy: see :class:`Kernel`.
+    :param compile: see :class:`Kernel`.
+    :raises ValueError: for a setting out of range, or a target of one dimension.
+
+    Source: J. Robnik, G. B. De Luca, E. Silverstein and U. Seljak (2023), "Microcanonical Hamiltonian Monte Carlo",
+    arXiv:2212.08549; J. Robnik and U. Seljak (2023), "Fluctuation without dissipation: microcanonical Langevin Monte
+    Carlo", arXiv:2303.18221.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.infer.mcmc import MCLMC, MCMC
+        >>> kernel = MCLMC(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1))
+        >>> mcmc = MCMC(kernel, num_samples=50, warmup_steps=50, num_chains=8, seed=0, progress=False)
+        >>> mcmc.run(initial_params={"x": torch.zeros(8, 30)})
+        >>> mcmc.get_samples(group_by_chain=True)["x"].shape
+        torch.Size([8, 50, 30])
+    """
+
+    name = "mclmc"
+    adjusted = False
+    independent_chains = True
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Position], Tensor] | None = None,
+        step_size: float = 0.2,
+        trajectory_length: float = 1.0,
+        num_steps: int | None = None,
+        *,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        energy_variance: float = 5e-4,
+        max_num_steps: int = 100,
+        max_energy_error: float = 1000.0,
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+    ) -> None:
+        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        for argument, value in (
+            ("step_size", step_size),
+            ("trajectory_length", trajectory_length),
+            ("energy_variance", energy_variance),
+            ("max_energy_error", max_energy_error),
+        ):
+            check_number(argument, value)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
+            check_count(argument, count, optional=True)
+        self.initial_step_size, self.trajectory_length = float(step_size), float(trajectory_length)
+        self.num_steps, self.max_num_steps = num_steps, max_num_steps
+        self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
+        self.energy_variance, self.max_energy_error = float(energy_variance), float(max_energy_error)
+
+    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+        require_two_dimensions(self, params)
+        plain = super().init(params, generator)
+        flat = flatten(plain.position)
+        velocity = unit(torch.randn(flat.shape, generator=generator, dtype=flat.dtype, device=flat.device))
+        extra = {"velocity": velocity, "squared energy": torch.zeros_like(plain.potential)}
+        values = {f.name: getattr(plain, f.name) for f in fields(plain)}
+        return self._refresh(MCLMCState(**{**values, "extra": extra}))
+
+    def noise(self, state: KernelState) -> dict[str, Tensor]:
+        velocity = state.extra["velocity"]
+        shape = (velocity.shape[0], state.num_steps, velocity.shape[1])
+        return {"refresh": torch.randn(shape, generator=state.generator, dtype=velocity.dtype, device=velocity.device)}
+
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        white = Whitened(self, state)
+        x, value, gradient, velocity = white.position, white.value, white.gradient, state.extra["velocity"]
+        dimensions = x.shape[1]
+        size = (state.step_size * math.sqrt(dimensions)).expand(value.shape)
+        nu = (torch.expm1(2.0 * state.step_size / self.trajectory_length) / dimensions).sqrt()
+        squares, worst = torch.zeros_like(value), torch.zeros_like(value)
+        for i in range(state.num_steps):
+            before = value
+            x, velocity, value, gradient, kinetic = minimal_norm_step(
+                x, velocity, gradient, size, white.evaluate, white.slope
+            )
+            error = value - before + kinetic
+            squares, worst = squares + error.square(), torch.maximum(worst, error.abs())
+            velocity = unit(velocity + nu * noise["refresh"][:, i])
+        fine = torch.isfinite(worst + x.sum(-1) + gradient.sum(-1)) & (worst <= self.max_energy_error)
+        end = white.state_at(x, value, gradient)
+        turned = unit(noise["refresh"][:, -1])
+        new = replace(
+            state,
+            position=select(fine, end.position, state.position),
+            potential=torch.where(fine, end.potential, state.potential),
+            gradient=select(fine, end.gradient, state.gradient),
+            extra={
+                "velocity": torch.where(fine[:, None], velocity, turned),
+                "squared energy": torch.where(fine, squares / state.num_steps, torch.full_like(squares, math.inf)),
+            },
+        )
+        n_steps = torch.full_like(value, 2 * state.num_steps, dtype=torch.int64)
+        energy = new.potential / self.temperature
+        return new, Info(torch.ones_like(value), torch.ones_like(fine), ~fine, energy, n_steps)
+
+    # Warm-up
+
+    def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
+        assert isinstance(state, MCLMCState)
+        windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
+        return replace(state, total=num_steps, count=0, windows=windows, moments=Welford.start(state.position))
+
+    def adapt(self, state: KernelState, info: Info) -> KernelState:
+        assert isinstance(state, MCLMCState)
+        if state.total == 0:
+            return state
+        state = replace(state, count=state.count + 1)
+        if self.adapt_step_size:
+            state = self._follow_energy(state)
+        assert state.moments is not None
+        if any(left < state.count <= right for left, right in state.windows):
+            state = replace(state, moments=state.moments.update(state.position))
+        if any(state.count == right for _, right in state.windows):
+            assert state.moments is not None
+            state = replace(state, inverse_mass=state.moments.inverse_mass(), moments=Welford.start(state.position))
+            state = replace(state, error=0.0, weight=0.0)  # the errors were of other coordinates
+        return self._refresh(state)
+
+    def _follow_energy(self, state: MCLMCState) -> MCLMCState:
+        """Errors grow as the sixth power of the step size: the size at which they would be as wanted."""
+        squares = state.extra["squared energy"]
+        finite = torch.isfinite(squares)
+        share = float(finite.double().mean())
+        size = float(state.step_size)
+        if share < 0.8:  # too many chains diverge for the others' errors to say anything
+            return replace(state, step_size=state.step_size * 0.5, error=0.0, weight=0.0)
+        dimensions = state.extra["velocity"].shape[1]
+        mean = float(torch.where(finite, squares, torch.zeros_like(squares)).sum() / finite.sum()) / dimensions
+        decay = 1.0 - 1.0 / MEMORY
+        error, weight = decay * state.error + mean / size**6, decay * state.weight + 1.0
+        wanted = (self.energy_variance / max(error / weight, 1e-300)) ** (1.0 / 6.0)
+        wanted = min(max(wanted, 0.5 * size), 2.0 * size, 0.5 * self.trajectory_length)
+        return replace(state, step_size=torch.full_like(state.step_size, wanted), error=error, weight=weight)
+
+    def finish_warmup(self, state: KernelState) -> KernelState:
+        assert isinstance(state, MCLMCState)
+        return self._refresh(replace(state, total=0, count=0, windows=(), moments=None, error=0.0, weight=0.0))
+
+    def _refresh(self, state: KernelState) -> KernelState:
+        count = self.num_steps or round(self.trajectory_length / float(state.step_size))
+        return replace(state, num_steps=max(1, min(self.max_num_steps, count)))

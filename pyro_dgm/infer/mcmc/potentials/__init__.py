@@ -1,0 +1,1 @@
+"""Potential energies of models and functions, batched over chains."""

@@ -1,0 +1,91 @@
+"""Variational objectives: each a :class:`pyro.infer.ELBO` that is swapped for another by one argument."""
+
+from pyro_dgm.infer.objectives.adversarial.adversarial import AdversarialELBO
+from pyro_dgm.infer.objectives.adversarial.factor import FactorVAE
+from pyro_dgm.infer.objectives.aggregate.betatc import BetaTC
+from pyro_dgm.infer.objectives.aggregate.dip import DIP
+from pyro_dgm.infer.objectives.aggregate.mmd import MMDELBO
+from pyro_dgm.infer.objectives.aggregate.sliced import SlicedWasserstein
+from pyro_dgm.infer.objectives.base import Objective, ObjectiveModule
+from pyro_dgm.infer.objectives.bounds.ciwae import CIWAE
+from pyro_dgm.infer.objectives.bounds.cubo import CUBO
+from pyro_dgm.infer.objectives.bounds.dreg import DReG
+from pyro_dgm.infer.objectives.bounds.elbo import ELBO
+from pyro_dgm.infer.objectives.bounds.iwae import IWAE
+from pyro_dgm.infer.objectives.bounds.miwae import MIWAE
+from pyro_dgm.infer.objectives.bounds.piwae import PIWAE
+from pyro_dgm.infer.objectives.bounds.renyi import RenyiELBO
+from pyro_dgm.infer.objectives.bounds.rws import ReweightedWakeSleep
+from pyro_dgm.infer.objectives.bounds.stl import STL
+from pyro_dgm.infer.objectives.bounds.traceenum import TraceEnumELBO
+from pyro_dgm.infer.objectives.bounds.tracegraph import TraceGraphELBO
+from pyro_dgm.infer.objectives.bounds.tvo import TVO
+from pyro_dgm.infer.objectives.bounds.wake_sleep import WakeSleep
+from pyro_dgm.infer.objectives.score_function.nvil import NVIL
+from pyro_dgm.infer.objectives.score_function.rebar import REBAR
+from pyro_dgm.infer.objectives.score_function.relax import RELAX
+from pyro_dgm.infer.objectives.score_function.score_function import ScoreFunction
+from pyro_dgm.infer.objectives.score_function.vargrad import VarGrad
+from pyro_dgm.infer.objectives.score_function.vimco import VIMCO
+
+#: every objective by name, for the contract tests, the command line and the checkpoints
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ELBO": ELBO,
+    "STL": STL,
+    "IWAE": IWAE,
+    "DReG": DReG,
+    "MIWAE": MIWAE,
+    "PIWAE": PIWAE,
+    "CIWAE": CIWAE,
+    "RenyiELBO": RenyiELBO,
+    "CUBO": CUBO,
+    "TVO": TVO,
+    "TraceGraphELBO": TraceGraphELBO,
+    "TraceEnumELBO": TraceEnumELBO,
+    "ScoreFunction": ScoreFunction,
+    "VIMCO": VIMCO,
+    "NVIL": NVIL,
+    "VarGrad": VarGrad,
+    "RELAX": RELAX,
+    "REBAR": REBAR,
+    "WakeSleep": WakeSleep,
+    "ReweightedWakeSleep": ReweightedWakeSleep,
+    "MMDELBO": MMDELBO,
+    "SlicedWasserstein": SlicedWasserstein,
+    "BetaTC": BetaTC,
+    "DIP": DIP,
+    "FactorVAE": FactorVAE,
+    "AdversarialELBO": AdversarialELBO,
+}
+
+__all__ = [
+    "CIWAE",
+    "CUBO",
+    "DIP",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "MMDELBO",
+    "NVIL",
+    "OBJECTIVES",
+    "PIWAE",
+    "REBAR",
+    "RELAX",
+    "STL",
+    "TVO",
+    "VIMCO",
+    "AdversarialELBO",
+    "BetaTC",
+    "DReG",
+    "FactorVAE",
+    "Objective",
+    "ObjectiveModule",
+    "RenyiELBO",
+    "ReweightedWakeSleep",
+    "ScoreFunction",
+    "SlicedWasserstein",
+    "TraceEnumELBO",
+    "TraceGraphELBO",
+    "VarGrad",
+    "WakeSleep",
+]

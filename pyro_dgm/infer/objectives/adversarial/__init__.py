@@ -1,0 +1,1 @@
+"""Objectives with a discriminator that is trained beside the program."""

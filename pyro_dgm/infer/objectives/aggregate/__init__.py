@@ -1,0 +1,1 @@
+"""Objectives with a penalty on the aggregate posterior of a batch."""

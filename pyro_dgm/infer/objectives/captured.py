@@ -1,0 +1,356 @@
+"""Programs at compiled speed: an objective or a potential as one static graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
+
+from pyro_dgm.capture.snapshot import hook_of, module_key
+from pyro_dgm.capture.static_graph import CannotCapture
+from pyro_dgm.infer.objectives import ELBO, Objective
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
+from pyro_dgm.infer.objectives.metric import metric_of
+from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.programs import announce_parameter, owner_modules
+from pyro_dgm.programs.parameters import leaves_the_store
+from pyro_dgm.programs.structure import Structure, weak
+
+__all__ = ["CapturedELBO"]
+
+logger = logging.getLogger("pyro_dgm")
+
+#: changes that :meth:`CapturedELBO.verify` finds before a program runs eagerly: each new graph is recorded and compiled
+MOST_TOLD_CHANGES = 5
+
+
+class CapturedELBO(Objective):
+    r"""Any objective of the library, evaluated as one compiled graph of tensor operations.
+
+    The program and the estimator run once while their tensor operations are recorded, gradient and random draws
+    included; from then on the graph runs in their place, without Pyro's handlers, distributions' constructors or
+    autograd.  Value, gradient and random stream are those of the objective inside, seed for seed.
+    :func:`pyro_dgm.fit` captures by itself; this class is for loops of your own and for ``pyro.infer.SVI``.
+
+    A graph is recorded for each batch shape (and for training and evaluation mode), compared with the program when it
+    is made and again at its 2nd, 10th, 100th and every 1 000th call.  Seen on every call are modes, submodules,
+    parameters and hooks of the program's modules, and whether a parameter is trained: where one of them has changed, a
+    new graph is made.  Python numbers that the program reads are not looked at on every call: after changing one, call
+    :meth:`verify` with a batch (:func:`pyro_dgm.fit` looks at them by itself after each epoch).  A program with hooks
+    runs eagerly while it has them.  One whose structure depends on values (``.item()``, ``bool(tensor)``), that
+    draws from Python's random numbers, or that changes from call to call, runs eagerly and a warning says why; so does
+    a batch shape beyond the first few.  Inside handlers of your own the program runs eagerly, for they might change it.
+
+    :param objective: the objective, by default :class:`~pyro_dgm.infer.ELBO`.
+    :param backend: ``"inductor"`` compiles the graph of the first batch shape at once and that of others when they have
+        come ``compile_after`` times; ``"aten"`` runs graphs uncompiled: Pyro's overhead is gone, without a wait.
+    :param cuda_graphs: on a CUDA device, replay a compiled graph's kernels as one CUDA graph (torch.compile's
+        ``mode="reduce-overhead"``): for small kernels, whose launches take longer than they do.
+    :param compile_after: calls after which further shapes are compiled too; ``None`` leaves them as recorded.
+    :param say: called with the reason where a program runs eagerly; by default it is a warning.
+    :param max_graphs: graphs kept for a program; more shapes than that run eagerly.
+    :raises TypeError: if ``objective`` is not of this library (Pyro's own test their loss on every step, which no graph
+        can hold).
+
+    Source: the recording is torch's ``make_fx``, the compiler inductor (J. Ansel et al., 2024, "PyTorch 2", ASPLOS,
+    doi:10.1145/3620665.3640366).
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> from pyro_dgm.infer import CapturedELBO, IWAE
+        >>> m = pyro_dgm.models.LinearGaussian(3, 2)
+        >>> captured = CapturedELBO(IWAE(8), backend="aten")
+        >>> loss = captured(m.model, m.guide)(torch.zeros(7, 3))
+        >>> loss.backward()
+        >>> captured.status(m.model, m.guide)
+        'captured: 1 graph (aten)'
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        *,
+        backend: str = "inductor",
+        cuda_graphs: bool = False,
+        max_graphs: int = 6,
+        compile_after: int | None = 50,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        inner = ELBO() if objective is None else objective
+        if not isinstance(inner, Objective) or isinstance(inner, CapturedELBO):
+            raise TypeError(
+                f"objective must be an objective of pyro_dgm.infer, got {type(inner).__name__}: Pyro's own look at the "
+                "loss's value on every step"
+            )
+        if backend not in ("inductor", "aten"):
+            raise ValueError(f"backend must be 'inductor' or 'aten', got {backend!r}")
+        super().__init__(
+            num_particles=inner.num_particles,
+            vectorize_particles=inner.vectorize_particles,
+            strict_enumeration_warning=inner.strict_enumeration_warning,
+            retain_graph=inner.retain_graph,
+        )
+        check_count("max_graphs", max_graphs)
+        check_count("compile_after", compile_after, optional=True)
+        self.inner, self.backend, self.max_graphs = inner, backend, max_graphs
+        self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
+        self.side = inner.side
+        self.metric = metric_of(inner)
+        self._pairs: list[_Pair] = []
+        #: whether the program's modules are looked at on every call; a training loop looks at all now and then
+        self.looks = True
+        self._if_changed: Callable[[], None] | None = None
+
+    # The objective inside
+
+    @property
+    def learned(self) -> torch.nn.Module | None:  # type: ignore[override]
+        return self.inner.learned
+
+    @property
+    def step(self) -> int:  # type: ignore[override]
+        return self.inner.step
+
+    def advance(self) -> None:
+        self.inner.advance()
+
+    def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
+        return self.inner.structure(model, guide, args, kwargs)
+
+    def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
+        return self.inner.particles(model, guide, args, kwargs, grad=grad)
+
+    def bound_of(self, particles: Particles) -> Tensor:
+        return self.inner.bound_of(particles)
+
+    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
+        return self.inner.surrogate_of(particles, bound)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+    # The four methods
+
+    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
+        entry, flat = self._entry(("gradient" if grad else "loss", 1.0), model, guide, args, kwargs)
+        if entry is None:
+            return self.inner.estimate(model, guide, args, kwargs, grad)
+        if _PYRO_STACK:  # SVI asks which parameters there are
+            for i, parameter in enumerate(entry.wrt):
+                announce_parameter(f"captured.{id(parameter)}.{i}", parameter)
+        loss, *gradients = entry(flat)
+        if not grad:
+            return loss, None
+        inputs = [flat[i] for i in entry.graded_inputs]
+        return loss, _WithGradients.apply(loss, gradients, *entry.wrt, *inputs)
+
+    @leaves_the_store
+    @torch.no_grad()
+    def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        entry, flat = self._entry(("bound", 1.0), model, guide, args, kwargs)
+        return self.inner.bound(model, guide, *args, **kwargs) if entry is None else entry(flat)[0]
+
+    # Graphs
+
+    def status(self, model: Callable[..., Any], guide: Callable[..., Any]) -> str:
+        """How this pair is evaluated: by how many graphs, or eagerly and why."""
+        pair = self._pair(model, guide)
+        if pair.reason:
+            return f"eager: {pair.reason}"
+        backends = sorted({e.graph.backend for e in pair.entries.values()})
+        count = len(pair.entries)
+        return f"captured: {count} graph{'s' * (count != 1)} ({', '.join(backends)})" if count else "not seen yet"
+
+    @leaves_the_store
+    def verify(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Compare the graphs of this batch's shape with the program; where one differs, all graphs are made anew.
+
+        :returns: whether they agree (``True`` also where there is no graph).
+        """
+        pair = self._pair(model, guide)
+        flat, key, _ = split_tensors(args, kwargs)
+        found = [e for k, e in pair.entries.items() if k[1:3] == (key, pair.modes())]
+        difference = next((d for e in found if (d := e.differs(flat))), "")
+        if difference:
+            pair.entries.clear()  # what the program read for one shape, it reads for all
+            pair.told += 1
+            if pair.told > MOST_TOLD_CHANGES:
+                self._give_up(pair, f"it has changed more than {MOST_TOLD_CHANGES} times ({difference})")
+        return not difference
+
+    def verify_next(self, if_changed: Callable[[], None]) -> None:
+        """Compare the next evaluation with the program; where it differs, drop the graphs and call ``if_changed``."""
+        self._if_changed = if_changed
+
+    def graphs(self) -> list[Any]:
+        """All graphs that it has."""
+        return [e.graph for pair in self._pairs for e in pair.entries.values()]
+
+    def _pair(self, model: Any, guide: Any) -> _Pair:
+        for pair in self._pairs:
+            if pair.model() == model and pair.guide() == guide:
+                return pair
+        pair = _Pair(weak(model), weak(guide), _modules_of(model, guide))
+        self._pairs = [*self._pairs[-3:], pair]
+        return pair
+
+    def loss_and_gradients(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, scale: float
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+        """Loss, leaves and the gradients of ``scale * loss`` by them; ``None`` where the program runs eagerly.
+
+        For training loops: no autograd is in the way, and ``advance`` has been called.
+        """
+        entry, flat = self._entry(("gradient", scale), model, guide, args, kwargs)
+        if entry is None:
+            return None
+        self.advance()
+        loss, *gradients = entry(flat)
+        return loss, entry.wrt, gradients[: len(entry.wrt)]
+
+    def _entry(
+        self, kind: tuple[str, float], model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[EvaluationGraph | None, list]:
+        if any(not (isinstance(h, TraceMessenger) and h.param_only) for h in _PYRO_STACK):
+            return None, []
+        pair = self._pair(model, guide)
+        if pair.reason or (self.looks and self._has_hooks(pair)):
+            return None, []
+        try:
+            flat, key, rebuild = split_tensors(args, kwargs)
+            full = (kind, key, pair.modes(), module_key(pair.modules) if self.looks else ())
+            entry = pair.entries.get(full)
+        except TypeError as error:  # an argument that cannot be compared: what it holds might change unseen
+            self._give_up(pair, f"an argument is neither tensor nor hashable ({error})")
+            return None, []
+        if entry is not None and self.looks and not all(t.requires_grad for t in entry.wrt):
+            entry = None  # a parameter of no module, in a closure say, is not trained any more
+        if entry is not None and self._if_changed is not None and entry.differs(flat):
+            pair.entries.clear()
+            self._if_changed()
+            return None, []
+        self._if_changed = None
+        if entry is None:
+            if self.looks:
+                full = (*full[:2], *pair.renewed())
+            if len(pair.entries) >= self.max_graphs:
+                if not pair.crowded:
+                    pair.crowded = True
+                    logger.info("more than %d batch shapes: further ones run eagerly", self.max_graphs)
+                return None, []
+            try:
+                entry = capture_evaluation(self.inner, *kind, model, guide, flat, rebuild)
+                if self.backend == "inductor" and not any(k[0] == kind for k in pair.entries):
+                    entry.compile(flat, self.cuda_graphs)
+            except CannotCapture as reason:
+                self._give_up(pair, str(reason))
+                return None, []
+            pair.entries[full] = entry
+        entry.calls += 1
+        if entry.calls in CHECKED_CALLS and not self._check(pair, full, entry, flat):
+            return self._entry(kind, model, guide, args, kwargs)
+        if entry.calls == self.compile_after and self.backend == "inductor" and entry.graph.backend == "aten":
+            try:
+                entry.compile(flat, self.cuda_graphs)
+            except CannotCapture as reason:
+                logger.info("a graph stays uncompiled: %s", reason)
+        return entry, flat
+
+    def _give_up(self, pair: _Pair, reason: str) -> None:
+        pair.reason = reason
+        pair.entries.clear()
+        self._tell(reason)
+
+    def _has_hooks(self, pair: _Pair) -> bool:
+        if not (hook := hook_of(pair.modules)):
+            return False
+        if not pair.hooked:
+            pair.hooked = True
+            self._tell(f"{hook}, which no graph can call")
+        return True
+
+    def _tell(self, reason: str) -> None:
+        message = f"the program runs eagerly, not captured: {reason}"
+        if self.say is None:
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
+        else:
+            self.say(message)
+
+    def _check(self, pair: _Pair, key: Any, entry: EvaluationGraph, flat: Sequence[Tensor]) -> bool:
+        if not (difference := entry.differs(flat)):
+            return True
+        del pair.entries[key]
+        pair.changes += 1
+        if pair.changes > 1:
+            self._give_up(pair, f"it is not the same operations on every call ({difference})")
+        else:
+            logger.info("the program has changed since it was captured and is captured again: %s", difference)
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:  # graphs cannot be copied; they are made again
+        return {**self.__dict__, "_pairs": []}
+
+    def __repr__(self) -> str:
+        return f"CapturedELBO({self.inner!r}, num_particles={self.num_particles})"
+
+
+def _modules_of(model: Any, guide: Any) -> list[torch.nn.Module]:
+    modules = [m for fn in (model, guide) for owner in owner_modules(fn) for m in owner.modules()]
+    return list(dict.fromkeys(modules))
+
+
+@dataclass
+class _Pair:
+    """A model and a guide, and the graphs made of them."""
+
+    model: Any
+    guide: Any
+    modules: list[torch.nn.Module]
+    entries: dict[Any, EvaluationGraph] = field(default_factory=dict)
+    reason: str = ""
+    changes: int = 0
+    crowded: bool = False
+    hooked: bool = False
+    told: int = 0
+
+    def modes(self) -> tuple[bool, ...]:
+        return tuple([m.training for m in self.modules])
+
+    def renewed(self) -> tuple[Any, ...]:
+        """Drop the graphs of modules and parameters that the program has no longer; the keys of those it has."""
+        self.modules = _modules_of(self.model(), self.guide())
+        key = module_key(self.modules)
+        self.entries = {k: e for k, e in self.entries.items() if k[3] == key and all(t.requires_grad for t in e.wrt)}
+        return self.modes(), key
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *wrt: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of a captured loss is there once: retain_graph has no effect on it")
+        if (
+            grad.device.type != "cpu" or float(grad) != 1.0
+        ):  # on a CPU a look costs nothing, and most often saves a pass
+            gradients = torch._foreach_mul(gradients, grad)
+        return (None, None, *gradients)

@@ -1,0 +1,197 @@
+"""Contrastive divergence: a few transitions from the data, or from chains that go on from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
+from pyro_dgm.infer.objectives.metric import Metric
+from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.programs.parameters import leaves_the_store
+from pyro_dgm.programs.structure import weak
+
+__all__ = ["ContrastiveDivergence", "PersistentCD"]
+
+
+class ContrastiveDivergence(EnergyObjective):
+    r"""Contrastive divergence, CD-k: energies down at the data, up at what k transitions make of the data.
+
+    .. math:: L(\theta) = \sum_n F_\theta(x_n) - F_\theta(x_n^{(k)}), \qquad
+              x_n^{(k)} \sim T_\theta^k(\cdot \mid x_n)
+
+    with the gradient taken through :math:`F_\theta` alone.  For chains that have reached the model's law it is
+    the gradient of :math:`-\sum_n \log p_\theta(x_n)`; a few steps from the data are a biased, quick and quiet
+    estimate of it, which leaves alone the modes that the data do not have.  Take it to begin with, or where mixing is
+    fast; :class:`PersistentCD` for likelihoods.
+
+    ``run.history["train"]`` holds :math:`F(x^{(k)}) - F(x)` per datum: how much lower the energy of data is than that
+    of their chains.  It tends to zero as the model comes to fit *and* when chains do not move: it is no likelihood, and
+    neither way is better, so that no best epoch is kept by it.
+
+    :param k: transitions.
+    :raises ValueError: for ``k`` below 1; in training, for energies that are not finite.
+
+    Source: G. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> _ = torch.manual_seed(0)
+        >>> rbm = pyro_dgm.models.RBM(num_visible=6, num_hidden=3)
+        >>> x = torch.randint(2, (10, 6)).float()
+        >>> cd = pyro_dgm.infer.ContrastiveDivergence(k=1)
+        >>> cd(rbm.model, rbm.guide)(x).backward()
+        >>> rbm.weight.grad.shape
+        torch.Size([6, 3])
+    """
+
+    metric = Metric("energy gap of chains and data", better=None)
+
+    def __init__(self, k: int = 1) -> None:
+        super().__init__()
+        check_count("k", k)
+        self.k = k
+
+    def negative_state(self, site: EnergySite) -> Tensor:
+        """Where the chains of this step end, without gradients."""
+        return site.distribution.mcmc_step(site.distribution.state_of(site.value), self.k)
+
+    def surrogate(self, site: EnergySite) -> Tensor:
+        positive = self.check_energy(site.distribution.log_prob(site.value), site, "data")
+        with torch.no_grad():
+            state = self.negative_state(site)
+        negative = self.check_energy(site.distribution.state_log_prob(state), site, "negative samples")
+        return site.num_data * negative.mean() - positive.sum()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(k={self.k})"
+
+
+class PersistentCD(ContrastiveDivergence):
+    r"""Persistent contrastive divergence, or stochastic maximum likelihood: the chains go on where they were.
+
+    .. math:: L(\theta) = \sum_n F_\theta(x_n) - \frac{N}{C} \sum_{c=1}^{C} F_\theta(\tilde x_c), \qquad
+              \tilde x_c \leftarrow T_\theta^k(\cdot \mid \tilde x_c)
+
+    Parameters change little from step to step, so chains that are never restarted stay near the model's law, and the
+    gradient near that of the log-likelihood.  Too large a learning rate shows as chains that are left behind: the
+    parameters oscillate.  Let it fall.
+
+    With a ``buffer`` of more states than ``num_chains``, each step takes some at random, and puts them back moved; a
+    share of ``reinit`` of them begins anew: the replay buffer of deep energy models, whose chains mix badly.
+    Chains that have just begun count in the gradient and in the history: energies far above the data's there push the
+    energy up where it is high enough, so that without a mode to look for ``reinit`` is best left at 0.
+
+    The chains belong to this objective, and go with its ``state_dict`` into a checkpoint; seeing another model, it
+    starts new ones.  In evaluation (without gradients) they are looked at and not moved.  ``run.history["train"]``
+    holds :math:`\bar F(\tilde x) - F(x)` per datum, as for :class:`ContrastiveDivergence`.
+
+    :param k: transitions a step.
+    :param num_chains: C; by default as many as the first batch has data.
+    :param buffer: states held, at least ``num_chains``; by default the chains alone.
+    :param reinit: probability that a chain taken begins anew, in [0, 1].
+    :param initial: where chains begin: ``"noise"``, the distribution's own ``initial_state``, or ``"data"``, the batch.
+    :raises ValueError: for a number out of range; in training, for energies that are not finite.
+
+    Source: T. Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient"; L. Younes (1999), "On the convergence of Markovian stochastic algorithms with rapidly decreasing
+    ergodicity rates"; Y. Du and I. Mordatch (2019), "Implicit generation and generalization in energy-based models",
+    arXiv:1903.08689 (replay buffer).
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> _ = torch.manual_seed(0)
+        >>> rbm = pyro_dgm.models.RBM(num_visible=6, num_hidden=3)
+        >>> x = torch.randint(2, (10, 6)).float()
+        >>> pcd = pyro_dgm.infer.PersistentCD(k=1, num_chains=20)
+        >>> pcd(rbm.model, rbm.guide)(x).backward()
+        >>> pcd.chains.shape
+        torch.Size([20, 6])
+    """
+
+    metric = Metric("energy gap of persistent chains and data", better=None)
+    #: states of the chains, or of the whole buffer; ``None`` before the first batch
+    chains: Tensor | None = None
+
+    def __init__(
+        self,
+        k: int = 1,
+        num_chains: int | None = None,
+        buffer: int | None = None,
+        reinit: float = 0.0,
+        initial: str = "noise",
+    ) -> None:
+        super().__init__(k)
+        for argument, value in (("num_chains", num_chains), ("buffer", buffer)):
+            check_count(argument, value, optional=True)
+        if buffer is not None and buffer < (num_chains or 1):
+            raise ValueError(f"buffer must hold at least num_chains = {num_chains} states, got {buffer}")
+        check_number("reinit", reinit)
+        if not 0.0 <= reinit <= 1.0:
+            raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
+        if initial not in ("noise", "data"):
+            raise ValueError(f"initial must be 'noise' or 'data', got {initial!r}")
+        self.num_chains, self.buffer, self.reinit, self.initial = num_chains, buffer, float(reinit), initial
+        self._size = num_chains  # C, once it is known
+        self._model: Any = None
+
+    @leaves_the_store
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self._model is not None and self._model() != model:
+            self.chains = None
+        self._model = weak(model)
+        return super().differentiable_loss(model, guide, *args, **kwargs)
+
+    def negative_state(self, site: EnergySite) -> Tensor:
+        """The persistent chains of this step, moved, or as they are in an evaluation."""
+        size = self._size or site.num_data
+        chains = self.chains
+        if chains is None:
+            chains = self._begin(site, max(size, self.buffer or size))
+            if self.buffer is None:
+                self._size = size
+        chains = chains.to(site.value.device)
+        size = min(size, len(chains))
+        index = None if size == len(chains) else torch.randperm(len(chains), device=chains.device)[:size]
+        state = chains if index is None else chains[index]
+        if not self._moving:
+            self.chains = chains
+            return state
+        if self.reinit > 0.0:
+            anew = torch.rand(size, device=state.device) < self.reinit
+            fresh = self._begin(site, size)
+            state = torch.where(anew.reshape(-1, *(1 for _ in state.shape[1:])), fresh, state)
+        state = site.distribution.mcmc_step(state, self.k)
+        self.chains = state if index is None else chains.index_copy(0, index, state)
+        return state
+
+    def surrogate(self, site: EnergySite) -> Tensor:
+        self._moving = torch.is_grad_enabled()
+        return super().surrogate(site)
+
+    #: whether the chains move in the evaluation under way
+    _moving = True
+
+    def _begin(self, site: EnergySite, count: int) -> Tensor:
+        if self.initial == "noise":
+            return site.distribution.initial_state(count)
+        rows = torch.randint(site.num_data, (count,), device=site.value.device)
+        return site.distribution.state_of(site.value[rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chains, for a checkpoint."""
+        return {"chains": self.chains, "num_chains": self._size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.chains, self._size = state["chains"], state["num_chains"]
+
+    def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be copied
+        return {**self.__dict__, "_model": None}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(k={self.k}, num_chains={self.num_chains}, buffer={self.buffer})"

@@ -1,0 +1,111 @@
+"""The one evaluation that all objectives share: guide and model are run once with K particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pyro import poutine
+
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.runners import mini_batch
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair, Strategy
+from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way, strategy_for
+from pyro_dgm.programs.module_state import State
+from pyro_dgm.programs.parameters import local_parameters
+from pyro_dgm.programs.structure import Structure, probe
+
+__all__ = ["evaluate", "run_pairs"]
+
+
+def run_pairs(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int,
+    structure: Structure,
+    vectorize: bool,
+    rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Particles:
+    """Run guide and model with K particles: all at once where the program can be, see :mod:`.vectorization`.
+
+    :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.
+    :param before: called before each run of the pair.
+    """
+    pair = Pair(model, guide, args, kwargs, structure)
+    strategy = strategy_for(pair, num_particles, vectorize=vectorize)
+    try:
+        return _run(pair, strategy, num_particles, rewrite, before)
+    except Exception:
+        # A batch of other shapes than the first: what ``rewrite`` has noted is the caller's to undo.
+        if rewrite is not None or not is_other_way(pair, num_particles, vectorize):
+            raise
+    return _run(pair, strategy_for(pair, num_particles, vectorize=vectorize), num_particles, None, before)
+
+
+def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, before: Any) -> Particles:
+    runner = strategy.runner(num_particles, pair.structure.nesting)
+    state = State(strategy.buffers()) if runner.runs > 1 else None
+    pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
+    batch: poutine.Trace | None = None
+    with pair.structure.gradients():
+        for k in range(runner.runs):
+            if k and state is not None:
+                state.again()
+
+            def change(trace: poutine.Trace, k: int = k) -> poutine.Trace:
+                return trace if rewrite is None else rewrite(trace, k)
+
+            if before is not None:
+                before()
+            pairs.append(pair.run(runner, batch, change))
+            if batch is None and runner.runs > 1:
+                # All particles must see one mini-batch: a weight compares particles of the same datum.
+                batch = mini_batch(*pairs[0])
+    if state is not None:
+        state.finish()
+    enumerates = pair.structure.model_enumerates
+    particles = Particles(pairs, num_particles, runner.nesting, runner.vectorized, enumerates, runner)
+    particles.sampled_kl = pair.structure.sampled_kl
+    return particles
+
+
+def evaluate(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    num_particles: int = 1,
+    max_plate_nesting: float = float("inf"),
+    vectorize: bool = True,
+) -> Particles:
+    """Run guide and model once with K particles and give back their log-densities.
+
+    This is what every objective starts from, and what an analysis of weights needs.
+
+    :param args: positional arguments (the batch) of model and guide.
+    :param kwargs: keyword arguments of both.
+    :param num_particles: K.
+    :param max_plate_nesting: deepest plate nesting; looked up by running the pair once if infinite.
+    :param vectorize: run all particles at once, in a plate or under vmap, where the program can be; else one after
+        another.
+    :returns: :class:`~.particles.Particles`, whose ``log_weights`` has shape ``(K, *plates)``, nats.
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate
+        >>> m = pyro_dgm.models.LinearGaussian(3, 2)
+        >>> evaluate(m.model, m.guide, (torch.zeros(7, 3),), num_particles=5).log_weights.shape
+        torch.Size([5, 7])
+    """
+    kwargs = kwargs or {}
+    with local_parameters(model, guide):
+        structure = probe(model, guide, args, kwargs)
+        if max_plate_nesting != float("inf"):
+            structure = replace(structure, nesting=int(max_plate_nesting))
+        return run_pairs(model, guide, args, kwargs, num_particles, structure, vectorize)

@@ -1,0 +1,223 @@
+"""How K particles of a program are run: in a plate, under vmap, or one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+
+from pyro_dgm.infer.objectives.evaluation.under_vmap import PLATE, run_under_vmap
+from pyro_dgm.infer.objectives.evaluation.vmapped_distribution import Layout
+
+__all__ = ["InPlate", "OneByOne", "Runner", "UnderVmap", "mini_batch", "particle_plate", "run_guide"]
+
+Program = Callable[..., Any]
+#: a program that takes the values of a trace, made of the program and ``trace=``
+Replay = Callable[..., Program]
+
+
+def particle_plate(num_particles: int, nesting: int, vectorized: bool) -> Any:
+    """What vectorises over particles: a plate to the left of all others, or ``None``."""
+    return pyro.plate(PLATE, num_particles, dim=-1 - nesting) if vectorized else None
+
+
+def run_guide(
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: Any = None,
+    trace: poutine.Trace | None = None,
+    replay: Replay = poutine.replay,
+) -> poutine.Trace:
+    """Trace the guide in a particle plate, replaying the values of ``trace`` where it has them."""
+    # The plate goes inside the replay: a replayed site counts as done, and a plate outside would not expand it.
+    fn = guide if plate is None else plate(guide)
+    return poutine.trace(fn if trace is None else replay(fn, trace=trace)).get_trace(*args, **kwargs)
+
+
+class Runner:
+    """One after another: each run gives the trace of one particle.
+
+    :param num_particles: K.
+    :param nesting: deepest nesting of the program's plates.
+    """
+
+    name = "one after another"
+    #: whether a run gives the trace of all particles
+    vectorized = False
+
+    def __init__(self, num_particles: int, nesting: int) -> None:
+        self.num_particles, self.nesting = num_particles, nesting
+
+    @property
+    def runs(self) -> int:
+        """Runs for all particles."""
+        return 1 if self.vectorized else self.num_particles
+
+    def run(
+        self,
+        fn: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        trace: poutine.Trace | None = None,
+        *,
+        enumerates: bool = False,
+        scores: bool = False,
+        replay: Replay = poutine.replay,
+        dims: Mapping[str, int] | None = None,
+    ) -> poutine.Trace:
+        """Trace a program, replaying the values of ``trace`` where it has them.
+
+        :param enumerates: whether it has sites that are marked for enumeration, to be summed out.
+        :param scores: whether the score functions of its sites are wanted, as a guide's are.
+        :param replay: another way of giving the values to the program.
+        :param dims: number of dimensions of the values for one particle, where it is not that of the sites' own.
+        """
+        plate = particle_plate(self.num_particles, self.nesting, self.vectorized)
+        fn = fn if plate is None else plate(fn)
+        if enumerates:
+            fn = poutine.enum(fn, first_available_dim=-1 - self.nesting - self.vectorized)
+        return run_guide(fn, args, kwargs, None, trace, replay)
+
+    def run_both(
+        self,
+        guide: Program,
+        messenger: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: poutine.Trace | None = None,
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        """Model and guide trace of a ``GuideMessenger`` guide, which runs the model itself.
+
+        :param batch: indices of subsampled plates.
+        """
+        plate = particle_plate(self.num_particles, self.nesting, self.vectorized)
+        nodes: dict[str, Any] = {} if batch is None else dict(batch.nodes)
+        with _OneBatch({name: (site["fn"], site["value"]) for name, site in nodes.items()}):
+            (guide if plate is None else plate(guide))(*args, **kwargs)
+        return messenger.get_traces()
+
+
+class OneByOne(Runner):
+    """See :class:`Runner`."""
+
+
+class InPlate(Runner):
+    """All particles at once, in a plate to the left of all others, for programs that broadcast."""
+
+    name, vectorized = "in a plate", True
+
+
+class UnderVmap(Runner):
+    """All particles at once, under vmap, for programs with batching rules for each operation.
+
+    :param dims: number of dimensions of each site's value.
+    :param batches: the plates that draw a mini-batch, by name, to be drawn once for all particles.
+    :param device: of the sites' values.
+    :param poison: see :func:`~pyro_dgm.infer.objectives.evaluation.under_vmap.run_under_vmap`.
+    """
+
+    name, vectorized = "under vmap", True
+
+    def __init__(
+        self,
+        num_particles: int,
+        nesting: int,
+        dims: dict[str, int],
+        batches: dict[str, Any],
+        device: Any,
+        poison: bool = False,
+    ) -> None:
+        super().__init__(num_particles, nesting)
+        self.layout = Layout(num_particles, nesting, device)
+        self.dims, self.batches, self.poison = dims, batches, poison
+
+    def run(
+        self,
+        fn: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        trace: poutine.Trace | None = None,
+        *,
+        enumerates: bool = False,
+        scores: bool = False,
+        replay: Replay = poutine.replay,
+        dims: Mapping[str, int] | None = None,
+    ) -> poutine.Trace:
+        nodes: dict[str, Any] = {} if trace is None else dict(trace.nodes)
+        nodes = {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+        values = {}
+        for name, site in nodes.items():
+            width = site["value"].dim() if isinstance(site["fn"], _Subsample) else (dims or self.dims)[name]
+            values[name] = self.layout.restore(site["value"], width)
+        if enumerates:  # the place of the particles is left free
+            fn = poutine.enum(fn, first_available_dim=-2 - self.nesting)
+
+        indices = self._indices(nodes)
+
+        def produce(given: dict[str, Any]) -> list[tuple[poutine.Trace, bool]]:
+            replayed = poutine.Trace()
+            for name, site in nodes.items():
+                replayed.add_node(name, **{**site, "value": given[name]})
+            with _OneBatch(indices):
+                return [(run_guide(fn, args, kwargs, None, replayed, replay), scores)]
+
+        return self._run(produce, values)[0]
+
+    def run_both(
+        self,
+        guide: Program,
+        messenger: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: poutine.Trace | None = None,
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        indices = self._indices({})
+
+        def produce(_: dict[str, Any]) -> list[tuple[poutine.Trace, bool]]:
+            with _OneBatch(indices):
+                guide(*args, **kwargs)
+            model_trace, guide_trace = messenger.get_traces()
+            return [(model_trace, False), (guide_trace, True)]
+
+        model_trace, guide_trace = self._run(produce, {})
+        return model_trace, guide_trace
+
+    def _run(self, produce: Any, values: dict[str, Any]) -> list[poutine.Trace]:
+        # Validation looks at values, which are of all particles.  The pair was checked with one when it was first seen.
+        with pyro.validation_enabled(False):
+            return run_under_vmap(produce, self.layout, values, self.poison)
+
+    def _indices(self, known: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Mini-batches, drawn outside of vmap: one for all particles, whose weights are compared datum by datum."""
+        return {name: (fn, fn.sample()) for name, fn in self.batches.items() if name not in known}
+
+
+def mini_batch(*traces: poutine.Trace) -> poutine.Trace:
+    """The indices of the plates in these traces."""
+    found = poutine.Trace()
+    for trace in traces:
+        nodes: dict[str, Any] = dict(trace.nodes)
+        for name, site in nodes.items():
+            if site["type"] == "sample" and isinstance(site["fn"], _Subsample) and name not in found:
+                found.add_node(name, **site)
+    return found
+
+
+class _OneBatch(Messenger):
+    """Gives subsampled plates their indices."""
+
+    def __init__(self, indices: dict[str, tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.indices = indices
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not isinstance(msg["fn"], _Subsample) or msg["value"] is not None or msg["name"] not in self.indices:
+            return
+        fn, value = self.indices[msg["name"]]
+        if (fn.size, fn.subsample_size) == (msg["fn"].size, msg["fn"].subsample_size):
+            msg["value"], msg["done"] = value, True

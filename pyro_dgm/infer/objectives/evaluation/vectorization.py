@@ -1,0 +1,173 @@
+"""Which way K particles of a program are run, decided when the program is first seen with this K.
+
+A program that was written for one particle need not know of a particle dimension: ``x.t()`` of a latent, or an index
+into one, is an error with it, or worse, something else without an error.  So the ways are tried in turn, and each is
+held against runs of single particles at the same values.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
+
+from pyro_dgm.infer.objectives.evaluation.particle_check import difference
+from pyro_dgm.infer.objectives.evaluation.runners import InPlate, OneByOne, Runner, UnderVmap
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair, Strategy
+from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.programs.module_state import State, WithoutDropout, describe, modules_of
+from pyro_dgm.programs.structure import sample_sites, weak
+
+__all__ = ["is_other_way", "strategy_for"]
+
+logger = logging.getLogger("pyro_dgm")
+
+#: pairs remembered
+REMEMBERED = 32
+
+
+@dataclass
+class _Entry:
+    model: Callable[[], Any]
+    guide: Callable[[], Any]
+    modules: list[weakref.ref[nn.Module]]
+    strategies: dict[Any, Strategy] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    def modes(self) -> tuple[bool, ...]:
+        modules = [ref() for ref in self.modules]
+        return tuple([m.training for m in modules if m is not None])
+
+
+_entries: list[_Entry] = []
+
+
+def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, afresh: bool = False) -> Strategy:
+    """How K particles of a pair are run: looked up, or found by trying when it is first seen.
+
+    :param vectorize: whether all at once is wanted.
+    :param afresh: try again, the batch having been one that the known way cannot run.
+    """
+    if num_particles == 1:
+        return _ONE
+    entry = _entry(pair)
+    structure = pair.structure
+    if structure.written_for_dims and vectorize:
+        return Strategy(InPlate)  # there are no runs of single particles to compare with
+    key = (num_particles, structure.nesting, structure.under_vmap, vectorize, entry.modes())
+    if afresh or key not in entry.strategies:
+        kinds: list[type[Runner]] = ([InPlate, UnderVmap] if structure.under_vmap else [InPlate]) if vectorize else []
+        entry.strategies[key] = _choose(pair, num_particles, kinds)
+        if vectorize:
+            _say(entry, entry.strategies[key], num_particles)
+    return entry.strategies[key]
+
+
+def is_other_way(pair: Pair, num_particles: int, vectorize: bool) -> bool:
+    """Whether for this batch, which could not be run in the way found for the first, there is another one."""
+    if num_particles == 1 or not vectorize or get_proxy_mode() is not None:
+        return False
+    old, new = (strategy_for(pair, num_particles, afresh=afresh) for afresh in (False, True))
+    return (old.kind, old.dims, _sizes(old)) != (new.kind, new.dims, _sizes(new))
+
+
+def _sizes(strategy: Strategy) -> dict[str, tuple[int, int]]:
+    return {name: (fn.size, fn.subsample_size) for name, fn in strategy.batches.items()}
+
+
+_ONE = Strategy()
+
+
+def _entry(pair: Pair) -> _Entry:
+    global _entries
+    for entry in _entries:
+        if entry.model() == pair.model and entry.guide() == pair.guide:
+            return entry
+    modules = [weakref.ref(m) for m in modules_of(pair.model, pair.guide)]
+    entry = _Entry(weak(pair.model), weak(pair.guide), modules)
+    alive = [e for e in _entries if e.model() is not None and e.guide() is not None]
+    _entries = [*alive[1 - REMEMBERED :], entry]
+    return entry
+
+
+def _say(entry: _Entry, strategy: Strategy, num_particles: int) -> None:
+    if strategy.kind is InPlate or strategy.kind.name in entry.said:
+        return
+    entry.said.add(strategy.kind.name)
+    text = f"the program's {num_particles} particles are run {strategy.kind.name}: {strategy.reason}"
+    if strategy.kind is UnderVmap:
+        logger.info(text)
+    else:
+        warnings.warn(text, RuntimeWarning, stacklevel=6)
+
+
+def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strategy:
+    """Try the ways in turn; nothing is left changed."""
+    slots = [(m, name) for m in modules_of(pair.model, pair.guide) for name, b in m._buffers.items() if b is not None]
+    state = State([m._buffers[name] for m, name in slots])
+    looks, dropout, reasons = _BatchDraws(), WithoutDropout(), []
+    with (
+        disable_proxy_modes_tracing(),
+        poutine.block(),
+        pyro.validation_enabled(False),
+        warnings.catch_warnings(),
+        fork_rng(),
+        torch.set_grad_enabled(pair.structure.differentiates),
+        dropout,
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            with looks:
+                single = pair.run(OneByOne(1, pair.structure.nesting))
+            written = state.written()
+            state.again()
+            sites = {name: site for trace in reversed(single) for name, site in sample_sites(trace).items()}
+            found = Strategy(
+                dims={n: torch.as_tensor(s["value"]).dim() for n, s in sites.items()},
+                batches=looks.drawn,
+                device=next((s["value"].device for s in sites.values() if isinstance(s["value"], Tensor)), "cpu"),
+                state=[(weakref.ref(slots[i][0]), slots[i][1]) for i in written],
+            )
+            for kind in kinds:
+                found.kind = kind
+                try:
+                    reason = difference(pair, found, num_particles, single, dropout.seen, state, written)
+                except Exception as error:  # a way further down can do it, or raises the program's own error
+                    reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+                state.restore()
+                if not reason:
+                    break
+                reasons.append(f"{kind.name}: {reason}")
+            else:
+                found.kind = OneByOne
+        finally:
+            state.restore()
+    found.reason = "; ".join(reasons)
+    if found.reason and written:
+        names = [describe(slots[i], pair.model, pair.guide) for i in written]
+        found.reason += f"; modules with state of their own: {', '.join(names)}"
+    return found
+
+
+class _BatchDraws(Messenger):
+    """Which plates draw a mini-batch, rather than being given one or taking all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) and msg["value"] is None and fn.subsample_size not in (None, fn.size):
+            self.drawn[msg["name"]] = fn

@@ -1,0 +1,125 @@
+"""Neural variational inference and learning: a learned baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, look, mlp, observed_features, require_width
+from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
+from pyro_dgm.ops import log_mean_exp
+from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.random_state import fork_rng
+
+__all__ = ["NVIL"]
+
+
+class NVIL(Objective):
+    r"""Score-function gradients with a learned baseline that sees the data.
+
+    .. math:: \nabla_\phi L = E\left[\left(\log w - c - s\, C_\psi(x)\right) \nabla_\phi \log q(z|x)\right], \qquad
+              \min_\psi E\left[\left(\tfrac{\log w - c}{s} - C_\psi(x)\right)^2\right]
+
+    :math:`c` and :math:`s` are running mean and standard deviation of the learning signal (:math:`s \ge 1`),
+    :math:`C_\psi` is a small network of the observed values (averaged over plates inside a datum), trained beside the
+    program by the same optimiser.  For discrete latents when only one particle can be afforded; with several,
+    :class:`~pyro_dgm.infer.VIMCO` and :class:`~pyro_dgm.infer.ScoreFunction` need no training.  Reparameterised sites
+    get pathwise gradients.
+
+    With ``bound="iwae"`` the bound is :math:`\hat L = \log \frac1K \sum_k w_k` and every particle has the one learning
+    signal :math:`\hat L - c - s\, C_\psi(x)`: NVIL as VIMCO's paper compares itself with it.
+
+    :param num_particles: number of particles.
+    :param bound: ``"elbo"``, the mean over particles, or ``"iwae"``.
+    :param hidden: units of the baseline's hidden layer.
+    :param decay: of the running mean and variance, in [0, 1).
+    :param normalize: divide the learning signal by :math:`s`, as the paper does.  It keeps the direction of the
+        score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
+        the ELBO's.
+    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
+        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+    :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
+
+    Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.
+
+    Example::
+
+        >>> import torch, pyro_dgm
+        >>> m = pyro_dgm.models.LinearGaussian(3, 2)
+        >>> pyro_dgm.infer.NVIL().bound(m.model, m.guide, torch.zeros(7, 3)).shape
+        torch.Size([7])
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *args: Any,
+        bound: str = "elbo",
+        hidden: int = 64,
+        decay: float = 0.9,
+        normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_particles, *args, **kwargs)
+        check_count("hidden", hidden)
+        check_number("decay", decay)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+        if bound not in ("elbo", "iwae"):
+            raise ValueError(f"bound must be 'elbo' or 'iwae', got {bound!r}")
+        self.multi_sample = self.averages_weights = bound == "iwae"
+        self.hidden, self.decay, self.normalize = hidden, float(decay), bool(normalize)
+
+    def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
+        structure = self._structures.get(model, guide, args, kwargs)
+        particles = look(model, guide, args, kwargs, structure)
+        if not particles.score_sites:
+            return None
+        with fork_rng():
+            return Baseline(observed_features(particles), self.hidden, self.decay)
+
+    def bound_of(self, particles: Particles) -> Tensor:
+        return log_mean_exp(particles.log_weights) if self.multi_sample else particles.log_weights.mean(0)
+
+    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
+        if self.multi_sample:
+            weights = particles.log_weights.detach().softmax(0)
+            total = (weights * particles.log_weights).sum()
+            signal, share = bound.detach()[None], 1.0
+        else:
+            total, signal = direct_terms(particles).sum(), particles.log_weights.detach()
+            share = 1 / self.num_particles
+            total = share * total
+        scores = particles.scores()
+        if scores is None:
+            return particles.outer_scale * total
+        if not isinstance(self.learned, Baseline):
+            raise ValueError(
+                "NVIL was first used on a program without score-function sites and has no baseline: an objective with "
+                "networks of its own belongs to one program, make a new one"
+            )
+        features = observed_features(particles)
+        require_width(self, self.learned, features)
+        running = self.learned.running
+        centre, scale = running.centre, running.scale
+        guess = self.learned.net(features).squeeze(-1)
+        surprise = (signal - centre) / scale - guess
+        running.update(signal)
+        credit = surprise.detach() if self.normalize else scale * surprise.detach()
+        return particles.outer_scale * (total + share * (credit * scores).sum()) - (surprise**2).mean()
+
+    def __repr__(self) -> str:
+        bound = "iwae" if self.multi_sample else "elbo"
+        return f"NVIL(num_particles={self.num_particles}, bound={bound!r}, normalize={self.normalize})"
+
+
+class Baseline(nn.Module):
+    """The network of the observed values, and the scale of what it guesses."""
+
+    def __init__(self, features: Tensor, hidden: int, decay: float) -> None:
+        super().__init__()
+        self.net = mlp(features.shape[-1], hidden, features)
+        self.running = RunningScale(features, decay)

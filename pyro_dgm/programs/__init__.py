@@ -1,0 +1,27 @@
+"""What a program is: a model and a guide, their batches, structure and parameters."""
+
+from pyro_dgm.programs.base import (
+    Program,
+    ProgramLike,
+    announce_parameter,
+    announce_parameters,
+    announcing,
+    as_program,
+    owner_modules,
+    parameters_announced,
+    program,
+    split_batch,
+)
+
+__all__ = [
+    "Program",
+    "ProgramLike",
+    "announce_parameter",
+    "announce_parameters",
+    "announcing",
+    "as_program",
+    "owner_modules",
+    "parameters_announced",
+    "program",
+    "split_batch",
+]
