@@ -4,7 +4,7 @@ Each file with a function ``rules()`` holds one kind of operation; JAX is import
 """
 
 from pyro_dgm.interop.jaxlower.graph import drop_unread_inputs, functional_graph
-from pyro_dgm.interop.jaxlower.rules import lowerings
 from pyro_dgm.interop.jaxlower.program import CannotConvert, Lowered, lower
+from pyro_dgm.interop.jaxlower.rules import lowerings
 
 __all__ = ["CannotConvert", "Lowered", "drop_unread_inputs", "functional_graph", "lower", "lowerings"]
