@@ -19,6 +19,7 @@ from pyro_dgm.infer.train.batches import TensorBatches
 from pyro_dgm.infer.train.checkpoints.checkpoint import load_checkpoint
 from pyro_dgm.infer.train.distributed import ALONE, Group, joined, own_device
 from pyro_dgm.infer.train.interrupt import InterruptRequest
+from tests.hygiene import ROOT
 from tests.infer.train.checkpoints.test_checkpoint import assert_same
 from tests.infer.train.distributed_worker import (
     SAME,
@@ -33,7 +34,6 @@ from tests.infer.train.distributed_worker import (
 )
 from tests.infer.train.fit_programs import digits_like
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

@@ -30,10 +30,10 @@ from pyro_dgm.infer.train.checkpoints.checkpoint import (
     load_weights,
     resolve_checkpoint,
 )
+from tests.hygiene import ROOT
 from tests.infer.train.fit_programs import auto_program, digits_like, noisy_net, small_vae, store_program
 
 fit = functools.partial(pyro_dgm.fit, progress=False, device="cpu")
-ROOT = Path(__file__).parents[2]
 
 
 class Interrupt:

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from pyro_dgm.infer.train.checkpoints.checkpoint import load_checkpoint
+from tests.hygiene import ROOT
 from tests.infer.train.checkpoints.test_checkpoint import assert_same
-
-ROOT = Path(__file__).parents[2]
 
 #: Forks a process for each fit, so that the imports are waited for once, and kills it at random moments.
 SCRIPT = """
