@@ -17,8 +17,8 @@ from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gr
 from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
 from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.infer.objectives.adapter import check_objective
 from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate
-from pyro_dgm.infer.train.setup import check_objective
 from pyro_dgm.ops import normalized_ess
 from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.random_state import forked_rng

@@ -41,6 +41,7 @@ def energy_log_likelihood(
     if settings.initial != "prior":
         raise ValueError("initial='guide' is for programs with latent sites: chains begin at the density's base here")
     site = energy_site(program.model, args, kwargs, "log_likelihood")
+    site.check_support()
     if callable(getattr(program, "log_normalizer", None)) and callable(getattr(program, "log_likelihood", None)):
         if kernel is not None or settings.num_transitions != 1:
             raise ValueError(

@@ -1,12 +1,13 @@
-"""Variational objectives: each a :class:`pyro.infer.ELBO` that is swapped for another by one argument."""
+"""Objectives: each a :class:`pyro.infer.ELBO` that is swapped for another by one argument."""
 
+from pyro_dgm.infer.objectives.adapter import as_objective
 from pyro_dgm.infer.objectives.adversarial.adversarial import AdversarialELBO
 from pyro_dgm.infer.objectives.adversarial.factor import FactorVAE
 from pyro_dgm.infer.objectives.aggregate.betatc import BetaTC
 from pyro_dgm.infer.objectives.aggregate.dip import DIP
 from pyro_dgm.infer.objectives.aggregate.mmd import MMDELBO
 from pyro_dgm.infer.objectives.aggregate.sliced import SlicedWasserstein
-from pyro_dgm.infer.objectives.base import Objective, ObjectiveModule
+from pyro_dgm.infer.objectives.base import Evaluation, Objective, ObjectiveModule, Phase
 from pyro_dgm.infer.objectives.bounds.ciwae import CIWAE
 from pyro_dgm.infer.objectives.bounds.cubo import CUBO
 from pyro_dgm.infer.objectives.bounds.dreg import DReG
@@ -21,6 +22,17 @@ from pyro_dgm.infer.objectives.bounds.traceenum import TraceEnumELBO
 from pyro_dgm.infer.objectives.bounds.tracegraph import TraceGraphELBO
 from pyro_dgm.infer.objectives.bounds.tvo import TVO
 from pyro_dgm.infer.objectives.bounds.wake_sleep import WakeSleep
+from pyro_dgm.infer.objectives.energies import (
+    ContrastiveDivergence,
+    DenoisingScoreMatching,
+    EnergyObjective,
+    NoiseContrastive,
+    PersistentCD,
+    ScoreMatching,
+    ShortRunML,
+    SlicedScoreMatching,
+)
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.nvil import NVIL
 from pyro_dgm.infer.objectives.score_function.rebar import REBAR
 from pyro_dgm.infer.objectives.score_function.relax import RELAX
@@ -28,8 +40,8 @@ from pyro_dgm.infer.objectives.score_function.score_function import ScoreFunctio
 from pyro_dgm.infer.objectives.score_function.vargrad import VarGrad
 from pyro_dgm.infer.objectives.score_function.vimco import VIMCO
 
-#: every objective by name, for the contract tests, the command line and the checkpoints
-OBJECTIVES: dict[str, type[Objective]] = {
+#: every objective for programs with latents by name, for the contract tests, the command line and the checkpoints
+OBJECTIVES: dict[str, type[ParticleObjective]] = {
     "ELBO": ELBO,
     "STL": STL,
     "IWAE": IWAE,
@@ -58,11 +70,23 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "AdversarialELBO": AdversarialELBO,
 }
 
+#: every objective for energies by name
+ENERGY_OBJECTIVES: dict[str, type[EnergyObjective]] = {
+    "ContrastiveDivergence": ContrastiveDivergence,
+    "PersistentCD": PersistentCD,
+    "ScoreMatching": ScoreMatching,
+    "SlicedScoreMatching": SlicedScoreMatching,
+    "DenoisingScoreMatching": DenoisingScoreMatching,
+    "NoiseContrastive": NoiseContrastive,
+    "ShortRunML": ShortRunML,
+}
+
 __all__ = [
     "CIWAE",
     "CUBO",
     "DIP",
     "ELBO",
+    "ENERGY_OBJECTIVES",
     "IWAE",
     "MIWAE",
     "MMDELBO",
@@ -76,16 +100,28 @@ __all__ = [
     "VIMCO",
     "AdversarialELBO",
     "BetaTC",
+    "ContrastiveDivergence",
     "DReG",
+    "DenoisingScoreMatching",
+    "EnergyObjective",
+    "Evaluation",
     "FactorVAE",
+    "NoiseContrastive",
     "Objective",
     "ObjectiveModule",
+    "ParticleObjective",
+    "PersistentCD",
+    "Phase",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "ScoreFunction",
+    "ScoreMatching",
+    "ShortRunML",
+    "SlicedScoreMatching",
     "SlicedWasserstein",
     "TraceEnumELBO",
     "TraceGraphELBO",
     "VarGrad",
     "WakeSleep",
+    "as_objective",
 ]

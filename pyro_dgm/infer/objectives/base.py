@@ -1,32 +1,73 @@
-"""The contract of the objectives: Pyro's ``ELBO`` with all four methods, and a bound per datum."""
+"""The contract of all objectives: Pyro's ``ELBO`` whose methods follow from one :meth:`~Objective.estimate`."""
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.elbo import ELBOModule
-from pyro.poutine.runtime import _PYRO_STACK
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
-from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.evaluation.strategy import Pair
-from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
-from pyro_dgm.infer.objectives.metric import BOUND, Metric
+from pyro_dgm.infer.objectives.metric import LOSS, Metric
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs import announce_parameters, announcing, owner_modules
+from pyro_dgm.programs import Program, owner_modules
 from pyro_dgm.programs.parameters import leaves_the_store
-from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, guide_messenger
+from pyro_dgm.programs.structure import weak
+from pyro_dgm.programs.tensors import batch_length
 
-__all__ = ["Objective", "ObjectiveModule"]
+__all__ = ["Evaluation", "Objective", "ObjectiveModule", "Phase"]
+
+#: what a phase can train
+ROLES = ("program", "model", "guide", "objective")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an objective says of a batch, without gradients.
+
+    :ivar loss: of the whole batch, summed over its data.
+    :ivar metrics: values per datum, by what they are; the objective's own metric comes first.
+    """
+
+    loss: float
+    metrics: Mapping[Metric, float]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One loss of a training method, the parameters that it trains, and how often.
+
+    The phases of an objective are run in turn.  The i-th step of each sees the i-th batch of a round, which has as many
+    batches as the longest phase has steps.
+
+    :param role: what is trained: ``"program"`` (all parameters), those of the ``"model"`` or of the ``"guide"`` alone,
+        or the networks of the ``"objective"``.
+    :param objective: the loss.
+    :param steps: optimiser steps in a round.
+    :param optimizer: key of ``fit(optimizer={...})``; the role if not given.
+    :raises ValueError: for another role, or ``steps`` below 1.
+    """
+
+    role: str
+    objective: Objective
+    steps: int = 1
+    optimizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role must be one of {', '.join(map(repr, ROLES))}, got {self.role!r}")
+        check_count("steps", self.steps)
+
+    @property
+    def key(self) -> str:
+        """Key of the phase's optimiser."""
+        return self.optimizer or self.role
 
 
 class ObjectiveModule(ELBOModule):
@@ -36,7 +77,7 @@ class ObjectiveModule(ELBOModule):
     ``objective(vae.model, vae.guide).parameters()`` are the parameters to train.
     """
 
-    def __init__(self, model: Any, guide: Any, elbo: PyroELBO) -> None:
+    def __init__(self, model: Any, guide: Any, elbo: Objective) -> None:
         super().__init__(model, guide, elbo)
         owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn]
         if owners:
@@ -49,87 +90,48 @@ class ObjectiveModule(ELBOModule):
         return loss
 
     def _take_learned(self) -> None:
-        learned = getattr(self.elbo, "learned", None)
+        learned = cast(Objective, self.elbo).learned
         if learned is not None and getattr(self, "learned", None) is not learned:
             self.learned = learned
 
 
 class Objective(PyroELBO):
-    """Base of the objectives.
+    """Base of everything that can be trained with.
 
-    A subclass gives :meth:`bound_of` and :meth:`surrogate_of`, functions of the shared evaluation
-    (:class:`~pyro_dgm.infer.objectives.evaluation.particles.Particles`).  The loss of a batch is
-
-    .. math:: -s \\sum_d L_d
-
-    with :math:`L_d` the bound of a datum and :math:`s` the scale of subsampled plates and mini-batches, which stays
-    outside the logarithm.
-
-    :param num_particles: number K of particles.
-    :param max_plate_nesting: deepest nesting of plates; looked up by running the pair once if not given.
-    :param vectorize_particles: run all particles at once: in a plate to the left of all others where the program
-        broadcasts, else under ``torch.vmap``; a program that takes neither runs them one after another, and a warning
-        says why.  The first batch of a pair is held against runs of single particles.  ``False`` runs them one by one.
-    :param strict_enumeration_warning: warn where enumeration marks look misused (Pyro's keyword).
-    :param retain_graph: passed to ``backward`` by :meth:`loss_and_grads`.
-    :raises ValueError: for ``num_particles`` below 1.
+    A subclass gives :meth:`estimate`, and whatever else differs from the defaults here.  It then works in
+    :func:`pyro_dgm.fit`, in :class:`pyro.infer.SVI` and as ``objective(model, guide)``, a module whose value on a batch
+    is the loss.  :class:`~pyro_dgm.infer.ParticleObjective` is the base of the ELBOs,
+    :class:`~pyro_dgm.infer.EnergyObjective` that of the losses for energies.
     """
 
-    #: what a multi-sample objective needs of the guide that not every guide can give
-    needs_replay = False
-    #: whether it asks distributions for no more than densities, draws and divergences, as they give under vmap
-    under_vmap = True
-    #: whether the guide's enumerated sites are summed exactly
-    sums_guide = False
-    #: whether the bound is a logarithm of averaged weights, so that a scale inside of it matters
-    averages_weights = True
-    #: fewest particles that the class works with on its defaults
-    min_particles = 1
-    #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
-    side: str | None = "lower"
     #: what the value per datum is called in a run's history, its unit, and which way is better
-    metric: Metric = BOUND
-    #: networks that the objective trains beside the program's (a baseline, a discriminator); built at first sight of it
+    metric: Metric = LOSS
+    #: networks that the objective trains beside the program's (a baseline, a discriminator); built by :meth:`prepare`
     learned: torch.nn.Module | None = None
-    #: training evaluations so far; what follows a schedule is a function of it
+    #: training evaluations so far; schedules are functions of it
     step = 0
-
-    def __init__(
-        self,
-        num_particles: int = 1,
-        max_plate_nesting: float = float("inf"),
-        vectorize_particles: bool = True,
-        strict_enumeration_warning: bool = True,
-        ignore_jit_warnings: bool = False,
-        jit_options: dict[str, Any] | None = None,
-        retain_graph: bool | None = None,
-    ) -> None:
-        check_count("num_particles", num_particles)
-        if max_plate_nesting != float("inf"):
-            check_count("max_plate_nesting", max_plate_nesting, 0)
-        super().__init__(
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            ignore_jit_warnings=ignore_jit_warnings,
-            jit_options=jit_options,
-            retain_graph=retain_graph,
-        )
-        # Pyro's attribute counts the particle plate; ours keeps what was asked for.
-        self._given_nesting = max_plate_nesting
-        self._structures = StructureCache()
-        self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
+    #: whether there is a differentiable loss; without one, :meth:`loss_and_grads` alone gives gradients
+    differentiable = True
+    #: model and guide that :meth:`prepare` saw last, as weak references
+    _seen: tuple[Callable[[], Any], Callable[[], Any]] | None = None
 
     # What a subclass gives
 
     @abstractmethod
-    def bound_of(self, particles: Particles) -> Tensor:
-        """The bound of each datum, nats, without the outer scale."""
+    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
+        """The loss of a batch, a scalar summed over its data, and a surrogate loss with the estimator's gradient.
 
-    @abstractmethod
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        """A scalar whose gradient is the estimator's gradient of ``outer_scale * bound.sum()``."""
+        The surrogate may be the loss itself; without ``grad`` it is ``None``.  Neither is checked or moved to the host,
+        so that the evaluation can be recorded as a graph.
+        """
+
+    def check(self, program: Any, args: tuple, kwargs: dict) -> None:
+        """Refuse a program or batch that the objective cannot work with; called eagerly, by :meth:`prepare`.
+
+        Everything that must look at values belongs here.  Random state and the objective's state stay as they were.
+
+        :raises ValueError: saying what is wrong.
+        """
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> torch.nn.Module | None:
         """Make :attr:`learned`: of this batch's sizes, on its device, in its dtype; ``None`` where there is none.
@@ -137,6 +139,14 @@ class Objective(PyroELBO):
         The surrogate must give these parameters the gradient of their own loss, and the program none of it.
         """
         return None
+
+    def begin(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        """Make what the objective has of its own for a pair: networks, chains."""
+        self.learned = self.build_learned(model, guide, args, kwargs)
+
+    def phases(self, program: Any) -> tuple[Phase, ...]:
+        """How a program is trained; by default with this loss, all parameters at once."""
+        return (Phase("program", self),)
 
     def advance(self) -> None:
         """Called once before each training evaluation, never inside a captured graph.
@@ -155,95 +165,47 @@ class Objective(PyroELBO):
         """The parameters of :attr:`learned`, for an optimiser."""
         return [] if self.learned is None else list(self.learned.parameters())
 
+    def buffers(self) -> list[Tensor]:
+        """Tensors that an evaluation may write in place."""
+        return [] if self.learned is None else list(self.learned.buffers())
+
     def state_dict(self) -> dict[str, Any]:
         """What going on with training needs of the objective; :attr:`learned` is saved with the weights."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.step = state["step"]
-
-    def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
-        return run_pairs(
-            model,
-            guide,
-            args,
-            kwargs,
-            self.num_particles,
-            self.structure(model, guide, args, kwargs),
-            self.vectorize_particles,
-        )
-
-    # What is the same for all
+        self.step = state.get("step", 0)  # energies did not count steps in earlier checkpoints
 
     @property
-    def _added(self) -> AddedDims | None:
-        """The dimensions that a program may be written for: those to the left of the plates that were asked for."""
-        if self._given_nesting == float("inf"):
-            return None
-        return AddedDims(int(self._given_nesting), self.num_particles if self.vectorize_particles else 1)
+    def original(self) -> Any:
+        """The object that the user gave, where this one adapts it."""
+        return self
 
-    def __call__(self, model: Any, guide: Any) -> ObjectiveModule:
+    # What follows from it
+
+    def __call__(self, model: Any, guide: Any) -> Any:
         return ObjectiveModule(model, guide, self)
 
-    def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
-        """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
-        structure = self._structures.get(model, guide, args, kwargs, self._added)
-        if not self._built:
-            self.learned, self._built = self.build_learned(model, guide, args, kwargs), True
-        if self.needs_replay and guide_messenger(guide) is not None:
-            raise TypeError(
-                f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "
-                "use an ordinary guide, or ELBO or IWAE"
-            )
-        if structure.guide_enumerates and not self.sums_guide and self.strict_enumeration_warning:
-            warnings.warn(
-                f"{type(self).__name__} samples the guide's sites that are marked for enumeration (score function); "
-                "ELBO sums them exactly",
-                stacklevel=3,
-            )
-        if self._given_nesting != float("inf"):
-            structure = replace(structure, nesting=int(self._given_nesting))
-        return structure if self.under_vmap else replace(structure, under_vmap=False)
+    def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        """:meth:`begin` with a pair that is not the last one, and :meth:`check` it.  Called before each evaluation."""
+        if self._seen is not None and self._seen[0]() == model and self._seen[1]() == guide:
+            return
+        self.begin(model, guide, args, kwargs)
+        self.check(Program(model, guide), args, kwargs)
+        self._seen = weak(model), weak(guide)
 
-    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
-        # Handlers around the objective (SVI's, a recorder's) hear of parameters; the objective does not need to.
-        with announcing(bool(_PYRO_STACK)):
-            if self.learned is not None:
-                announce_parameters(self.learned)
-            particles = self._particles(model, guide, args, kwargs, grad)
-        bound = self.bound_of(particles)
-        loss = -(particles.outer_scale * bound.sum())
-        return loss, -self.surrogate_of(particles, bound) if grad else None
-
-    @leaves_the_store
     @torch.no_grad()
-    def bound(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The bound of each datum, in nats and without gradients.
-
-        Its shape is that of the plates that contain every sample site; with a global latent the bound is that of the
-        whole batch, a scalar.  Subsampling scale is not in it.
-        """
-        return self.bound_of(self._particles(model, guide, args, kwargs, grad=False))
-
-    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
-        """The shared evaluation, once more in another way where this batch cannot be run as the first one was."""
-        try:
-            particles = self.particles(model, guide, args, kwargs, grad)
-        except Exception:
-            pair = Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
-            if not is_other_way(pair, self.num_particles, self.vectorize_particles):
-                raise
-            particles = self.particles(model, guide, args, kwargs, grad)
-        particles.averages_weights = self.averages_weights
-        return particles
+    def evaluate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Evaluation:
+        """Loss and metrics of a batch."""
+        loss = self.loss(model, guide, *args, **kwargs)
+        return Evaluation(loss, {self.metric: self.metric.of(loss / batch_length((args, kwargs)))})
 
     @leaves_the_store
     @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss of the whole batch, nats: minus the scaled sum of the bounds."""
+        """The loss of the whole batch."""
+        self.prepare(model, guide, args, kwargs)
         loss = self.estimate(model, guide, args, kwargs, grad=False)[0]
         return float(warn_if_nan(loss, "loss"))
 
@@ -252,11 +214,13 @@ class Objective(PyroELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss of the whole batch as a tensor whose ``backward`` gives the estimator's gradient."""
+        self.prepare(model, guide, args, kwargs)
         if not torch.is_grad_enabled():
             return self.estimate(model, guide, args, kwargs, grad=False)[0]
         self.advance()
         loss, surrogate = self.estimate(model, guide, args, kwargs, grad=True)
-        assert surrogate is not None
+        if surrogate is None or surrogate is loss:
+            return loss
         return loss.detach() + (surrogate - surrogate.detach())
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
@@ -267,8 +231,10 @@ class Objective(PyroELBO):
         return float(warn_if_nan(loss.detach(), "loss"))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
-        structure = self.structure(model, guide, args, kwargs)
-        return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
+        return tuple(poutine.trace(fn).get_trace(*args, **kwargs) for fn in (model, guide))
+
+    def __getstate__(self) -> dict[str, Any]:  # weak references cannot be copied or sent to another process
+        return {**self.__dict__, "_seen": None}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"
+        return f"{type(self).__name__}()"

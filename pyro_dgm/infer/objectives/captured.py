@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_dgm.capture.snapshot import hook_of, module_key
 from pyro_dgm.capture.static_graph import CannotCapture
-from pyro_dgm.infer.objectives import ELBO, Objective
+from pyro_dgm.infer.objectives import ELBO, ParticleObjective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
 from pyro_dgm.infer.objectives.metric import metric_of
@@ -32,7 +32,7 @@ logger = logging.getLogger("pyro_dgm")
 MOST_TOLD_CHANGES = 5
 
 
-class CapturedELBO(Objective):
+class CapturedELBO(ParticleObjective):
     r"""Any objective of the library, evaluated as one compiled graph of tensor operations.
 
     The program and the estimator run once while their tensor operations are recorded, gradient and random draws
@@ -77,7 +77,7 @@ class CapturedELBO(Objective):
 
     def __init__(
         self,
-        objective: Objective | None = None,
+        objective: ParticleObjective | None = None,
         *,
         backend: str = "inductor",
         cuda_graphs: bool = False,
@@ -86,7 +86,7 @@ class CapturedELBO(Objective):
         say: Callable[[str], None] | None = None,
     ) -> None:
         inner = ELBO() if objective is None else objective
-        if not isinstance(inner, Objective) or isinstance(inner, CapturedELBO):
+        if not isinstance(inner, ParticleObjective) or isinstance(inner, CapturedELBO):
             raise TypeError(
                 f"objective must be an objective of pyro_dgm.infer, got {type(inner).__name__}: Pyro's own look at the "
                 "loss's value on every step"

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph, agreement, record
 from pyro_dgm.capture.trial import Trial, trial
-from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives import ParticleObjective
 from pyro_dgm.programs import announcing, owner_modules
 
 __all__ = [
@@ -74,7 +74,7 @@ def differences(expected: Trial, found: Trial) -> str:
 
 
 def capture_evaluation(
-    objective: Objective,
+    objective: ParticleObjective,
     kind: str,
     scale: float,
     model: Any,
@@ -121,7 +121,7 @@ def capture_evaluation(
 
 
 def leaves_of(
-    objective: Objective, model: Any, guide: Any, args: tuple, kwargs: dict, exclude: Sequence[Tensor] = ()
+    objective: ParticleObjective, model: Any, guide: Any, args: tuple, kwargs: dict, exclude: Sequence[Tensor] = ()
 ) -> list[Tensor]:
     """The leaf tensors that the loss depends on differentiably, found by walking back from it."""
 
@@ -135,7 +135,7 @@ def leaves_of(
     ]
 
 
-def buffers_of(objective: Objective, model: Any, guide: Any) -> list[Tensor]:
+def buffers_of(objective: ParticleObjective, model: Any, guide: Any) -> list[Tensor]:
     owners = [m for fn in (model, guide) for m in owner_modules(fn)]
     owners += [] if objective.learned is None else [objective.learned]
     return list({id(b): b for m in owners for b in m.buffers()}.values())

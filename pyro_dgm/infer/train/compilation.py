@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dgm.capture.snapshot import Snapshot, snapshot
 from pyro_dgm.capture.static_graph import CannotCapture
-from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives import ParticleObjective
 from pyro_dgm.infer.objectives.captured import CapturedELBO
 from pyro_dgm.infer.train.batches import TensorBatches
 from pyro_dgm.infer.train.captured_step import CapturedSteps, quick_key
@@ -69,7 +69,7 @@ def choose_depth(
         raise ValueError(f"compile must be True, False, 'auto' or one of {', '.join(DEPTHS)}, got {asked!r}")
     if asked is False or asked == "eager":
         return "eager"
-    if not isinstance(objective, Objective) or isinstance(objective, CapturedELBO):
+    if not isinstance(objective, ParticleObjective) or isinstance(objective, CapturedELBO):
         if asked == "auto":
             return "eager"
         raise ValueError(
@@ -134,10 +134,10 @@ class Compilation:
         self.steps = None
         self.captured = self._capture(self.objective, backend, cuda_graphs=self.depth == "reduce-overhead")
         held = self.validation_objective
-        if isinstance(held, Objective) and not isinstance(held, CapturedELBO):
+        if isinstance(held, ParticleObjective) and not isinstance(held, CapturedELBO):
             self._validation = self._capture(held, "aten")
 
-    def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
+    def _capture(self, objective: ParticleObjective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
         captured = CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
         captured.looks = False

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.infer.objectives.adapter import check_objective
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
 from pyro_dgm.infer.train import setup
 from pyro_dgm.infer.train.batches import as_batches
@@ -168,9 +169,9 @@ def fit(
     refuse_inference_mode()
     if objective is None:
         objective = ELBO()
-    setup.check_objective("objective", objective)
+    check_objective("objective", objective)
     if validation_objective is not None:
-        setup.check_objective("validation_objective", validation_objective)
+        check_objective("validation_objective", validation_objective)
     setup.check_counts(
         epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every,
         accumulate=accumulate,

@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives import ParticleObjective
 from pyro_dgm.infer.objectives.metric import metric_of
 from pyro_dgm.infer.train.batches import Batches, TensorBatches
 from pyro_dgm.infer.train.callbacks import EarlyStopping
@@ -38,20 +38,6 @@ from pyro_dgm.programs.tensors import batch_length, named_tensors
 Optimizer = torch.optim.Optimizer
 #: data looked at whole by a program's ``check_batch`` have at most this many elements
 CHECK_ELEMENTS = 2**28
-
-
-def check_objective(argument: str, objective: Any) -> None:
-    """Refuse what cannot be called with a model and a guide."""
-    if isinstance(objective, type):
-        raise TypeError(f"{argument} must be an instance, {objective.__name__}(), got the class itself")
-    name = type(objective).__name__
-    if name.startswith("Jit") and isinstance(objective, pyro.infer.ELBO):
-        raise TypeError(
-            f"{argument} must not be one of Pyro's {name}: torch.jit is deprecated, and it takes parameters from the "
-            f"global param store alone. Take {name.removeprefix('Jit')}(), which fit compiles by itself (compile=)"
-        )
-    if not callable(objective):
-        raise TypeError(f"{argument} must be an ELBO or a callable of (model, guide), got {type(objective).__name__}")
 
 
 def check_counts(**counts: int | None) -> None:
@@ -146,7 +132,7 @@ def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramSta
 
     :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
     """
-    steps = objective.state_dict() if isinstance(objective, Objective) else None
+    steps = objective.state_dict() if isinstance(objective, ParticleObjective) else None
     args, kwargs = split_batch(batch)
     module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
     with unchanged(state.buffers()), ParameterRecorder() as recorder:
@@ -269,7 +255,7 @@ def check_divisible(
 
     A latent outside the plate of the data has a term in the loss of each part, which would count once for each.
     """
-    if not isinstance(objective, Objective) or num_data is not None or batch_length(batch) == 1:
+    if not isinstance(objective, ParticleObjective) or num_data is not None or batch_length(batch) == 1:
         return
     args, kwargs = split_batch(batch)
     with unchanged(state.buffers()):
@@ -295,7 +281,7 @@ def make_compilation(
     alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
     if depth in ("step", "block") and not alone:
         depth = "objective"  # gradients are joined before the optimiser's step
-    scheduled = isinstance(run.objective, Objective) and run.objective.scheduled
+    scheduled = isinstance(run.objective, ParticleObjective) and run.objective.scheduled
     each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
     simple = isinstance(batches, TensorBatches) and settings.transform is None
     if depth == "block" and (scheduled or each_step or not simple):

@@ -15,7 +15,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives import ParticleObjective
 from pyro_dgm.infer.train.batches import TensorBatches
 from pyro_dgm.infer.train.compilation import Compilation
 from pyro_dgm.infer.train.distributed import ALONE, Group
@@ -133,7 +133,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         for batch, length in zip(batches, lengths, strict=True):
             if length == 0:  # the others have all of a last batch
-                if isinstance(self.run.objective, Objective):
+                if isinstance(self.run.objective, ParticleObjective):
                     self.run.objective.advance()
                 continue
             share = 1.0 / (settings.num_data or length)

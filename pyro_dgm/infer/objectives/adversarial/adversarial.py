@@ -50,7 +50,7 @@ class AdversarialELBO(AggregateObjective):
     :param network: makes the discriminator from its number of inputs (observed values first, then latents), a module
         with one output; instead of ``hidden``.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
         enumerated model, or a datum of another size than at first.
     :raises TypeError: for a ``network`` that is no function.

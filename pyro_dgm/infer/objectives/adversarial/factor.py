@@ -42,7 +42,7 @@ class FactorVAE(AggregateObjective):
     :param network: makes the discriminator from its number of inputs (all latents of a datum), a module with one
         output; instead of ``hidden``.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a single datum, or a datum of another size than at
         first.

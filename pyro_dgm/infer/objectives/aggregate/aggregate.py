@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.baselines import per_datum
 from pyro_dgm.programs.structure import sample_sites
 
@@ -40,7 +40,7 @@ __all__ = [
 _ELBO = ELBO()
 
 
-class AggregateObjective(Objective):
+class AggregateObjective(ParticleObjective):
     """Base of the objectives with a penalty on the aggregate posterior.
 
     A subclass gives :meth:`bound_of`.  All samples must be reparameterised, so the bound is its own surrogate.

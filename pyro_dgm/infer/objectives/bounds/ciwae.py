@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["CIWAE"]
 
 
-class CIWAE(Objective):
+class CIWAE(ParticleObjective):
     r"""A convex combination of the ELBO and the IWAE bound of K particles.
 
     .. math:: L_\beta = \beta\, E\Bigl[\frac1K \sum_k \log w_k\Bigr]
@@ -29,7 +29,7 @@ class CIWAE(Objective):
     :param beta: share of the ELBO, in [0, 1]: 0 is :class:`~pyro_dgm.infer.IWAE`, 1 the ELBO.
     :param num_particles: number K of particles.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``beta`` outside [0, 1].
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.dreaming import DetachSamples
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.score_function import cut_terms
 from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["CUBO"]
 
 
-class CUBO(Objective):
+class CUBO(ParticleObjective):
     r"""The chi upper bound of order n, which the *guide* minimises.
 
     .. math:: \mathrm{CUBO}_n = \frac1n \log E_{q(z|x)}\left[w^n\right] \ge \log p(x), \qquad w = \frac{p(x, z)}{q(z|x)}
@@ -56,7 +56,7 @@ class CUBO(Objective):
     :param n: order, above 1 (at 1 the bound is :math:`\log p(x)`, whatever the guide).
     :param num_particles: number K of particles, at least 2.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``n`` not above 1 or fewer than 2 particles; when trained, if a guide site is a function
         of parameters (``Delta``).
     :raises TypeError: when used with a ``GuideMessenger`` guide.

@@ -8,17 +8,17 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.pathwise import log_q_stopped, with_values
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles, ScaleGradient
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["DReG"]
 
 
-class DReG(Objective):
+class DReG(ParticleObjective):
     r"""The IWAE bound with doubly reparameterised gradients for the guide.
 
     .. math:: \nabla_\phi L_K = E\left[\sum_k \tilde w_k^2 \,
@@ -31,7 +31,7 @@ class DReG(Objective):
 
     :param num_particles: number K of particles.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used, if a guide site is not reparameterised: the identity behind it needs every one.
 
     Source: G. Tucker, D. Lawson, S. Gu and C. J. Maddison (2019), arXiv:1810.04152.

@@ -10,10 +10,10 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_bound, enumerated_elbo
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.kl_weight import KLWeight, Schedule
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.closed_form import closed_form_kl, shared_latents
 from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import Structure, looking_at, sample_sites
@@ -21,7 +21,7 @@ from pyro_dgm.programs.structure import Structure, looking_at, sample_sites
 __all__ = ["ELBO"]
 
 
-class ELBO(Objective):
+class ELBO(ParticleObjective):
     r"""The evidence lower bound, for any mixture of reparameterised, score-function and enumerated sites.
 
     .. math:: L = E_{q(z|x)}\left[\log p(x, z) - \log q(z|x)\right] \le \log p(x)
@@ -56,7 +56,7 @@ class ELBO(Objective):
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for an option below 0 or not finite, or ``free_bits`` beside ``capacity``; when trained with an
         option, for a site that is marked for enumeration.
     :raises TypeError: for an option that is neither a number nor callable.

@@ -21,7 +21,7 @@ class IWAE(RenyiELBO):
 
     :param num_particles: number K of particles.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: Y. Burda, R. Grosse and R. Salakhutdinov (2016), arXiv:1509.00519; T. Rainforth et al. (2018),
     arXiv:1802.04537, for the signal-to-noise ratio.

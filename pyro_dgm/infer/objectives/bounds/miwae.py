@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["MIWAE"]
 
 
-class MIWAE(Objective):
+class MIWAE(ParticleObjective):
     r"""The mean of M importance weighted bounds of K particles each.
 
     .. math:: L_{M,K} = E\left[\frac1M \sum_{m=1}^{M} \log \frac1K \sum_{k=1}^{K} w_{mk}\right], \qquad
@@ -33,7 +33,7 @@ class MIWAE(Objective):
     :param num_particles: their product, in place of one of the two; given alone, it is split as evenly as it divides,
         the larger factor to K.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["RenyiELBO"]
 
 
-class RenyiELBO(Objective):
+class RenyiELBO(ParticleObjective):
     r"""Variational Renyi bound of order :math:`\alpha`, estimated from K particles.
 
     .. math:: L_\alpha = \frac{1}{1-\alpha} \log \frac{1}{K} \sum_{k=1}^{K} w_k^{1-\alpha},
@@ -34,7 +34,7 @@ class RenyiELBO(Objective):
     :param alpha: order: a finite number, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`); or ``float("-inf")``.
     :param num_particles: number K of particles.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``alpha = 1``, positive infinity or NaN.
 
     Source: Y. Li and R. E. Turner (2016), arXiv:1602.02311.

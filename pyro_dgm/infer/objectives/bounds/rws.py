@@ -38,7 +38,7 @@ class ReweightedWakeSleep(WakeSleep):
     :param phi: what trains the guide: ``"wake"`` (:math:`\lambda = 1`), ``"sleep"`` (:math:`\lambda = 0`) or
         :math:`\lambda` itself, in [0, 1].
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another ``phi``; when trained, if a guide site is a function of parameters (``Delta``), and
         with a sleep part where :class:`~pyro_dgm.infer.WakeSleep` raises.
     :raises TypeError: when used with a ``GuideMessenger`` guide.

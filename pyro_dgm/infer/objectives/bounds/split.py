@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.pathwise import with_values
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["run_split", "through_samples"]
@@ -33,7 +33,7 @@ class _Cut(torch.autograd.Function):
         return None
 
 
-def run_split(objective: Objective, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+def run_split(objective: ParticleObjective, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
     """Run the pair with copies of the guide's pathwise samples in the model; they are kept in ``holders``."""
     holders: list[tuple[int, list[Tensor], Any]] = []
 

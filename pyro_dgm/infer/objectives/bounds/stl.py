@@ -7,15 +7,15 @@ from typing import Any
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.pathwise import log_q_stopped
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 
 __all__ = ["STL"]
 
 
-class STL(Objective):
+class STL(ParticleObjective):
     r"""The ELBO with the "sticking the landing" gradient: the guide's score term, whose mean is zero, is left out.
 
     .. math:: \nabla_\phi L = E_\epsilon\left[\nabla_z \left(\log p(x, z) - \log q_\phi(z|x)\right)
@@ -29,7 +29,7 @@ class STL(Objective):
 
     :param num_particles: number of particles averaged over.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: G. Roeder, Y. Wu and D. Duvenaud (2017), arXiv:1703.09194.
 

@@ -12,15 +12,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["TraceGraphELBO"]
 
 
-class TraceGraphELBO(Objective):
+class TraceGraphELBO(ParticleObjective):
     r"""The ELBO whose score-function sites are charged only with the costs downstream of them.
 
     .. math:: \nabla_\phi L = E\Bigl[\nabla_\phi \sum_c c +
@@ -34,7 +34,7 @@ class TraceGraphELBO(Objective):
 
     :param num_particles: number of particles averaged over.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: J. Schulman, N. Heess, T. Weber and P. Abbeel (2015), arXiv:1506.05254; A. Mnih and K. Gregor (2014),
     arXiv:1402.0030.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.score_function import CutSamples, cut_terms
 from pyro_dgm.ops.arguments import check_count, check_number
 
@@ -17,7 +17,7 @@ __all__ = ["TVO"]
 SCHEDULES = ("log", "equal")
 
 
-class TVO(Objective):
+class TVO(ParticleObjective):
     r"""The ELBO's one rectangle under the curve whose area is :math:`\log p(x)`, cut into several.
 
     .. math:: \log p(x) = \int_0^1 E_{\pi_\beta}[\log w] \, d\beta \ge
@@ -48,7 +48,7 @@ class TVO(Objective):
     :param beta_1: first :math:`\beta` above zero with ``"log"``, in (0, 1); the bound is tightest where it meets the
         curve's bend.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range.
 
     Source: V. Masrani, T. A. Le and F. Wood (2019), arXiv:1907.00031.

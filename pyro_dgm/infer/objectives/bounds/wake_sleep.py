@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.dreaming import DetachSamples, dream_log_q
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 
 __all__ = ["WakeSleep"]
 
 
-class WakeSleep(Objective):
+class WakeSleep(ParticleObjective):
     r"""The wake-sleep algorithm: no gradient goes through a sample, so any site will do, discrete ones too.
 
     .. math:: \nabla_\theta = E_{q(z|x)}\left[\nabla_\theta \log p_\theta(x, z)\right], \qquad
@@ -36,7 +36,7 @@ class WakeSleep(Objective):
 
     :param num_particles: number of the guide's samples that the wake gradient is averaged over.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when trained, if no argument is the value of an observed site; if the guide has a site that
         the model has not (most automatic guides draw such a one); or if one is a point mass.
     :raises TypeError: when used with a ``GuideMessenger`` guide.

@@ -9,20 +9,21 @@ network's energy by a kernel.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.elbo import ELBO as PyroELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_dgm.infer.objectives.base import ObjectiveModule
-from pyro_dgm.infer.objectives.metric import Metric
-from pyro_dgm.programs.parameters import leaves_the_store
+from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.programs import Program
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["EnergyObjective", "EnergySite", "energy_site"]
@@ -48,13 +49,27 @@ class EnergySite:
         """N."""
         return self.value.shape[0]
 
+    def check_support(self) -> None:
+        """Refuse data outside the support of the density, unless validation is off.
+
+        :raises ValueError: naming the site, and how many data there are.
+        """
+        # The families leave validation to fit, which Pyro's SVI does not go through.
+        if not Distribution._validate_args:
+            return
+        outside = ~self.distribution.support.check(self.value.detach())
+        if bool(outside.any()):
+            raise ValueError(
+                f"site {self.name!r}: {int(outside.sum())} of {len(self.value)} data are outside the support "
+                f"{self.distribution.support} of {type(self.distribution).__name__}, or not finite"
+            )
+
 
 def energy_site(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], who: str) -> EnergySite:
     """Run a model on a batch and find its observed site.
 
     :param who: who asks, for messages.
-    :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density; unless
-        validation is off, for data outside its support.
+    :raises ValueError: if there is a latent site, or not exactly one observed site of unnormalised density.
     """
     trace = poutine.trace(model).get_trace(*args, **kwargs)
     sites = sample_sites(trace)
@@ -79,29 +94,23 @@ def energy_site(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
         )
     if site["mask"] is not None:
         raise ValueError(f"site {site['name']!r} is masked, which {who} does not take")
-    if Distribution._validate_args:  # the families leave validation to fit, which Pyro's SVI does not go through
-        outside = ~fn.support.check(value.detach())
-        if bool(outside.any()):
-            raise ValueError(
-                f"site {site['name']!r}: {int(outside.sum())} of {len(value)} data are outside the support "
-                f"{fn.support} of {type(fn).__name__}, or not finite"
-            )
     return EnergySite(site["name"], fn, value, site["scale"])
 
 
-class EnergyObjective(PyroELBO):
+class EnergyObjective(Objective):
     """Base of the objectives for energy-based programs.
 
-    A subclass gives :meth:`surrogate`, a scalar whose gradient is the estimator's.  As the ELBOs it works in
-    :func:`pyro_dgm.fit`, in :class:`pyro.infer.SVI` and as ``objective(model, guide)``, a module whose value on a
-    batch is the loss.  The program has one observed site, of unnormalised density, in the plate of the data; the
-    guide is empty. The loss is a sum over the batch, in nats where the surrogate is a difference of energies.  It is
-    *not* a bound on the likelihood: :attr:`metric` says what ``run.history["train"]`` then holds and which way is
-    better.
+    A subclass gives :meth:`surrogate`, a scalar whose gradient is the estimator's.  The program has one observed site,
+    of unnormalised density, in the plate of the data; the guide is empty. The loss is a sum over the batch, in nats
+    where the surrogate is a difference of energies.  It is *not* a bound on the likelihood: :attr:`metric` says what
+    ``run.history["train"]`` then holds and which way is better.
+
+    The first batch of a program is checked: data outside the support, and energies that are not finite, are named.
+    Later losses that are not finite are found by :func:`pyro_dgm.fit`, and by :meth:`loss_and_grads`.
     """
 
-    #: what the value per datum is called in a run's history, its unit, and which way is better
-    metric: Metric
+    #: whether :meth:`check_finite` looks at values: not while a graph is recorded, or in every step
+    _checking = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,48 +119,68 @@ class EnergyObjective(PyroELBO):
     def surrogate(self, site: EnergySite) -> Tensor:
         """The loss of a batch, summed over its data, whose gradient is the estimator's; without the site's scale."""
 
-    def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> EnergySite:
+    def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnergySite:
         """See :func:`energy_site`."""
         return energy_site(model, args, kwargs, type(self).__name__)
 
-    def check_energy(self, log_prob: Tensor, site: EnergySite, what: str) -> Tensor:
-        """Pass on log-densities that are all finite.
+    def check_site(self, site: EnergySite) -> None:
+        """Refuse a site that the objective cannot work with, whatever its energies are."""
+        site.check_support()
 
-        :raises ValueError: naming the site and what it was evaluated at.
+    def check_finite(self, values: Tensor, message: Callable[[float, str], str]) -> Tensor:
+        """Pass on values, a row a datum; while a batch is checked, refuse those that are not finite.
+
+        :param message: makes the error's text of the first bad value and of how many rows are bad.
+        :raises ValueError: with that text.
         """
-        bad = ~torch.isfinite(log_prob.detach())
-        if bool(bad.any()):
-            value = log_prob.detach()[bad][0]
-            raise ValueError(
-                f"the energy at site {site.name!r} is {-float(value)} at {int(bad.sum())} of {bad.numel()} {what}"
-            )
-        return log_prob
+        if self._checking:
+            rows = values.detach().reshape(len(values), -1)
+            bad = ~torch.isfinite(rows)
+            if bool(bad.any()):
+                raise ValueError(message(float(rows[bad][0]), f"{int(bad.any(-1).sum())} of {len(rows)}"))
+        return values
 
-    # What is the same for all
+    def check_energy(self, log_prob: Tensor, site: EnergySite, points: str) -> Tensor:
+        """:meth:`check_finite` for log-densities at ``points``."""
+        return self.check_finite(
+            log_prob, lambda value, count: f"the energy at site {site.name!r} is {-value} at {count} {points}"
+        )
 
-    def __call__(self, model: Any, guide: Any) -> ObjectiveModule:
-        return ObjectiveModule(model, guide, self)
+    # What follows from it
 
-    @leaves_the_store
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The loss of the whole batch as a tensor whose ``backward`` gives the estimator's gradient."""
-        site = self.energy_site(model, args, kwargs)
-        return site.scale * self.surrogate(site)
+    def check(self, program: Any, args: tuple, kwargs: dict) -> None:
+        state = self.state_dict()
+        with self.checking():
+            site = self.energy_site(program.model, args, kwargs)
+            self.check_site(site)
+            self.loss_of(site, program.model, args, kwargs)
+        self.load_state_dict(state)
 
-    @leaves_the_store
-    @torch.no_grad()
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss of the whole batch."""
-        return float(self.differentiable_loss(model, guide, *args, **kwargs))
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Evaluate inside with :meth:`check_finite` looking at values; random state is put back."""
+        self._checking = True
+        try:
+            with fork_rng():
+                yield
+        finally:
+            self._checking = False
+
+    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
+        """The loss of a batch, which is its own surrogate."""
+        with torch.set_grad_enabled(grad):
+            site = self.energy_site(model, args, kwargs)
+            loss = site.scale * self.loss_of(site, model, args, kwargs)
+        return loss, loss if grad else None
+
+    def loss_of(self, site: EnergySite, model: Any, args: tuple, kwargs: dict) -> Tensor:
+        """The loss without scale: the :meth:`surrogate`, and what an objective adds that runs the model again."""
+        return self.surrogate(site)
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss of the whole batch; gradients are added to the parameters' ``.grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if not math.isfinite(loss.item()):
+            self.check(Program(model, guide), args, kwargs)  # says which energies they are
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
-        return tuple(poutine.trace(fn).get_trace(*args, **kwargs) for fn in (model, guide))

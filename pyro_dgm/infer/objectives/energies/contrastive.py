@@ -10,8 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.ops.arguments import check_count, check_number
-from pyro_dgm.programs.parameters import leaves_the_store
-from pyro_dgm.programs.structure import weak
+from pyro_dgm.ops.random_state import fork_rng
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
@@ -55,14 +54,18 @@ class ContrastiveDivergence(EnergyObjective):
         check_count("k", k)
         self.k = k
 
-    def negative_state(self, site: EnergySite) -> Tensor:
-        """Where the chains of this step end, without gradients."""
+    def negative_state(self, site: EnergySite, move: bool) -> Tensor:
+        """Where the chains of this step end, without gradients.
+
+        :param move: whether chains that go on from step to step are moved: not in an evaluation.
+        """
         return site.distribution.mcmc_step(site.distribution.state_of(site.value), self.k)
 
     def surrogate(self, site: EnergySite) -> Tensor:
         positive = self.check_energy(site.distribution.log_prob(site.value), site, "data")
+        move = torch.is_grad_enabled()
         with torch.no_grad():
-            state = self.negative_state(site)
+            state = self.negative_state(site, move)
         negative = self.check_energy(site.distribution.state_log_prob(state), site, "negative samples")
         return site.num_data * negative.mean() - positive.sum()
 
@@ -137,61 +140,62 @@ class PersistentCD(ContrastiveDivergence):
             raise ValueError(f"initial must be 'noise' or 'data', got {initial!r}")
         self.num_chains, self.buffer, self.reinit, self.initial = num_chains, buffer, float(reinit), initial
         self._size = num_chains  # C, once it is known
-        self._model: Any = None
 
-    @leaves_the_store
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if self._model is not None and self._model() != model:
-            self.chains = None
-        self._model = weak(model)
-        return super().differentiable_loss(model, guide, *args, **kwargs)
-
-    def negative_state(self, site: EnergySite) -> Tensor:
-        """The persistent chains of this step, moved, or as they are in an evaluation."""
+    def begin(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        """Begin chains, unless a first program finds those of a checkpoint."""
+        with fork_rng():
+            site = self.energy_site(model, args, kwargs)
+        if self.chains is not None and self._seen is None:
+            self.chains = self.chains.to(site.value.device)
+            return
         size = self._size or site.num_data
+        if self.buffer is None:
+            self._size = size
+        with torch.no_grad():
+            self.chains = self._new_states(site, max(size, self.buffer or size)).clone()
+
+    def negative_state(self, site: EnergySite, move: bool) -> Tensor:
+        """The persistent chains of this step, moved, or as they are in an evaluation."""
         chains = self.chains
-        if chains is None:
-            chains = self._begin(site, max(size, self.buffer or size))
-            if self.buffer is None:
-                self._size = size
-        chains = chains.to(site.value.device)
-        size = min(size, len(chains))
+        assert chains is not None
+        size = min(self._size or site.num_data, len(chains))
         index = None if size == len(chains) else torch.randperm(len(chains), device=chains.device)[:size]
         state = chains if index is None else chains[index]
-        if not self._moving:
-            self.chains = chains
+        if not move:
             return state
         if self.reinit > 0.0:
             anew = torch.rand(size, device=state.device) < self.reinit
-            fresh = self._begin(site, size)
+            fresh = self._new_states(site, size)
             state = torch.where(anew.reshape(-1, *(1 for _ in state.shape[1:])), fresh, state)
         state = site.distribution.mcmc_step(state, self.k)
-        self.chains = state if index is None else chains.index_copy(0, index, state)
+        # In place, so that a recorded graph goes on with the same tensor.
+        if index is None:
+            chains.copy_(state)
+        else:
+            chains.index_copy_(0, index, state)
         return state
 
-    def surrogate(self, site: EnergySite) -> Tensor:
-        self._moving = torch.is_grad_enabled()
-        return super().surrogate(site)
-
-    #: whether the chains move in the evaluation under way
-    _moving = True
-
-    def _begin(self, site: EnergySite, count: int) -> Tensor:
+    def _new_states(self, site: EnergySite, count: int) -> Tensor:
         if self.initial == "noise":
             return site.distribution.initial_state(count)
         rows = torch.randint(site.num_data, (count,), device=site.value.device)
         return site.distribution.state_of(site.value[rows])
 
+    def buffers(self) -> list[Tensor]:
+        return [] if self.chains is None else [self.chains]
+
     def state_dict(self) -> dict[str, Any]:
         """The chains, for a checkpoint."""
-        return {"chains": self.chains, "num_chains": self._size}
+        chains = None if self.chains is None else self.chains.clone()
+        return {**super().state_dict(), "chains": chains, "num_chains": self._size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
-        self.chains, self._size = state["chains"], state["num_chains"]
-
-    def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be copied
-        return {**self.__dict__, "_model": None}
+        super().load_state_dict(state)
+        chains, self._size = state["chains"], state["num_chains"]
+        if self.chains is not None and chains is not None and chains.shape == self.chains.shape:
+            self.chains.copy_(chains)
+        else:
+            self.chains = chains
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(k={self.k}, num_chains={self.num_chains}, buffer={self.buffer})"

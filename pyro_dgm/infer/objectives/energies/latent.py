@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announcing
-from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["ShortRunML"]
@@ -81,7 +80,7 @@ class ShortRunML(EnergyObjective):
         self.posterior_steps, self.posterior_step_size = posterior_steps, float(posterior_step_size)
         self.prior_steps, self.kernel = prior_steps, None if kernel is None else check_kernel(kernel)
 
-    def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> EnergySite:
+    def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnergySite:
         """The prior's site, its value where the posterior's chains begin.
 
         :raises ValueError: if there is not exactly one latent site, of unnormalised density, in one plate.
@@ -107,11 +106,10 @@ class ShortRunML(EnergyObjective):
                 raise ValueError(f"site {other['name']!r} has a density known up to a constant, beside the prior's")
         return EnergySite(name, site["fn"], site["value"], site["scale"])
 
-    @leaves_the_store
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        site = self.energy_site(model, args, kwargs)
+    def check_site(self, site: EnergySite) -> None:
+        """The latent is none of the data: whatever its chains begin at is in the support."""
+
+    def loss_of(self, site: EnergySite, model: Any, args: tuple, kwargs: dict) -> Tensor:
         fixed = site.distribution.expand(torch.Size())
 
         def log_joint(z: Tensor) -> Tensor:
@@ -129,14 +127,12 @@ class ShortRunML(EnergyObjective):
             what=f"chains for the posterior of {site.name!r}",
         )
         likelihood = self.log_likelihood(model, site.name, z, args, kwargs)
-        bad = ~torch.isfinite(likelihood.detach())
-        if bool(bad.any()):
-            raise ValueError(
-                f"the log-likelihood given {site.name!r} is {float(likelihood[bad][0])} at {int(bad.sum())} of "
-                f"{bad.numel()} posterior draws"
-            )
+        self.check_finite(
+            likelihood,
+            lambda bad, count: f"the log-likelihood given {site.name!r} is {bad} at {count} posterior draws",
+        )
         prior = self.surrogate(EnergySite(site.name, site.distribution, z, site.scale))
-        return site.scale * (prior - likelihood.sum())
+        return prior - likelihood.sum()
 
     def surrogate(self, site: EnergySite) -> Tensor:
         r"""The prior's part of the loss, :math:`\sum_n \log \tilde p(z_n^-) - \log \tilde p(z_n^+)`."""

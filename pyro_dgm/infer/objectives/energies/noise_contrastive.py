@@ -15,8 +15,6 @@ from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs import announce_parameters, announcing
-from pyro_dgm.programs.parameters import leaves_the_store
-from pyro_dgm.programs.structure import weak
 
 __all__ = ["NoiseContrastive"]
 
@@ -74,7 +72,6 @@ class NoiseContrastive(EnergyObjective):
         self.noise, self.num_noise, self._start = noise, num_noise, log_normalizer
         #: location and scale of noise that was fitted to the first batch
         self._fitted: tuple[Tensor, Tensor] | None = None
-        self._model: Any = None
 
     @property
     def log_normalizer(self) -> Tensor:
@@ -86,18 +83,27 @@ class NoiseContrastive(EnergyObjective):
             raise ValueError("there is no log normaliser before the objective has seen a program and a batch")
         return self.learned.value.detach().clone()
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameter :math:`c`, for an optimiser."""
-        return [] if self.learned is None else list(self.learned.parameters())
-
-    @leaves_the_store
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if self._model is not None and self._model() != model:
+    def begin(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        """Fit the noise and c to a first batch, unless a first program finds those of a checkpoint."""
+        if self._seen is not None:
             self.learned, self._fitted = None, None
-        self._model = weak(model)
-        return super().differentiable_loss(model, guide, *args, **kwargs)
+        with self.checking(), torch.no_grad():  # with the draws that the evaluation will have
+            site = self.energy_site(model, args, kwargs)
+            self.check_site(site)
+            noise = self._noise_for(site)
+            if self.learned is not None:
+                return
+            start, count = self._start, self.num_noise * site.num_data
+            if start is None:
+                drawn = noise.sample((count,))
+                law = site.distribution.expand(torch.Size())
+                log_prob = self.check_energy(law.log_prob(drawn), site, "noise draws")
+                log_ratio = log_prob - self._noise_log_prob(noise, drawn, site, "noise draws")
+                start = float(torch.logsumexp(log_ratio.double(), 0)) - math.log(count)
+            self.learned = _LogNormalizer(site.value.new_tensor(start))
 
     def surrogate(self, site: EnergySite) -> Tensor:
+        assert self.learned is not None
         noise = self._noise_for(site)
         law, count = site.distribution.expand(torch.Size()), self.num_noise * site.num_data
         with torch.no_grad():
@@ -106,11 +112,6 @@ class NoiseContrastive(EnergyObjective):
         positive = self.check_energy(law.log_prob(site.value), site, "data")
         negative_q = self._noise_log_prob(noise, drawn, site, "noise draws")
         positive_q = self._noise_log_prob(noise, site.value, site, "data")
-        if self.learned is None:
-            start = self._start
-            if start is None:
-                start = float(torch.logsumexp((negative - negative_q).detach().double(), 0)) - math.log(count)
-            self.learned = _LogNormalizer(positive.new_tensor(start).detach())
         with announcing(bool(_PYRO_STACK)):
             announce_parameters(self.learned)
         offset = self.learned.value + math.log(self.num_noise)
@@ -142,27 +143,22 @@ class NoiseContrastive(EnergyObjective):
         loc, scale = (t.to(site.value) for t in self._fitted)
         return dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
 
-    @staticmethod
-    def _noise_log_prob(noise: Any, value: Tensor, site: EnergySite, what: str) -> Tensor:
-        log_prob = noise.log_prob(value)
-        bad = ~torch.isfinite(log_prob)
-        if bool(bad.any()):
-            raise ValueError(
-                f"the noise's log-density is {float(log_prob[bad][0])} at {int(bad.sum())} of {bad.numel()} {what} of "
-                f"site {site.name!r}: it must have mass wherever there are data"
-            )
-        return log_prob.detach()
+    def _noise_log_prob(self, noise: Any, value: Tensor, site: EnergySite, points: str) -> Tensor:
+        return self.check_finite(
+            noise.log_prob(value).detach(),
+            lambda bad, count: (
+                f"the noise's log-density is {bad} at {count} {points} of site {site.name!r}: it must have mass "
+                "wherever there are data"
+            ),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The noise, where it was fitted to a batch; :attr:`learned` is saved with the weights."""
-        return {"fitted": self._fitted}
+        return {**super().state_dict(), "fitted": self._fitted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
+        super().load_state_dict(state)
         self._fitted = state["fitted"]
-
-    def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be copied
-        return {**self.__dict__, "_model": None}
 
     def __repr__(self) -> str:
         return f"NoiseContrastive(num_noise={self.num_noise})"

@@ -64,11 +64,12 @@ def _load_decompositions() -> None:
 class ScoreObjective(EnergyObjective):
     """Base of the score matching objectives: what they ask of the site."""
 
-    def check_support(self, site: EnergySite) -> None:
+    def check_site(self, site: EnergySite) -> None:
         """Refuse a density that is not on all of R^d: integration by parts leaves a term at the boundary.
 
         :raises ValueError: naming the site and its support.
         """
+        super().check_site(site)
         support = site.distribution.support
         if not is_real(support):
             raise ValueError(
@@ -84,15 +85,9 @@ class ScoreObjective(EnergyObjective):
         law._validate_args = False
         return law.log_prob
 
-    def check_score(self, value: Tensor, site: EnergySite, what: str) -> Tensor:
-        """Pass on scores that are all finite.
-
-        :raises ValueError: naming the site and what it was evaluated at.
-        """
-        bad = ~torch.isfinite(value.detach()).reshape(len(value), -1).all(-1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"the gradient of the energy at site {site.name!r} is not finite at {int(bad.sum())} of {len(bad)} "
-                f"{what}"
-            )
-        return value
+    def check_score(self, value: Tensor, site: EnergySite, points: str) -> Tensor:
+        """:meth:`check_finite` for scores at ``points``."""
+        return self.check_finite(
+            value,
+            lambda _, count: f"the gradient of the energy at site {site.name!r} is not finite at {count} {points}",
+        )

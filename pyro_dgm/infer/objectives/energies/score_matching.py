@@ -53,7 +53,6 @@ class ScoreMatching(ScoreObjective):
         self.chunk_size = chunk_size
 
     def surrogate(self, site: EnergySite) -> Tensor:
-        self.check_support(site)
         log_prob, x = self.log_prob_of(site), site.value
         size = x[0].numel()
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])

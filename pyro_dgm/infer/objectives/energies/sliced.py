@@ -67,7 +67,6 @@ class SlicedScoreMatching(ScoreObjective):
         return v
 
     def surrogate(self, site: EnergySite) -> Tensor:
-        self.check_support(site)
         x = site.value
         v = self.draw(x)
         found, curvature, value = score_and_curvature(self.log_prob_of(site), x, v)

@@ -11,9 +11,9 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.logits import Hidden, base_of
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
 from pyro_dgm.programs.structure import looking_at, sample_sites
@@ -21,7 +21,7 @@ from pyro_dgm.programs.structure import looking_at, sample_sites
 __all__ = ["ControlVariate"]
 
 
-class ControlVariate(Objective):
+class ControlVariate(ParticleObjective):
     """Base of RELAX and REBAR.  With logits t, value b, hidden variable z and its draw z' given b, per datum
 
     ``g = (f(b) - c(z')) d log q(b) / dt + d (c(z) - c(z')) / dt``

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, look, mlp, observed_features, require_width
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
 from pyro_dgm.ops import log_mean_exp
@@ -17,7 +17,7 @@ from pyro_dgm.ops.random_state import fork_rng
 __all__ = ["NVIL"]
 
 
-class NVIL(Objective):
+class NVIL(ParticleObjective):
     r"""Score-function gradients with a learned baseline that sees the data.
 
     .. math:: \nabla_\phi L = E\left[\left(\log w - c - s\, C_\psi(x)\right) \nabla_\phi \log q(z|x)\right], \qquad
@@ -40,7 +40,7 @@ class NVIL(Objective):
         score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
         the ELBO's.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
 
     Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.

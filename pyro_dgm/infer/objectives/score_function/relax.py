@@ -39,7 +39,7 @@ class RELAX(ControlVariate):
     :param num_particles: number of particles averaged over.
     :param hidden: units of the network's hidden layer.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used: for a discrete guide site of another kind, for discrete guide sites that depend on
         each other, or for a datum of another size than at first.
 

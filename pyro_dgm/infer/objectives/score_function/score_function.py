@@ -9,14 +9,14 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.structure import is_point, sample_sites
 
 __all__ = ["CutSamples", "ScoreFunction", "cut_terms", "direct_terms", "leave_one_out"]
 
 
-class ScoreFunction(Objective):
+class ScoreFunction(ParticleObjective):
     r"""The ELBO with score-function (REINFORCE) gradients for *every* guide site, reparameterised or not.
 
     .. math:: \nabla_\phi L = E\left[\frac1K \sum_k \left(\log w_k - b_k\right) \nabla_\phi \log q(z_k|x)\right],
@@ -31,7 +31,7 @@ class ScoreFunction(Objective):
     :param num_particles: number K of particles averaged over.
     :param baseline: ``"leave_one_out"``, or ``None`` for the plain estimator.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another baseline, or for a leave-one-out baseline with fewer than 2 particles.
 
     Source: R. Ranganath, S. Gerrish and D. Blei (2014), arXiv:1401.0118; the baseline: W. Kool, H. van Hoof and

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["VIMCO"]
 
 
-class VIMCO(Objective):
+class VIMCO(ParticleObjective):
     r"""The IWAE bound with a learning signal of its own for each particle.
 
     .. math:: \nabla_\phi L_K = E\left[\sum_j \left(\hat L - \hat L_{-j}\right) \nabla_\phi \log q(z_j|x)
@@ -29,7 +29,7 @@ class VIMCO(Objective):
 
     :param num_particles: number K of particles, at least 2.
     :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.objectives.base.Objective`.
+        see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: there is no other to leave.
 
     Source: A. Mnih and D. J. Rezende (2016), arXiv:1602.06725.

@@ -1,0 +1,187 @@
+"""The base of the objectives that are estimated with particles: a bound per datum from the shared evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
+from pyro_dgm.infer.objectives.metric import BOUND, Metric
+from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.programs import announce_parameters, announcing
+from pyro_dgm.programs.parameters import leaves_the_store
+from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, guide_messenger
+
+__all__ = ["ParticleObjective"]
+
+
+class ParticleObjective(Objective):
+    """Base of the ELBOs and of everything else that is estimated with particles.
+
+    A subclass gives :meth:`bound_of` and :meth:`surrogate_of`, functions of the shared evaluation
+    (:class:`~pyro_dgm.infer.objectives.evaluation.particles.Particles`).  The loss of a batch is
+
+    .. math:: -s \\sum_d L_d
+
+    with :math:`L_d` the bound of a datum and :math:`s` the scale of subsampled plates and mini-batches, which stays
+    outside the logarithm.
+
+    :param num_particles: number K of particles.
+    :param max_plate_nesting: deepest nesting of plates; looked up by running the pair once if not given.
+    :param vectorize_particles: run all particles at once: in a plate to the left of all others where the program
+        broadcasts, else under ``torch.vmap``; a program that takes neither runs them one after another, and a warning
+        says why.  The first batch of a pair is held against runs of single particles.  ``False`` runs them one by one.
+    :param strict_enumeration_warning: warn where enumeration marks look misused (Pyro's keyword).
+    :param retain_graph: passed to ``backward`` by :meth:`loss_and_grads`.
+    :raises ValueError: for ``num_particles`` below 1.
+    """
+
+    #: what a multi-sample objective needs of the guide that not every guide can give
+    needs_replay = False
+    #: whether it asks distributions for no more than densities, draws and divergences, as they give under vmap
+    under_vmap = True
+    #: whether the guide's enumerated sites are summed exactly
+    sums_guide = False
+    #: whether the bound is a logarithm of averaged weights, so that a scale inside of it matters
+    averages_weights = True
+    #: fewest particles that the class works with on its defaults
+    min_particles = 1
+    #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
+    side: str | None = "lower"
+    metric: Metric = BOUND
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        max_plate_nesting: float = float("inf"),
+        vectorize_particles: bool = True,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+        jit_options: dict[str, Any] | None = None,
+        retain_graph: bool | None = None,
+    ) -> None:
+        check_count("num_particles", num_particles)
+        if max_plate_nesting != float("inf"):
+            check_count("max_plate_nesting", max_plate_nesting, 0)
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
+            jit_options=jit_options,
+            retain_graph=retain_graph,
+        )
+        # Pyro's attribute counts the particle plate; ours keeps what was asked for.
+        self._given_nesting = max_plate_nesting
+        self._structures = StructureCache()
+        self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
+
+    # What a subclass gives
+
+    @abstractmethod
+    def bound_of(self, particles: Particles) -> Tensor:
+        """The bound of each datum, nats, without the outer scale."""
+
+    @abstractmethod
+    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
+        """A scalar whose gradient is the estimator's gradient of ``outer_scale * bound.sum()``."""
+
+    def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
+        """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
+        return run_pairs(
+            model,
+            guide,
+            args,
+            kwargs,
+            self.num_particles,
+            self.structure(model, guide, args, kwargs),
+            self.vectorize_particles,
+        )
+
+    # What is the same for all
+
+    @property
+    def _added(self) -> AddedDims | None:
+        """The dimensions that a program may be written for: those to the left of the plates that were asked for."""
+        if self._given_nesting == float("inf"):
+            return None
+        return AddedDims(int(self._given_nesting), self.num_particles if self.vectorize_particles else 1)
+
+    def check(self, program: Any, args: tuple, kwargs: dict) -> None:
+        self.structure(program.model, program.guide, args, kwargs)
+
+    def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        self.structure(model, guide, args, kwargs)
+
+    def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
+        """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
+        structure = self._structures.get(model, guide, args, kwargs, self._added)
+        if not self._built:
+            self.learned, self._built = self.build_learned(model, guide, args, kwargs), True
+        if self.needs_replay and guide_messenger(guide) is not None:
+            raise TypeError(
+                f"{type(self).__name__} evaluates the guide at given values, which a GuideMessenger guide cannot do: "
+                "use an ordinary guide, or ELBO or IWAE"
+            )
+        if structure.guide_enumerates and not self.sums_guide and self.strict_enumeration_warning:
+            warnings.warn(
+                f"{type(self).__name__} samples the guide's sites that are marked for enumeration (score function); "
+                "ELBO sums them exactly",
+                stacklevel=3,
+            )
+        if self._given_nesting != float("inf"):
+            structure = replace(structure, nesting=int(self._given_nesting))
+        return structure if self.under_vmap else replace(structure, under_vmap=False)
+
+    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
+        # Handlers around the objective (SVI's, a recorder's) hear of parameters; the objective does not need to.
+        with announcing(bool(_PYRO_STACK)):
+            if self.learned is not None:
+                announce_parameters(self.learned)
+            particles = self._particles(model, guide, args, kwargs, grad)
+        bound = self.bound_of(particles)
+        loss = -(particles.outer_scale * bound.sum())
+        return loss, -self.surrogate_of(particles, bound) if grad else None
+
+    @leaves_the_store
+    @torch.no_grad()
+    def bound(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The bound of each datum, in nats and without gradients.
+
+        Its shape is that of the plates that contain every sample site; with a global latent the bound is that of the
+        whole batch, a scalar.  Subsampling scale is not in it.
+        """
+        return self.bound_of(self._particles(model, guide, args, kwargs, grad=False))
+
+    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
+        """The shared evaluation, once more in another way where this batch cannot be run as the first one was."""
+        try:
+            particles = self.particles(model, guide, args, kwargs, grad)
+        except Exception:
+            pair = Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
+            if not is_other_way(pair, self.num_particles, self.vectorize_particles):
+                raise
+            particles = self.particles(model, guide, args, kwargs, grad)
+        particles.averages_weights = self.averages_weights
+        return particles
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+        structure = self.structure(model, guide, args, kwargs)
+        return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"
