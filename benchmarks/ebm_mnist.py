@@ -99,7 +99,7 @@ def train_pcd(args: argparse.Namespace, train: Tensor, test: Tensor) -> Trained:
     ebm = EBM(train.shape[1:], "conv", args.channels, temperature=1.0, step_size=args.step_size)
     ebm.initialize_base(noisy(train, args.noise))
     trained = Trained("PCD, T = 1", ebm, noisy(train, args.noise), held, "base", args.k)
-    pcd = PersistentCD(k=args.k, num_chains=args.num_chains, buffer=args.buffer)
+    pcd = PersistentCD(num_steps=args.k, num_chains=args.num_chains, buffer=args.buffer)
     fit(trained, train, args.noise, pcd, args.batch_size, args.learning_rate, args)
     return trained
 
@@ -121,7 +121,7 @@ def train_short_run(args: argparse.Namespace, train: Tensor, test: Tensor) -> Tr
     )
     title = f"short runs, T = {temperature:.2g}"
     trained = Trained(title, ebm, noisy(train, args.short_noise), held, "noise", args.short_k)
-    fresh = PersistentCD(k=args.short_k, num_chains=args.short_batch_size, reinit=1.0)
+    fresh = PersistentCD(num_steps=args.short_k, num_chains=args.short_batch_size, reinit=1.0)
     fit(
         trained,
         train,

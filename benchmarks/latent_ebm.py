@@ -62,7 +62,7 @@ def trained(program: LatentEBM, data: Tensor, args: argparse.Namespace, seed: in
     pyro_dgm.fit(
         program,
         data,
-        objective=ShortRunML(args.posterior_steps, args.posterior_step_size),
+        objective=ShortRunML(args.posterior_steps, step_size=args.posterior_step_size),
         optimizer=optimizer,
         lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(
             o, [g["lr"] for g in o.param_groups], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False

@@ -54,9 +54,9 @@ def make():
 
 
 objectives = {
-    "CD-1": ContrastiveDivergence(k=1),
-    "CD-10": ContrastiveDivergence(k=10),
-    "PCD": PersistentCD(k=10, num_chains=256, buffer=4000, reinit=0.05),
+    "CD-1": ContrastiveDivergence(num_steps=1),
+    "CD-10": ContrastiveDivergence(num_steps=10),
+    "PCD": PersistentCD(num_steps=10, num_chains=256, buffer=4000, reinit=0.05),
     "SM": ScoreMatching(),
     "DSM": DenoisingScoreMatching(noise_levels=0.1),
     "SSM": SlicedScoreMatching(),

@@ -69,7 +69,7 @@ SIGNATURES = {
     "infer.DIP": "num_particles",
     "infer.FactorVAE": "num_particles gamma hidden network",
     "infer.AdversarialELBO": "num_particles hidden network",
-    "infer.relax": "fn sites method temperature",
+    "infer.continuous_relaxation": "fn sites method temperature",
     "infer.CapturedELBO": "objective",
     "infer.capture_potential": "model num_chains",
     "infer.mcmc.MCMC": "kernel num_samples warmup_steps num_chains chain_method",

@@ -13,9 +13,9 @@ __all__ = ["DEFAULT_ENERGY_OBJECTIVES", "compare_on_plane", "eight_normals", "pa
 
 #: name and specification of what is compared by default
 DEFAULT_ENERGY_OBJECTIVES = {
-    "CD-1": "ContrastiveDivergence(k=1)",
-    "CD-10": "ContrastiveDivergence(k=10)",
-    "PCD": "PersistentCD(k=10, num_chains=256, buffer=4000, reinit=0.05)",
+    "CD-1": "ContrastiveDivergence(num_steps=1)",
+    "CD-10": "ContrastiveDivergence(num_steps=10)",
+    "PCD": "PersistentCD(num_steps=10, num_chains=256, buffer=4000, reinit=0.05)",
     "SM": "ScoreMatching",
     "DSM": "DenoisingScoreMatching(0.1)",
     "SSM": "SlicedScoreMatching",

@@ -55,7 +55,7 @@ from pyro_dgm.infer.train.fit import fit
 from pyro_dgm.infer.train.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.train.precision import mixed_precision
 from pyro_dgm.infer.train.run import Run
-from pyro_dgm.programs.relaxation import relax
+from pyro_dgm.programs.relaxation import continuous_relaxation
 
 __all__ = [
     "CIWAE",
@@ -107,11 +107,11 @@ __all__ = [
     "WakeSleep",
     "as_objective",
     "capture_potential",
+    "continuous_relaxation",
     "fit",
     "load_weights",
     "mcmc",
     "mixed_precision",
-    "relax",
     "sample_posterior",
     "smc",
 ]

@@ -50,7 +50,7 @@ class DBM(BoltzmannFamily):
         >>> _ = torch.manual_seed(0)
         >>> dbm = pyro_dgm.models.DBM(num_visible=6, hidden=(4, 3))
         >>> x = torch.randint(2, (20, 6)).float()
-        >>> objective = pyro_dgm.infer.PersistentCD(k=5, num_chains=50)
+        >>> objective = pyro_dgm.infer.PersistentCD(num_steps=5, num_chains=50)
         >>> run = pyro_dgm.fit(dbm, x, objective=objective, epochs=2, progress=False)
         >>> bool((dbm.elbo(x) <= dbm.log_likelihood(x) + 1e-5).all())
         True

@@ -50,7 +50,7 @@ class EBM(EnergyFamily):
         >>> _ = torch.manual_seed(0)
         >>> ebm = pyro_dgm.models.EBM(event_shape=(2,), hidden=(32,), step_size=0.3)
         >>> x = 0.3 * torch.randn(100, 2) + 1
-        >>> pcd = pyro_dgm.infer.PersistentCD(k=5, num_chains=50, buffer=500, reinit=0.05)
+        >>> pcd = pyro_dgm.infer.PersistentCD(num_steps=5, num_chains=50, buffer=500, reinit=0.05)
         >>> run = pyro_dgm.fit(ebm, x, objective=pcd, epochs=2, progress=False)
         >>> ebm.sample(3, num_steps=20, seed=0).shape
         torch.Size([3, 2])

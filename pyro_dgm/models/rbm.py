@@ -50,7 +50,7 @@ class RBM(BoltzmannFamily):
         >>> _ = torch.manual_seed(0)
         >>> rbm = pyro_dgm.models.RBM(num_visible=6, num_hidden=3)
         >>> x = torch.randint(2, (10, 6)).float()
-        >>> objective = pyro_dgm.infer.PersistentCD(k=1, num_chains=20)
+        >>> objective = pyro_dgm.infer.PersistentCD(num_steps=1, num_chains=20)
         >>> run = pyro_dgm.fit(rbm, x, objective=objective, epochs=2, progress=False)
         >>> rbm.log_likelihood(x).shape
         torch.Size([10])

@@ -10,12 +10,12 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["relax"]
+__all__ = ["continuous_relaxation"]
 
 METHODS = ("gumbel_softmax", "straight_through")
 
 
-def relax(
+def continuous_relaxation(
     fn: Callable[..., Any],
     sites: Collection[str] | None = None,
     method: str = "gumbel_softmax",
@@ -51,14 +51,14 @@ def relax(
     Example::
 
         >>> import torch, pyro, pyro.distributions as dist
-        >>> from pyro_dgm.infer import ELBO, relax
+        >>> from pyro_dgm.infer import ELBO, continuous_relaxation
         >>> logit = torch.zeros((), requires_grad=True)
         >>> def model():
         ...     b = pyro.sample("b", dist.Bernoulli(0.5))
         ...     pyro.sample("x", dist.Normal(b, 1.0), obs=torch.tensor(1.0))
         >>> def guide():
         ...     pyro.sample("b", dist.Bernoulli(logits=logit))
-        >>> ELBO()(relax(model), relax(guide))().backward()
+        >>> ELBO()(continuous_relaxation(model), continuous_relaxation(guide))().backward()
         >>> bool(logit.grad != 0)
         True
     """
@@ -73,7 +73,7 @@ def relax(
 
 
 class RelaxMessenger(Messenger):
-    """The handler behind :func:`relax`."""
+    """The handler behind :func:`continuous_relaxation`."""
 
     def __init__(self, sites: set[str] | None, hard: bool, temperature: float | Tensor) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class RelaxMessenger(Messenger):
             msg["infer"] = {**msg["infer"], "_relaxed": True}
         elif self.sites is not None:
             raise ValueError(
-                f"relax() handles Bernoulli, Categorical and OneHotCategorical sites, but {msg['name']!r} is "
+                f"continuous_relaxation() handles Bernoulli, Categorical and OneHotCategorical sites, but {msg['name']!r} is "
                 f"{type(msg['fn']).__name__}: leave it out of sites"
             )
 

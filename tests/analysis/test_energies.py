@@ -74,7 +74,7 @@ def table():
         "SM": ScoreMatching(),
         "SSM": SlicedScoreMatching(num_slices=2),
         "DSM": DenoisingScoreMatching([0.5]),
-        "NCE": NoiseContrastive(dist.MultivariateNormal(MEAN, 2 * COVARIANCE), num_noise=4),
+        "NCE": NoiseContrastive(noise=dist.MultivariateNormal(MEAN, 2 * COVARIANCE), num_noise=4),
         "flipped": Flipped(),
         "breaks off": BreaksOff(),
     }

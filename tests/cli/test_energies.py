@@ -53,7 +53,7 @@ def test_objectives_and_files_of_ones_own(tmp_path: Path) -> None:
         (["runs/a", "--epochs", 3], "--epochs does not go without --energies"),
         (["--energies", "--objective", "IWAE(5)"], "there is no objective for energies 'IWAE'; there are Contrastive"),
         (["--energies", "--objective", "ShortRunML"], "there is no objective for energies 'ShortRunML'"),
-        (["--energies", "--objective", "ContrastiveDivergence(0)"], "k must be an integer of at least 1"),
+        (["--energies", "--objective", "ContrastiveDivergence(0)"], "num_steps must be an integer of at least 1"),
         (["--energies", "-o", "a.txt"], "--output must end in .json, .csv or .png"),
     ],
 )
@@ -68,7 +68,7 @@ def test_all_failing_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_specifications() -> None:
-    assert parse_energy_objective("ContrastiveDivergence(7)").k == 7
+    assert parse_energy_objective("ContrastiveDivergence(7)").num_steps == 7
     assert isinstance(parse_energy_objective("PersistentCD"), ContrastiveDivergence)
     with pytest.raises(UsageError, match="noise_levels must be positive"):
         parse_energy_objective("DenoisingScoreMatching(-1)")

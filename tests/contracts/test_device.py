@@ -128,7 +128,7 @@ def test_energies_of_a_network(objective, device):
 def test_latent_energy(device):
     m = LatentEBM((5,), 2, hidden=(8,), prior_hidden=(8,), num_steps=3).to(device)
     x = torch.randn(4, 5).to(device)
-    objective = energies.ShortRunML(posterior_steps=2, prior_steps=2)
+    objective = energies.ShortRunML(num_steps=2, num_prior_steps=2)
     pyro_dgm.fit(m, x, objective=objective, epochs=2, device=device, seed=0, progress=False)
     is_there(list(m.parameters()), device)
 

@@ -115,7 +115,7 @@ def test_pretraining_and_training_of_a_small_machine():
     assert torch.equal(dbm.weights[0], stages[0].weight)
     pretrained = float(dbm.log_likelihood(x).mean())
     run = pyro_dgm.fit(
-        dbm, x, objective=PersistentCD(k=5, num_chains=200), optimizer=adam, epochs=30, batch_size=100, seed=0,
+        dbm, x, objective=PersistentCD(num_steps=5, num_chains=200), optimizer=adam, epochs=30, batch_size=100, seed=0,
         progress=False,
     )  # fmt: skip
     assert len(run.history["train"]) == 30

@@ -47,7 +47,7 @@ def test_custom_in_a_saved_configuration_is_refused_by_name(argument):
         ScoreMatching,
         lambda: DenoisingScoreMatching(0.2),
         SlicedScoreMatching,
-        lambda: NoiseContrastive(dist.Normal(torch.zeros(2).double(), 1.5).to_event(1), 2),
+        lambda: NoiseContrastive(2, dist.Normal(torch.zeros(2).double(), 1.5).to_event(1)),
     ],
     ids=["cd", "pcd", "sm", "dsm", "ssm", "nce"],
 )

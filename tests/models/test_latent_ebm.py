@@ -124,7 +124,7 @@ def test_prior_learns_the_aggregate_posterior_of_digits():
         step_size=0.2, num_steps=60,
     )  # fmt: skip
     pyro_dgm.fit(
-        program, data.train, objective=ShortRunML(20, 0.1), epochs=60, batch_size=100, seed=0, progress=False,
+        program, data.train, objective=ShortRunML(20, step_size=0.1), epochs=60, batch_size=100, seed=0, progress=False,
         optimizer=torch.optim.Adam(
             [
                 {"params": program.decoder.parameters(), "lr": 3e-3},

@@ -227,7 +227,7 @@ def test_training_reaches_the_likelihood_of_exact_gradients():
                 optimizer.step()
         else:
             pyro_dgm.fit(
-                rbm, x, objective=pyro_dgm.infer.PersistentCD(k=5, num_chains=1000), epochs=200, batch_size=200,
+                rbm, x, objective=pyro_dgm.infer.PersistentCD(num_steps=5, num_chains=1000), epochs=200, batch_size=200,
                 optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
                 lr_scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.05, 200), seed=0, progress=False,
             )  # fmt: skip

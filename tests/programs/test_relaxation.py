@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_dgm.infer import ELBO, CapturedELBO, DReG, relax
+from pyro_dgm.infer import ELBO, CapturedELBO, DReG, continuous_relaxation
 
 DTYPE = torch.float64
 X = torch.tensor(0.8, dtype=DTYPE)
@@ -51,7 +51,7 @@ def test_bound_and_mean_gradient_against_quadrature(method, temperature):
     one = One()
     bound = one.exact(temperature, method == "straight_through")
     want = torch.stack([bound.detach(), *torch.autograd.grad(bound, list(one.parameters()))])
-    model, guide = (relax(fn, method=method, temperature=temperature) for fn in (one.model, one.guide))
+    model, guide = (continuous_relaxation(fn, method=method, temperature=temperature) for fn in (one.model, one.guide))
     rows = []
     for _ in range(100):
         loss = ELBO(num_particles=200).differentiable_loss(model, guide)
@@ -83,7 +83,7 @@ def test_values_of_every_kind_in_a_particle_plate(kind, method):
     torch.manual_seed(0)
     model, seen = program(kind)
     with pyro.plate("particles", 1000, dim=-2):
-        trace = poutine.trace(relax(model, method=method, temperature=0.7)).get_trace()
+        trace = poutine.trace(continuous_relaxation(model, method=method, temperature=0.7)).get_trace()
     soft = trace.nodes["z"]["value"]
     assert soft.shape == seen["z"].shape == (1000, 2, 3)
     assert 0 < soft.min() and soft.max() < 1 and trace.nodes["z"]["fn"].has_rsample
@@ -103,17 +103,20 @@ def test_only_the_sites_that_are_named():
         pyro.sample("c", dist.Normal(a + b, 1.0))
         pyro.sample("d", dist.Bernoulli(0.5), obs=torch.tensor(1.0))
 
-    trace = poutine.trace(relax(model, sites=["b"])).get_trace()
+    trace = poutine.trace(continuous_relaxation(model, sites=["b"])).get_trace()
     assert [isinstance(trace.nodes[n]["fn"], dist.RelaxedBernoulli) for n in "abcd"] == [False, True, False, False]
-    trace = poutine.trace(relax(model)).get_trace()
+    trace = poutine.trace(continuous_relaxation(model)).get_trace()
     assert [isinstance(trace.nodes[n]["fn"], dist.RelaxedBernoulli) for n in "abcd"] == [True, True, False, False]
-    with pytest.raises(ValueError, match="relax.. handles Bernoulli.*but 'c' is Normal"):
-        relax(model, sites="c")()
+    with pytest.raises(ValueError, match="continuous_relaxation.. handles Bernoulli.*but 'c' is Normal"):
+        continuous_relaxation(model, sites="c")()
 
 
 def test_an_annealed_temperature_is_read_by_a_captured_graph():
     one, temperature = One(), torch.tensor(1.0, dtype=DTYPE)
-    model, guide = relax(one.model, temperature=temperature), relax(one.guide, temperature=temperature)
+    model, guide = (
+        continuous_relaxation(one.model, temperature=temperature),
+        continuous_relaxation(one.guide, temperature=temperature),
+    )
     captured = CapturedELBO(DReG(num_particles=4), backend="aten")
     for value in (1.0, 0.3):
         temperature.fill_(value)
@@ -135,4 +138,4 @@ def test_an_annealed_temperature_is_read_by_a_captured_graph():
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
-        relax(**{"fn": One().model, **arguments})
+        continuous_relaxation(**{"fn": One().model, **arguments})

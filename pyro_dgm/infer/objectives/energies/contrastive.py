@@ -30,8 +30,8 @@ class ContrastiveDivergence(EnergyObjective):
     of their chains.  It tends to zero as the model comes to fit *and* when chains do not move: it is no likelihood, and
     neither way is better, so that no best epoch is kept by it.
 
-    :param k: transitions.
-    :raises ValueError: for ``k`` below 1; in training, for energies that are not finite.
+    :param num_steps: k, transitions.
+    :raises ValueError: for ``num_steps`` below 1; in training, for energies that are not finite.
 
     Source: G. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
 
@@ -41,7 +41,7 @@ class ContrastiveDivergence(EnergyObjective):
         >>> _ = torch.manual_seed(0)
         >>> rbm = pyro_dgm.models.RBM(num_visible=6, num_hidden=3)
         >>> x = torch.randint(2, (10, 6)).float()
-        >>> cd = pyro_dgm.infer.ContrastiveDivergence(k=1)
+        >>> cd = pyro_dgm.infer.ContrastiveDivergence(num_steps=1)
         >>> cd(rbm.model, rbm.guide)(x).backward()
         >>> rbm.weight.grad.shape
         torch.Size([6, 3])
@@ -49,17 +49,17 @@ class ContrastiveDivergence(EnergyObjective):
 
     metric = Metric("energy gap of chains and data", better=None)
 
-    def __init__(self, k: int = 1) -> None:
+    def __init__(self, num_steps: int = 1) -> None:
         super().__init__()
-        check_count("k", k)
-        self.k = k
+        check_count("num_steps", num_steps)
+        self.num_steps = num_steps
 
     def negative_state(self, site: EnergySite, move: bool) -> Tensor:
         """Where the chains of this step end, without gradients.
 
         :param move: whether chains that go on from step to step are moved: not in an evaluation.
         """
-        return site.distribution.mcmc_step(site.distribution.state_of(site.value), self.k)
+        return site.distribution.mcmc_step(site.distribution.state_of(site.value), self.num_steps)
 
     def surrogate(self, site: EnergySite) -> Tensor:
         positive = self.check_energy(site.distribution.log_prob(site.value), site, "data")
@@ -70,7 +70,7 @@ class ContrastiveDivergence(EnergyObjective):
         return site.num_data * negative.mean() - positive.sum()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(k={self.k})"
+        return f"{type(self).__name__}(num_steps={self.num_steps})"
 
 
 class PersistentCD(ContrastiveDivergence):
@@ -92,7 +92,7 @@ class PersistentCD(ContrastiveDivergence):
     starts new ones.  In evaluation (without gradients) they are looked at and not moved.  ``run.history["train"]``
     holds :math:`\bar F(\tilde x) - F(x)` per datum, as for :class:`ContrastiveDivergence`.
 
-    :param k: transitions a step.
+    :param num_steps: k, transitions a step.
     :param num_chains: C; by default as many as the first batch has data.
     :param buffer: states held, at least ``num_chains``; by default the chains alone.
     :param reinit: probability that a chain taken begins anew, in [0, 1].
@@ -110,7 +110,7 @@ class PersistentCD(ContrastiveDivergence):
         >>> _ = torch.manual_seed(0)
         >>> rbm = pyro_dgm.models.RBM(num_visible=6, num_hidden=3)
         >>> x = torch.randint(2, (10, 6)).float()
-        >>> pcd = pyro_dgm.infer.PersistentCD(k=1, num_chains=20)
+        >>> pcd = pyro_dgm.infer.PersistentCD(num_steps=1, num_chains=20)
         >>> pcd(rbm.model, rbm.guide)(x).backward()
         >>> pcd.chains.shape
         torch.Size([20, 6])
@@ -122,13 +122,13 @@ class PersistentCD(ContrastiveDivergence):
 
     def __init__(
         self,
-        k: int = 1,
+        num_steps: int = 1,
         num_chains: int | None = None,
         buffer: int | None = None,
         reinit: float = 0.0,
         initial: str = "noise",
     ) -> None:
-        super().__init__(k)
+        super().__init__(num_steps)
         for argument, value in (("num_chains", num_chains), ("buffer", buffer)):
             check_count(argument, value, optional=True)
         if buffer is not None and buffer < (num_chains or 1):
@@ -167,7 +167,7 @@ class PersistentCD(ContrastiveDivergence):
             anew = torch.rand(size, device=state.device) < self.reinit
             fresh = self._new_states(site, size)
             state = torch.where(anew.reshape(-1, *(1 for _ in state.shape[1:])), fresh, state)
-        state = site.distribution.mcmc_step(state, self.k)
+        state = site.distribution.mcmc_step(state, self.num_steps)
         # In place, so that a recorded graph goes on with the same tensor.
         if index is None:
             chains.copy_(state)
@@ -198,4 +198,4 @@ class PersistentCD(ContrastiveDivergence):
             self.chains = chains
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(k={self.k}, num_chains={self.num_chains}, buffer={self.buffer})"
+        return f"{type(self).__name__}(num_steps={self.num_steps}, num_chains={self.num_chains}, buffer={self.buffer})"

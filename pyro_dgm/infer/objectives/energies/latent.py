@@ -42,9 +42,9 @@ class ShortRunML(EnergyObjective):
     ``run.history["train"]`` holds :math:`-L` per datum, no likelihood: the decoder's log-likelihood at draws of
     the posterior, plus how much higher the prior's log-density is there than at draws of its own.
 
-    :param posterior_steps: transitions for the posterior.
-    :param posterior_step_size: :math:`\epsilon` of its Langevin steps, at temperature 1 of the joint density.
-    :param prior_steps: transitions for the prior; by default the distribution's ``num_steps``, with its own step size.
+    :param num_steps: transitions for the posterior.
+    :param num_prior_steps: transitions for the prior; by default the distribution's ``num_steps``, with its own step size.
+    :param step_size: :math:`\epsilon` of the posterior's Langevin steps, at temperature 1 of the joint density.
     :param kernel: of :mod:`pyro_dgm.infer.mcmc`, for the posterior instead of Langevin steps.
     :raises ValueError: for a number out of range; in training, for a program of another kind, or densities that are not
         finite at the end of a chain.
@@ -58,7 +58,7 @@ class ShortRunML(EnergyObjective):
         >>> import torch, pyro_dgm
         >>> _ = torch.manual_seed(0)
         >>> program = pyro_dgm.models.LatentEBM(event_shape=(5,), latent_dim=2, hidden=(16,), prior_hidden=(16,))
-        >>> objective = pyro_dgm.infer.ShortRunML(posterior_steps=5, prior_steps=5)
+        >>> objective = pyro_dgm.infer.ShortRunML(num_steps=5, num_prior_steps=5)
         >>> run = pyro_dgm.fit(program, torch.randn(20, 5), objective=objective, epochs=2, progress=False)
     """
 
@@ -66,19 +66,19 @@ class ShortRunML(EnergyObjective):
 
     def __init__(
         self,
-        posterior_steps: int = 20,
-        posterior_step_size: float = 0.1,
-        prior_steps: int | None = None,
+        num_steps: int = 20,
+        num_prior_steps: int | None = None,
+        step_size: float = 0.1,
         kernel: Any = None,
     ) -> None:
         super().__init__()
-        for argument, value in (("posterior_steps", posterior_steps), ("prior_steps", prior_steps)):
-            check_count(argument, value, optional=argument == "prior_steps")
-        check_number("posterior_step_size", posterior_step_size)
-        if not (posterior_step_size > 0 and math.isfinite(posterior_step_size)):
-            raise ValueError(f"posterior_step_size must be positive and finite, got {posterior_step_size}")
-        self.posterior_steps, self.posterior_step_size = posterior_steps, float(posterior_step_size)
-        self.prior_steps, self.kernel = prior_steps, None if kernel is None else check_kernel(kernel)
+        for argument, value in (("num_steps", num_steps), ("num_prior_steps", num_prior_steps)):
+            check_count(argument, value, optional=argument == "num_prior_steps")
+        check_number("step_size", step_size)
+        if not (step_size > 0 and math.isfinite(step_size)):
+            raise ValueError(f"step_size must be positive and finite, got {step_size}")
+        self.num_steps, self.step_size = num_steps, float(step_size)
+        self.num_prior_steps, self.kernel = num_prior_steps, None if kernel is None else check_kernel(kernel)
 
     def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnergySite:
         """The prior's site, its value where the posterior's chains begin.
@@ -120,8 +120,8 @@ class ShortRunML(EnergyObjective):
         z = run_chains(
             log_joint,
             site.value,
-            self.posterior_steps,
-            step_size=self.posterior_step_size,
+            self.num_steps,
+            step_size=self.step_size,
             kernel=self.kernel,
             support=site.distribution.support,
             what=f"chains for the posterior of {site.name!r}",
@@ -137,7 +137,7 @@ class ShortRunML(EnergyObjective):
     def surrogate(self, site: EnergySite) -> Tensor:
         r"""The prior's part of the loss, :math:`\sum_n \log \tilde p(z_n^-) - \log \tilde p(z_n^+)`."""
         law = site.distribution
-        negative = law.mcmc_step(law.initial_state(site.num_data), self.prior_steps or law.num_steps)
+        negative = law.mcmc_step(law.initial_state(site.num_data), self.num_prior_steps or law.num_steps)
         up = self.check_energy(law.expand(torch.Size()).log_prob(site.value), site, "posterior draws")
         down = self.check_energy(law.state_log_prob(negative), site, "prior draws")
         return down.sum() - up.sum()
@@ -158,7 +158,7 @@ class ShortRunML(EnergyObjective):
         return total
 
     def __repr__(self) -> str:
-        return f"ShortRunML(posterior_steps={self.posterior_steps}, prior_steps={self.prior_steps})"
+        return f"ShortRunML(num_steps={self.num_steps}, num_prior_steps={self.num_prior_steps})"
 
 
 class _AtLatent(Messenger):

@@ -33,10 +33,10 @@ class NoiseContrastive(EnergyObjective):
     ``run.history["train"]`` holds :math:`-J / N`; it begins near :math:`-(1 + \nu) \log 2` where data look like noise,
     at ``num_noise = 1``, and a value near 0 says that the noise is too easy.
 
+    :param num_noise: :math:`\nu`, noise draws for each datum.
     :param noise: :math:`q`, a normalised distribution with the site's event shape, without batch dimensions. By
         default the base of an :class:`~pyro_dgm.distributions.EnergyDistribution`, or independent normals with the
         first batch's means and standard deviations.
-    :param num_noise: :math:`\nu`, noise draws for each datum.
     :param log_normalizer: where :math:`c` begins; by default an importance estimate from the first batch's noise.
     :raises ValueError: for a number out of range or noise of another shape; in training, for energies that are not
         finite.
@@ -61,7 +61,7 @@ class NoiseContrastive(EnergyObjective):
     #: holds c, trained beside the program's parameters; built when a program is first seen
     learned: Any = None
 
-    def __init__(self, noise: Any = None, num_noise: int = 1, log_normalizer: float | None = None) -> None:
+    def __init__(self, num_noise: int = 1, noise: Any = None, log_normalizer: float | None = None) -> None:
         super().__init__()
         check_count("num_noise", num_noise)
         if noise is not None and not (callable(getattr(noise, "sample", None)) and hasattr(noise, "log_prob")):

@@ -36,7 +36,7 @@ OBSERVED = {
     "SM": ScoreMatching,
     "SSM": SlicedScoreMatching,
     "DSM": lambda: DenoisingScoreMatching(0.1),
-    "NCE": lambda: NoiseContrastive(dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1)),
+    "NCE": lambda: NoiseContrastive(noise=dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1)),
 }
 WHERE = r"(the energy at site 'x' is {} at \d+ of \d+ (data|noisy data|noise draws|negative samples)|EnergyDistribution: the energy is {} at \d+ of \d+ chains)"  # noqa: E501
 observed = pytest.mark.parametrize("make", OBSERVED.values(), ids=OBSERVED.keys())

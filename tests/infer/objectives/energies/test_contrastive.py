@@ -36,7 +36,7 @@ def exact_gradient(rbm, x):
 
 def test_gradient_is_that_of_the_likelihood_where_chains_are_the_models_own():
     rbm, x = small()
-    objective = PersistentCD(k=1, num_chains=40_000)
+    objective = PersistentCD(num_steps=1, num_chains=40_000)
     model = rbm.model
     objective(model, rbm.guide)(x)  # makes chains
     objective.chains = rbm.distribution().exact_sample(40_000)
@@ -50,7 +50,7 @@ def test_gradient_is_that_of_the_likelihood_where_chains_are_the_models_own():
 
 def test_cd_gradient_by_hand():
     rbm, x = small()
-    objective = ContrastiveDivergence(k=2)
+    objective = ContrastiveDivergence(num_steps=2)
     torch.manual_seed(5)
     loss = objective(rbm.model, rbm.guide)(x)
     loss.backward()
@@ -66,7 +66,7 @@ def test_cd_gradient_by_hand():
 def test_cd_of_many_steps_is_unbiased_for_the_likelihood():
     rbm, _ = small()
     x = torch.randint(2, (4000, 5)).double()
-    ContrastiveDivergence(k=60)(rbm.model, rbm.guide)(x).backward()
+    ContrastiveDivergence(num_steps=60)(rbm.model, rbm.guide)(x).backward()
     for p, expected in zip(rbm.parameters(), exact_gradient(rbm, x), strict=True):
         assert ((p.grad - expected).abs() < 4.5 * 0.5 * 4000**0.5).all()
 
@@ -116,7 +116,7 @@ def test_number_of_chains_follows_the_first_batch():
 
 def test_buffer_moves_some_and_keeps_the_rest():
     rbm, x = small()
-    pcd = PersistentCD(k=20, num_chains=10, buffer=100)
+    pcd = PersistentCD(num_steps=20, num_chains=10, buffer=100)
     module = pcd(rbm.model, rbm.guide)
     with torch.no_grad():
         module(x)
@@ -247,7 +247,7 @@ def test_bounds_refuse_an_unnormalised_density(objective):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ContrastiveDivergence(0), "k must be an integer of at least 1"),
+        (lambda: ContrastiveDivergence(0), "num_steps must be an integer of at least 1"),
         (lambda: PersistentCD(num_chains=0), "num_chains must be an integer of at least 1"),
         (lambda: PersistentCD(buffer=0), "buffer must be an integer of at least 1"),
         (lambda: PersistentCD(num_chains=10, buffer=5), "buffer must hold at least num_chains = 10"),

@@ -56,7 +56,7 @@ def test_gradient_is_that_of_the_likelihood_where_chains_have_mixed(temperature)
     program = Shift(temperature, kernel, num_steps=12)
     x = torch.tensor([[1.3], [3.0], [0.0], [2.1]], dtype=F64).repeat(2000, 1)
     exact = torch.autograd.grad(-program.log_marginal(x).mean(), [program.a, program.w])
-    objective = ShortRunML(posterior_steps=4, kernel=kernel)
+    objective = ShortRunML(num_steps=4, kernel=kernel)
     rows = []
     for i in range(15):
         torch.manual_seed(i)
@@ -74,7 +74,7 @@ def test_langevin_is_the_default_and_near():
     x = torch.tensor([[0.3], [2.0]], dtype=F64).repeat(2000, 1)
     exact = torch.stack(torch.autograd.grad(-program.log_marginal(x).mean(), [program.a, program.w]))
     torch.manual_seed(0)
-    ShortRunML(posterior_steps=200, posterior_step_size=0.1)(program.model, program.guide)(x).backward()
+    ShortRunML(num_steps=200, step_size=0.1)(program.model, program.guide)(x).backward()
     found = torch.stack([program.a.grad, program.w.grad]) / len(x)
     torch.testing.assert_close(found, exact, atol=0.1, rtol=0.1)
     assert exact.abs().max() > 0.3
@@ -100,7 +100,7 @@ def test_fit_finds_the_maximum_of_the_likelihood():
 def test_loss_by_hand():
     program = Shift(temperature=2.0)
     x = torch.tensor([[0.3], [2.0]], dtype=F64)
-    objective = ShortRunML(3, 0.2, prior_steps=2)
+    objective = ShortRunML(3, num_prior_steps=2, step_size=0.2)
     torch.manual_seed(4)
     loss = objective(program.model, program.guide)(x)
     torch.manual_seed(4)
@@ -204,9 +204,13 @@ def test_nonfinite_densities_are_named():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: ShortRunML(0), ValueError, "posterior_steps must be an integer of at least 1, got 0"),
-        (lambda: ShortRunML(prior_steps=0), ValueError, "prior_steps must be an integer of at least 1, or None, got 0"),
-        (lambda: ShortRunML(posterior_step_size=0.0), ValueError, "posterior_step_size must be positive"),
+        (lambda: ShortRunML(0), ValueError, "num_steps must be an integer of at least 1, got 0"),
+        (
+            lambda: ShortRunML(num_prior_steps=0),
+            ValueError,
+            "num_prior_steps must be an integer of at least 1, or None, got 0",
+        ),
+        (lambda: ShortRunML(step_size=0.0), ValueError, "step_size must be positive"),
         (lambda: ShortRunML(kernel=HMC(temperature=0.5)), ValueError, "kernel must have temperature 1"),
     ],
 )

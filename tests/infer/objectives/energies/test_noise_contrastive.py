@@ -31,7 +31,7 @@ from tests.infer.objectives.energies.gaussian import (
 def test_log_normalizer_of_a_gaussian_within_a_twentieth():
     mean, covariance, x = truth()
     noise = dist.Normal(x.mean(0), 1.3 * x.std(0)).to_event(1)
-    program, nce = Program(Quadratic(torch.eye(5, dtype=F64))), NoiseContrastive(noise, num_noise=2)
+    program, nce = Program(Quadratic(torch.eye(5, dtype=F64))), NoiseContrastive(noise=noise, num_noise=2)
     energy = minimise(nce, program, x, iterations=100)
     exact = gaussian_log_z(energy.symmetric.detach(), energy.linear.detach())
     assert abs(float(nce.log_normalizer) - exact) < 0.05
@@ -53,7 +53,7 @@ def test_gradient_is_nought_in_expectation_at_the_truth():
     exact = gaussian_log_z(torch.eye(2, dtype=F64), torch.zeros(2, dtype=F64))
     rows = []
     for i in range(300):
-        program, nce = Program(Quadratic(torch.eye(2, dtype=F64))), NoiseContrastive(noise, 3, exact)
+        program, nce = Program(Quadratic(torch.eye(2, dtype=F64))), NoiseContrastive(noise=noise, 3, exact)
         torch.manual_seed(i)
         nce(program.model, program.guide)(torch.randn(50, 2, dtype=F64)).backward()
         rows.append(torch.cat([p.grad.flatten() for p in [*program.parameters(), *nce.parameters()]]))
@@ -72,7 +72,7 @@ def test_gradient_in_closed_form():
 
     loss = -torch.nn.functional.logsigmoid(g(x)).mean() - 2 * (weight * torch.nn.functional.logsigmoid(-g(grid))).sum()
     exact = torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(program.parameters()))])
-    rows = gradients(NoiseContrastive(noise, 2, 0.2), program, x, 800)
+    rows = gradients(NoiseContrastive(2, noise, 0.2), program, x, 800)
     assert within(rows, exact, 4.0)
     assert exact.abs().min() > 0.02
 
@@ -81,7 +81,7 @@ def test_loss_by_hand():
     program, x = Program(Quadratic(torch.eye(2, dtype=F64))), torch.randn(6, 2, dtype=F64)
     noise = dist.Normal(torch.zeros(2, dtype=F64), 2.0).to_event(1)
     torch.manual_seed(1)
-    found = NoiseContrastive(noise, 3, 0.7)(program.model, program.guide)(x)
+    found = NoiseContrastive(3, noise, 0.7)(program.model, program.guide)(x)
     torch.manual_seed(1)
     y = noise.sample((18,))
     odds = [-0.5 * v.square().sum(-1) - 0.7 - noise.log_prob(v) - math.log(3) for v in (x, y)]
@@ -91,7 +91,7 @@ def test_loss_by_hand():
 def test_log_normalizer_begins_at_an_importance_estimate():
     torch.manual_seed(0)
     program = Program(Quadratic(torch.eye(2, dtype=F64)))
-    nce = NoiseContrastive(dist.Normal(torch.zeros(2, dtype=F64), 1.2).to_event(1))
+    nce = NoiseContrastive(noise=dist.Normal(torch.zeros(2, dtype=F64), 1.2).to_event(1))
     with pytest.raises(ValueError, match="no log normaliser before"):
         _ = nce.log_normalizer
     nce(program.model, program.guide)(torch.randn(5000, 2, dtype=F64))
@@ -167,11 +167,11 @@ def test_nonfinite_energies_are_named():
     with pytest.raises(ValueError, match=r"the energy at site 'x' is nan at 20 of 20 noise draws"):
         NoiseContrastive()(energy_model(lambda v: v.sum(-1) * math.nan), lambda x: None)(x)
     with pytest.raises(ValueError, match=r"the energy at site 'x' is inf at \d+ of 20 data"):
-        NoiseContrastive(dist.Uniform(torch.zeros(1), 1.0).to_event(1))(
+        NoiseContrastive(noise=dist.Uniform(torch.zeros(1), 1.0).to_event(1))(
             energy_model(lambda v: torch.where(v.sum(-1) < 0, math.inf, v.sum(-1))), lambda x: None
         )(x)
     with pytest.raises(ValueError, match=r"noise's log-density is -inf at \d+ of 20 data of site 'x'"):
-        NoiseContrastive(dist.Uniform(torch.zeros(1), 1.0, validate_args=False).to_event(1))(
+        NoiseContrastive(noise=dist.Uniform(torch.zeros(1), 1.0, validate_args=False).to_event(1))(
             energy_model(lambda v: v.square().sum(-1)), lambda x: None
         )(x)
     with pytest.raises(ValueError, match="constant in 1 of 1 elements"):
@@ -182,10 +182,10 @@ def test_nonfinite_energies_are_named():
     ("make", "error", "message"),
     [
         (lambda: NoiseContrastive(num_noise=0), ValueError, "num_noise must be an integer of at least 1"),
-        (lambda: NoiseContrastive(3), TypeError, "noise must be a distribution, got int"),
+        (lambda: NoiseContrastive(noise=3), TypeError, "noise must be a distribution, got int"),
         (lambda: NoiseContrastive(log_normalizer=math.nan), ValueError, "log_normalizer must be finite"),
         (
-            lambda: NoiseContrastive(dist.Normal(torch.zeros(2), 1.0))(energy_model(torch.sum), lambda x: None)(
+            lambda: NoiseContrastive(noise=dist.Normal(torch.zeros(2), 1.0))(energy_model(torch.sum), lambda x: None)(
                 torch.randn(3, 1)
             ),
             ValueError,
