@@ -88,8 +88,8 @@ class RelaxMessenger(Messenger):
             msg["infer"] = {**msg["infer"], "_relaxed": True}
         elif self.sites is not None:
             raise ValueError(
-                f"continuous_relaxation() handles Bernoulli, Categorical and OneHotCategorical sites, but {msg['name']!r} is "
-                f"{type(msg['fn']).__name__}: leave it out of sites"
+                "continuous_relaxation() handles Bernoulli, Categorical and OneHotCategorical sites, but "
+                f"{msg['name']!r} is {type(msg['fn']).__name__}: leave it out of sites"
             )
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -208,7 +208,7 @@ def test_nonfinite_densities_are_named():
         (
             lambda: ShortRunML(num_prior_steps=0),
             ValueError,
-            "num_prior_steps must be an integer of at least 1, or None, got 0",
+            "num_prior_steps must be an integer of at least 1, or None",
         ),
         (lambda: ShortRunML(step_size=0.0), ValueError, "step_size must be positive"),
         (lambda: ShortRunML(kernel=HMC(temperature=0.5)), ValueError, "kernel must have temperature 1"),

@@ -53,7 +53,7 @@ def test_gradient_is_nought_in_expectation_at_the_truth():
     exact = gaussian_log_z(torch.eye(2, dtype=F64), torch.zeros(2, dtype=F64))
     rows = []
     for i in range(300):
-        program, nce = Program(Quadratic(torch.eye(2, dtype=F64))), NoiseContrastive(noise=noise, 3, exact)
+        program, nce = Program(Quadratic(torch.eye(2, dtype=F64))), NoiseContrastive(3, noise, exact)
         torch.manual_seed(i)
         nce(program.model, program.guide)(torch.randn(50, 2, dtype=F64)).backward()
         rows.append(torch.cat([p.grad.flatten() for p in [*program.parameters(), *nce.parameters()]]))
