@@ -43,7 +43,7 @@ class ShortRunML(EnergyObjective):
     the posterior, plus how much higher the prior's log-density is there than at draws of its own.
 
     :param num_steps: transitions for the posterior.
-    :param num_prior_steps: transitions for the prior; the distribution's ``num_steps`` if not given, with its own step size.
+    :param num_prior_steps: for the prior; the distribution's ``num_steps`` if not given, with its own step size.
     :param step_size: :math:`\epsilon` of the posterior's Langevin steps, at temperature 1 of the joint density.
     :param kernel: of :mod:`pyro_dgm.infer.mcmc`, for the posterior instead of Langevin steps.
     :raises ValueError: for a number out of range; in training, for a program of another kind, or densities that are not
