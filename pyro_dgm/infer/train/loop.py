@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,9 @@ from pyro_dgm.infer.train.progress import SilentProgress
 from pyro_dgm.infer.train.run import Best, Run
 from pyro_dgm.infer.train.step import Settings, Stepper, Totals
 from pyro_dgm.ops.random_state import RandomState, forked_rng, seed_everything
-from pyro_dgm.programs import split_batch
+from pyro_dgm.programs import Batch
 from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.tensors import batch_length
+from pyro_dgm.programs.tensors import as_batch
 
 __all__ = ["Trainer"]
 
@@ -147,11 +147,22 @@ class Trainer:
                 done += len(group.order) if isinstance(group, Block) else 1
             self._middle.restore(self.run.device)
             self._middle = None
-        return self._transformed(groups)
+        return self._prepared(groups)
 
-    def _transformed(self, groups: Iterator[Any]) -> Iterator[Any]:
-        transform = self.settings.transform
-        return groups if transform is None else ([_apply(transform, batch) for batch in group] for group in groups)
+    def _prepared(self, groups: Iterator[Any]) -> Iterator[Any]:
+        """What the stepper takes: blocks as they are, and lists of transformed batches."""
+        for group in groups:
+            yield group if isinstance(group, Block) else [self._batch(b, self.batches) for b in group]
+
+    def _batch(self, data: Any, source: Batches) -> Batch:
+        settings, transform = self.settings, self.settings.transform
+        if source is self.validation and settings.validation_transform is not None:
+            transform = settings.validation_transform
+        size = source.size(data)
+        if transform is not None and size:
+            data = transform(data)
+            size = source.size(data)
+        return as_batch(data, size)
 
     def _end_epoch(self) -> None:
         run, totals = self.run, self.stepper.totals
@@ -203,38 +214,34 @@ class Trainer:
         assert self.validation is not None
         run, settings = self.run, self.settings
         objective = settings.validation_objective or run.objective
-        transform = settings.validation_transform or settings.transform
         pair = run.program.model, run.program.guide
         evaluated = self.compilation.validation or objective
         evaluate = partial(evaluated.loss, *pair) if hasattr(evaluated, "loss") else evaluated(*pair)
-        loss, data = 0.0, 0
+        loss, count = 0.0, 0
         order = self.validation.state_dict()
         seed = self.group.seed(validation_seed(settings.base_seed))
         with forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()), settings.products():
-            for batch in self.validation.epoch():
-                if batch_length(batch) == 0:
+            for drawn in self.validation.epoch():
+                batch = self._batch(drawn, self.validation)
+                if batch.size == 0:
                     continue
-                batch = batch if transform is None else transform(batch)
-                args, kwargs = split_batch(batch)
                 before = torch.get_rng_state()
-                value = evaluate(*args, **kwargs)
+                value = evaluate(*batch.args, **batch.kwargs)
                 value = float(value[0] if isinstance(value, tuple) else value)
                 if value != value:
                     self._warn_of_nan(objective, batch, before)
-                length = batch_length(batch)
-                loss += value * length / (settings.num_data or length)
-                data += length
+                loss += value * batch.size / (settings.num_data or batch.size)
+                count += batch.size
         self.validation.load_state_dict(order)
-        loss, count = self.group.total(loss, data)
-        return run.measured["validation"].of(loss / count)
+        loss, data = self.group.total(loss, count)
+        return run.measured["validation"].of(loss / data)
 
-    def _warn_of_nan(self, objective: Any, batch: Any, before: torch.Tensor) -> None:
+    def _warn_of_nan(self, objective: Any, batch: Batch, before: torch.Tensor) -> None:
         """A NaN in validation spoils no weights, so that training goes on; it is said where it came from."""
-        args, kwargs = split_batch(batch)
 
         def call(objective: Any, model: Any, guide: Any) -> Any:
             evaluate = partial(objective.loss, model, guide) if hasattr(objective, "loss") else objective(model, guide)
-            return evaluate(*args, **kwargs)
+            return evaluate(*batch.args, **batch.kwargs)
 
         torch.set_rng_state(before)
         culprit = find_culprit(objective, self.run.program, batch, call, self.run.state.trainable())
@@ -345,10 +352,6 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
     """Batches in lists of ``size``; the last may be shorter."""
     while group := list(itertools.islice(batches, size)):
         yield group
-
-
-def _apply(transform: Callable[[Any], Any], batch: Any) -> Any:
-    return transform(batch) if batch_length(batch) else batch
 
 
 def validation_seed(base_seed: int) -> int:

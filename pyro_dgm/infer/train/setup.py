@@ -30,10 +30,10 @@ from pyro_dgm.infer.train.run import Run
 from pyro_dgm.infer.train.step import Settings, gradients_by_objective
 from pyro_dgm.ops.arguments import check_count, check_device, check_seed
 from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.programs import Batch, split_batch
 from pyro_dgm.programs.batch import check_batch, check_dtypes
 from pyro_dgm.programs.parameters import ParameterRecorder, ProgramState
-from pyro_dgm.programs.tensors import batch_length, named_tensors
+from pyro_dgm.programs.tensors import as_batch, named_tensors
 
 Optimizer = torch.optim.Optimizer
 #: data looked at whole by a program's ``check_batch`` have at most this many elements
@@ -123,17 +123,16 @@ def choose_device(device: str | torch.device, roots: dict[str, nn.Module], data:
 
 def check_data(
     program: Any, batches: Batches, held_out: Batches | None, transforms: dict[str, Any], state: ProgramState
-) -> Any:
+) -> Batch:
     """Check data before training, against the program's own ``check_batch`` too; gives back a first batch."""
     dtypes = {t.dtype for t in state.trainable().values() if t.is_floating_point()}
-    first = None
     for argument, source in (("validation", held_out), ("data", batches)):
         if source is None:
             continue
         transform = transforms[argument]
-        first = source.first() if transform is None else transform(source.first())
-        check_dtypes(list(named_tensors(first, argument)), dtypes)
-        whole = first
+        whole = source.first() if transform is None else transform(source.first())
+        check_dtypes(list(named_tensors(whole, argument)), dtypes)
+        first = as_batch(whole, source.size(whole))
         if isinstance(source, TensorBatches) and transform is None:
             if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
                 whole = source.data
@@ -141,19 +140,18 @@ def check_data(
     return first
 
 
-def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramState) -> Any:
+def first_evaluation(program: Any, objective: Any, batch: Batch, state: ProgramState) -> Any:
     """Evaluate the objective once, which builds what is lazy, and note parameters that live on no module.
 
     :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
     """
     steps = objective.state_dict() if isinstance(objective, Objective) else None
-    args, kwargs = split_batch(batch)
     module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
     with unchanged(state.buffers()), ParameterRecorder() as recorder:
         if module is None:
-            objective.loss_and_grads(program.model, program.guide, *args, **kwargs)
+            objective.loss_and_grads(program.model, program.guide, *batch.args, **batch.kwargs)
         else:
-            module(*args, **kwargs)
+            module(*batch.args, **batch.kwargs)
     if steps is not None:  # the first evaluation is no training step
         objective.load_state_dict(steps)
     state.add_objective(module)
@@ -254,26 +252,24 @@ def metrics_table(folder: CheckpointFolder) -> CSVLogger:
 
 
 def find_roles(
-    program: Any, leaves: dict[str, Tensor], batch: Any, state: ProgramState, device: torch.device
+    program: Any, leaves: dict[str, Tensor], batch: Batch, state: ProgramState, device: torch.device
 ) -> dict[str, str]:
     """Whose each parameter is, looked up on a batch; random numbers and running statistics stay as they are."""
-    args, kwargs = split_batch(batch)
     with forked_rng(device), unchanged(state.buffers()):
-        return split_by_role(program, leaves, args, kwargs)
+        return split_by_role(program, leaves, batch.args, batch.kwargs)
 
 
 def check_divisible(
-    program: Any, objective: Any, batch: Any, state: ProgramState, num_data: int | None, what: str
+    program: Any, objective: Any, batch: Batch, state: ProgramState, num_data: int | None, what: str
 ) -> None:
     """Refuse to add up parts of a batch whose loss is no sum over data.
 
     A latent outside the plate of the data has a term in the loss of each part, which would count once for each.
     """
-    if not isinstance(objective, Objective) or num_data is not None or batch_length(batch) == 1:
+    if not isinstance(objective, Objective) or num_data is not None or batch.size == 1:
         return
-    args, kwargs = split_batch(batch)
     with unchanged(state.buffers()):
-        bound = objective.bound(program.model, program.guide, *args, **kwargs)
+        bound = objective.bound(program.model, program.guide, *batch.args, **batch.kwargs)
     if bound.numel() == 1:
         raise ValueError(
             f"{what} divides a batch, but the program's bound is one number for the whole batch (it has a latent "
@@ -284,12 +280,12 @@ def check_divisible(
 
 
 def make_compilation(
-    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Any, saved: Any
+    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Batch, saved: Any
 ) -> Compilation:
     """How far this run is compiled; a resumed run goes on as it was."""
     parameters = list(run.state.trainable().values())
     steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
-    depth = choose_depth(asked, run.objective, parameters, batch_length(first), steps)
+    depth = choose_depth(asked, run.objective, parameters, first.size, steps)
     if saved is not None and asked == "auto":
         depth = saved[2].get("compile", depth)
     alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
@@ -301,7 +297,7 @@ def make_compilation(
     if depth == "block" and (scheduled or each_step or not simple):
         depth = "step"  # something happens between two steps
     return Compilation(
-        depth, asked, run.objective, run.program, first, lambda length: 1.0 / (settings.num_data or length),
+        depth, asked, run.objective, run.program, first.packed, lambda length: 1.0 / (settings.num_data or length),
         settings.clip_norm, settings.validation_objective,
     )  # fmt: skip
 

@@ -25,9 +25,9 @@ from pyro_dgm.infer.train.precision import mixed_precision
 from pyro_dgm.infer.train.progress import SilentProgress
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.programs import Batch
 from pyro_dgm.programs.parameters import ParameterRecorder
-from pyro_dgm.programs.tensors import batch_length, take_rows
+from pyro_dgm.programs.tensors import as_batch, take_rows
 
 __all__ = ["Settings", "Stepper", "Totals", "gradients_by_objective"]
 
@@ -77,7 +77,7 @@ class Totals:
 class _Look:
     """A batch with the random state before it, to look at it again."""
 
-    batch: Any
+    batch: Batch | None
     cpu: Tensor
     cuda: Tensor | None
 
@@ -118,7 +118,7 @@ class Stepper:
         self._idle: dict[str, Tensor] = {}
         self._pending: list[_Taken] = []
 
-    def step(self, batches: Sequence[Any], stop: bool = False) -> None:
+    def step(self, batches: Sequence[Batch], stop: bool = False) -> None:
         """Loss and gradients on each batch, and the optimiser's step on the gradient per datum of them together.
 
         :param stop: whether this process was asked to stop, for the others to know.
@@ -127,19 +127,18 @@ class Stepper:
         settings = self.settings
         if len(batches) == 1 and self.run.steps > 0 and self._whole_step(batches[0]):
             return
-        lengths = [batch_length(batch) for batch in batches]
-        total = sum(lengths)
+        total = sum(batch.size for batch in batches)
         taken = _Taken([], [], torch.zeros((), device=self.parameters[0].device), total, [])
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, length in zip(batches, lengths, strict=True):
-            if length == 0:  # the others have all of a last batch
+        for batch in batches:
+            if batch.size == 0:  # the others have all of a last batch
                 if isinstance(self.run.objective, Objective):
                     self.run.objective.advance()
                 continue
-            share = 1.0 / (settings.num_data or length)
+            share = 1.0 / (settings.num_data or batch.size)
             with settings.products():
-                taken.losses.append(self._evaluate(batch, share * (length / total), taken.looks))
-            taken.weights.append(length * share)
+                taken.losses.append(self._evaluate(batch, share * (batch.size / total), taken.looks))
+            taken.weights.append(batch.size * share)
         if settings.group.size > 1:
             self._reduce(taken, stop)
         grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -159,22 +158,22 @@ class Stepper:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.compilation.look(self.optimizer)
 
-    def _look(self, batch: Any) -> _Look:
+    def _look(self, batch: Batch | None) -> _Look:
         cuda = self.run.device.type == "cuda"
         return _Look(batch, torch.get_rng_state(), torch.cuda.get_rng_state(self.run.device) if cuda else None)
 
-    def _whole_step(self, batch: Any) -> bool:
+    def _whole_step(self, batch: Batch) -> bool:
         """Take a step by a graph that holds the optimiser's update too, if there is one."""
         if self.compilation.depth not in ("step", "block"):
             return False
         look = self._look(batch)
         with self.settings.products():
-            found = self.compilation.step(batch, self.parameters, self.optimizer)
+            found = self.compilation.step(batch.packed, self.parameters, self.optimizer)
         if found is None:
             return False
         loss, norm = found
-        length = batch_length(batch)
-        self._pending.append(_Taken([loss], [length / (self.settings.num_data or length)], norm, length, [look]))
+        weight = batch.size / (self.settings.num_data or batch.size)
+        self._pending.append(_Taken([loss], [weight], norm, batch.size, [look]))
         if len(self._pending) >= self.settings.check_every:
             self.flush()  # a step that was not finite has changed nothing
         self.run.steps += 1
@@ -192,7 +191,7 @@ class Stepper:
                 rows = self.compilation.steps_of(batches, order, self.parameters, self.optimizer)
         if rows is None:
             for index in order:
-                self.step([take_rows(batches.data, index)])
+                self.step([as_batch(take_rows(batches.data, index))])
             return
         size = order.shape[1]
         weight = size / (self.settings.num_data or size)
@@ -212,11 +211,11 @@ class Stepper:
             if start.cuda is not None:
                 torch.cuda.set_rng_state(start.cuda, self.run.device)
             for index in order[:step]:
-                args, kwargs = split_batch(take_rows(batches.data, index))
-                self.module(*args, **kwargs)
-            return self._look(take_rows(batches.data, order[step]))
+                batch = as_batch(take_rows(batches.data, index))
+                self.module(*batch.args, **batch.kwargs)
+            return self._look(as_batch(take_rows(batches.data, order[step])))
 
-    def _evaluate(self, batch: Any, share: float, looks: list[_Look]) -> Tensor:
+    def _evaluate(self, batch: Batch, share: float, looks: list[_Look]) -> Tensor:
         """Add a batch's gradient, times ``share``, to the parameters'; its loss."""
         look = self._look(batch)
         # A graph has the parameters that it was recorded with, and sends no messages of them.
@@ -234,8 +233,8 @@ class Stepper:
         looks.append(look)
         return loss
 
-    def _loss_and_gradients(self, batch: Any, share: float) -> Tensor:
-        args, kwargs = split_batch(batch)
+    def _loss_and_gradients(self, batch: Batch, share: float) -> Tensor:
+        args, kwargs = batch.args, batch.kwargs
         if self.module is None:
             before = [p.grad for p in self.parameters]
             for p in self.parameters:
@@ -248,7 +247,7 @@ class Stepper:
                 if held is not None:
                     p.grad = held if p.grad is None else held + p.grad
             return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss).detach()
-        captured = self.compilation.gradients(batch, share)
+        captured = self.compilation.gradients(batch.packed, share)
         if captured is not None:
             loss, leaves, gradients = captured
             for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -340,7 +339,8 @@ class Stepper:
         run = self.run
 
         def call(objective: Any, model: Any, guide: Any) -> Any:
-            args, kwargs = split_batch(look.batch)
+            assert look.batch is not None
+            args, kwargs = look.batch.args, look.batch.kwargs
             if self.module is None:
                 return objective.loss_and_grads(model, guide, *args, **kwargs)
             return objective(model, guide)(*args, **kwargs)
