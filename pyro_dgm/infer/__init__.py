@@ -46,10 +46,12 @@ from pyro_dgm.infer.objectives.energies import (
 )
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.sample import sample_posterior
+from pyro_dgm.infer.train.averaging import EMA, SWA
 from pyro_dgm.infer.train.callbacks import Callback, EarlyStopping
 from pyro_dgm.infer.train.checkpoints.checkpoint import load_weights
 from pyro_dgm.infer.train.fit import fit
 from pyro_dgm.infer.train.nonfinite import NonFiniteLossError
+from pyro_dgm.infer.train.paired import Paired
 from pyro_dgm.infer.train.precision import mixed_precision
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.programs.relaxation import relax
@@ -59,6 +61,7 @@ __all__ = [
     "CUBO",
     "DIP",
     "ELBO",
+    "EMA",
     "IWAE",
     "MIWAE",
     "MMDELBO",
@@ -68,6 +71,7 @@ __all__ = [
     "REBAR",
     "RELAX",
     "STL",
+    "SWA",
     "TVO",
     "VIMCO",
     "AdversarialELBO",
@@ -84,6 +88,7 @@ __all__ = [
     "NoiseContrastive",
     "NonFiniteLossError",
     "Objective",
+    "Paired",
     "PersistentCD",
     "Posterior",
     "RenyiELBO",

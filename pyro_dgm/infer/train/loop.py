@@ -6,13 +6,14 @@ import itertools
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
 from pyro_dgm.infer.train.batches import Batches, Block, TensorBatches
-from pyro_dgm.infer.train.callbacks import keeps_state
+from pyro_dgm.infer.train.callbacks import keeps_state, watches_steps
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
 from pyro_dgm.infer.train.compilation import Compilation
 from pyro_dgm.infer.train.interrupt import InterruptRequest
@@ -65,6 +66,7 @@ class Trainer:
         self.best_saved = -float("inf")
         self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
         self._middle: RandomState | None = None
+        self._watched = any(watches_steps(callback) for callback in callbacks)
         # Without a folder there is nothing to leave behind when the process is told to end.
         self.interrupt = interrupt or InterruptRequest()
         self.interrupt.terminate = folder is not None
@@ -91,13 +93,24 @@ class Trainer:
     def train(self) -> None:
         """Run to the last epoch, an early stop or an interruption."""
         run = self.run
+        if run.averaging is not None:
+            run.averaging.follow(run.state.trainable())
         self._notify("on_fit_start")
         self._agree()
         with self.interrupt:
             while run.epochs < self.settings.epochs and not run.stop_reason and not run.interrupted:
+                if self._out_of_steps:
+                    run.stop(f"max_steps={self.settings.max_steps}")
+                    break
                 self._epoch()
+        if run.averaging is not None:
+            run.averaging.swap()
         if not run.interrupted:
             self._notify("on_fit_end")
+
+    @property
+    def _out_of_steps(self) -> bool:
+        return self.settings.max_steps is not None and self.run.steps >= self.settings.max_steps
 
     def _epoch(self) -> None:
         run = self.run
@@ -112,7 +125,8 @@ class Trainer:
                 self.stepper.step(group, stop=self.interrupt.requested)
             if self.settings.step_scheduler_each == "step":
                 step_scheduler(run.scheduler, 0.0)
-            if self.stopping:
+            self._end_step()
+            if self.stopping or self._out_of_steps:
                 break
         self.stepper.flush()
         totals.seconds += time.perf_counter() - clock
@@ -124,7 +138,15 @@ class Trainer:
             return
         if totals.steps == 0:
             raise ValueError("data gave no batch in an epoch")
-        self._end_epoch()
+        self._end_epoch(whole=not self._out_of_steps or totals.steps == self.steps_per_epoch)
+
+    def _end_step(self) -> None:
+        averaging = self.run.averaging
+        if averaging is not None and averaging.each_step:
+            averaging.update(self.run.epochs)
+        if self._watched:
+            self._notify("on_step_end")
+            self.stepper.look()
 
     def _start_epoch(self) -> Iterator[Any]:
         """The batches still to come in this epoch, those of a step in a list.
@@ -164,9 +186,20 @@ class Trainer:
             size = source.size(data)
         return as_batch(data, size)
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, whole: bool) -> None:
+        """Validation, the history, callbacks and a checkpoint.
+
+        :param whole: whether all its batches were seen.  A checkpoint of a part of an epoch is made before the history
+            has it, so that a resumed run goes on in the middle of the epoch.
+        """
         run, totals = self.run, self.stepper.totals
+        averaging = run.averaging
+        if whole and averaging is not None and not averaging.each_step:
+            averaging.update(run.epochs + 1)
         value = self._validate() if self.validation is not None else None
+        if not whole:
+            self._save(f"epoch-{run.epochs:06d}-step-{totals.steps:06d}", best=False)
+            run.stop(f"max_steps={self.settings.max_steps}")
         train = run.measured["train"].of(-totals.bound)
         run.history["train"].append(train)
         if value is not None:
@@ -188,7 +221,7 @@ class Trainer:
         self._notify("on_epoch_end")
         self._agree()
         last = run.epochs >= self.settings.epochs or bool(run.stop_reason) or self.stopping
-        if last or run.epochs % self.settings.checkpoint_every == 0:
+        if whole and (last or run.epochs % self.settings.checkpoint_every == 0):
             best = metric.better is not None and gain > self.best_saved
             self.best_saved = max(self.best_saved, gain) if best else self.best_saved
             self._save(f"epoch-{run.epochs:06d}", best)
@@ -220,7 +253,9 @@ class Trainer:
         loss, count = 0.0, 0
         order = self.validation.state_dict()
         seed = self.group.seed(validation_seed(settings.base_seed))
-        with forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()), settings.products():
+        modes = forked_rng(run.device, seed), evaluation_mode(*run.state.roots.values()), settings.products()
+        averaged = nullcontext() if run.averaging is None else run.averaging.applied()
+        with modes[0], modes[1], modes[2], averaged:
             for drawn in self.validation.epoch():
                 batch = self._batch(drawn, self.validation)
                 if batch.size == 0:
@@ -258,9 +293,12 @@ class Trainer:
             return
         run, folder = self.run, self.folder
         training = self.training_state()
-        run.checkpoint = self.group.first(
-            lambda: folder.save(run.state, training, {**run.config, **run.record()}, name, best)
-        )
+        with nullcontext() if run.averaging is None else run.averaging.applied():
+            if run.averaging is not None:
+                training["averaging"] = run.averaging.state_dict()
+            run.checkpoint = self.group.first(
+                lambda: folder.save(run.state, training, {**run.config, **run.record()}, name, best)
+            )
         run.best_checkpoint = folder.pointer("best")
 
     def training_state(self) -> dict[str, Any]:
@@ -327,6 +365,9 @@ class Trainer:
         if _keeps_state(run.objective):
             run.objective.load_state_dict(training["objective"])
         self.best_saved = training["best_saved"]
+        if run.averaging is not None:
+            run.averaging.follow(run.state.trainable())
+            run.averaging.load_state_dict(training["averaging"])
         now, start = self._random_states(training)
         order = training["epoch_start"][1]
         self.batches.load_state_dict(order)

@@ -56,7 +56,7 @@ def check_objective(argument: str, objective: Any) -> None:
 
 def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
-        check_count(name, value, optional=name in ("num_data", "check_every"))
+        check_count(name, value, optional=name in ("epochs", "max_steps", "num_data", "check_every"))
 
 
 def open_folder(
@@ -280,9 +280,12 @@ def check_divisible(
 
 
 def make_compilation(
-    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Batch, saved: Any
+    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Batch, saved: Any, watched: bool
 ) -> Compilation:
-    """How far this run is compiled; a resumed run goes on as it was."""
+    """How far this run is compiled; a resumed run goes on as it was.
+
+    :param watched: whether a callback is called after each step.
+    """
     parameters = list(run.state.trainable().values())
     steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
     depth = choose_depth(asked, run.objective, parameters, first.size, steps)
@@ -293,8 +296,9 @@ def make_compilation(
         depth = "objective"  # gradients are joined before the optimiser's step
     scheduled = isinstance(run.objective, Objective) and run.objective.scheduled
     each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
+    each_step = each_step or watched or (run.averaging is not None and run.averaging.each_step)
     simple = isinstance(batches, TensorBatches) and settings.transform is None
-    if depth == "block" and (scheduled or each_step or not simple):
+    if depth == "block" and (scheduled or each_step or settings.max_steps is not None or not simple):
         depth = "step"  # something happens between two steps
     return Compilation(
         depth, asked, run.objective, run.program, first.packed, lambda length: 1.0 / (settings.num_data or length),

@@ -38,6 +38,7 @@ class Settings:
 
     epochs: int
     base_seed: int
+    max_steps: int | None = None
     clip_norm: float | None = None
     num_data: int | None = None
     transform: Callable[[Any], Any] | None = None
@@ -289,6 +290,8 @@ class Stepper:
             self.optimizer.add_param_group({"params": [leaf]})
             self.parameters.append(leaf)
         self.late.append(name)
+        if self.run.averaging is not None:
+            self.run.averaging.follow(self.run.state.trainable())
 
     def flush(self) -> None:
         """Bring what is pending to the host, check it and add it up."""
