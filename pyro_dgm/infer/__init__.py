@@ -44,6 +44,7 @@ from pyro_dgm.infer.objectives.energies import (
     ShortRunML,
     SlicedScoreMatching,
 )
+from pyro_dgm.infer.objectives.phase import Phase, Phased
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.infer.train.averaging import EMA, SWA
@@ -90,6 +91,8 @@ __all__ = [
     "Objective",
     "Paired",
     "PersistentCD",
+    "Phase",
+    "Phased",
     "Posterior",
     "RenyiELBO",
     "ReweightedWakeSleep",

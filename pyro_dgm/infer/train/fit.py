@@ -22,12 +22,13 @@ from pyro_dgm.infer.train.distributed import joined, own_device
 from pyro_dgm.infer.train.interrupt import InterruptRequest
 from pyro_dgm.infer.train.loggers import Logger
 from pyro_dgm.infer.train.loop import Trainer
-from pyro_dgm.infer.train.optimizers import make_optimizer, make_scheduler
+from pyro_dgm.infer.train.optimizers import make_scheduler
 from pyro_dgm.infer.train.paired import batches_of
+from pyro_dgm.infer.train.phases import make_optimizers, phases_of
 from pyro_dgm.infer.train.precision import check_precision, matmul_precision
 from pyro_dgm.infer.train.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.train.run import Run
-from pyro_dgm.infer.train.step import Settings
+from pyro_dgm.infer.train.settings import Settings
 from pyro_dgm.ops.arguments import LARGEST_COUNT, check_number
 from pyro_dgm.ops.random_state import forked_rng, seed_everything
 from pyro_dgm.programs import as_program, owner_modules
@@ -241,6 +242,11 @@ def fit(
             transforms = {"data": transform, "validation": validation_transform or transform}
             first = setup.check_data(program, batches, held_out, transforms, state)
             module = setup.first_evaluation(program, objective, first, state)
+            phases = phases_of(objective, program)
+            modules = [
+                module if p.objective is objective else setup.first_evaluation(program, p.objective, first, state)
+                for p in phases
+            ]
             if group.size > 1 or accumulate > 1:
                 what = f"accumulate={accumulate}" if group.size == 1 else f"training on {group.size} devices"
                 setup.check_divisible(program, objective, first, state, num_data, what)
@@ -248,10 +254,10 @@ def fit(
             group.share([*state.named_tensors().values(), *state.buffers()])
         names = setup.initial_names(state, saved)
         check_precision(precision, names)
-        made = make_optimizer(optimizer, names, lambda: setup.find_roles(program, names, first, state, place))
+        made = make_optimizers(optimizer, phases, names, lambda: setup.find_roles(program, names, first, state, place))
         run = Run(program, objective, seed=seed, device=place, optimizer=made, state=state, rank=group.rank)
         run.averaging = None if averaging is None else averaging.begin()
-        setup.name_metrics(run, validation_objective, held_out is not None)
+        setup.name_metrics(run, phases, validation_objective, held_out is not None)
         options = [{k: v for k, v in g.items() if k != "params"} for g in made.param_groups]
         run.scheduler = make_scheduler(lr_scheduler, made, lr_scheduler_interval)
         setup.check_directions(run, watchers)
@@ -267,14 +273,13 @@ def fit(
         )  # fmt: skip
         measured = run.measured["train"], run.measured["validation"]
         bar = ProgressBar(epochs, steps, *measured) if progress and group.rank == 0 else SilentProgress()
-        compilation = setup.make_compilation(
-            compile, run, settings, batches, first, saved, any(map(watches_steps, watchers))
-        )
-        config["compile"] = compilation.depth
+        watched = any(map(watches_steps, watchers))
+        updates = setup.make_updates(phases, modules, run, settings, batches, first, saved, compile, watched)
         trainer = Trainer(
-            run, module, settings, batches, held_out, list(names), watchers, folder, bar, compilation=compilation,
-            interrupt=interrupt,
-        )  # fmt: skip
+            run, updates, settings, batches, held_out, list(names), watchers, folder, bar, interrupt=interrupt
+        )
+        compilation = trainer.compilation
+        config["compile"] = compilation.depth
         if saved is not None and source is not None:
             try:  # all is looked at before anything of the caller's is changed
                 check_same(config, saved[2], saved[0], run, source)

@@ -15,14 +15,15 @@ import torch
 from pyro_dgm.infer.train.batches import Batches, Block, TensorBatches
 from pyro_dgm.infer.train.callbacks import keeps_state, watches_steps
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
-from pyro_dgm.infer.train.compilation import Compilation
 from pyro_dgm.infer.train.interrupt import InterruptRequest
 from pyro_dgm.infer.train.loggers import Logger
 from pyro_dgm.infer.train.nonfinite import find_culprit
 from pyro_dgm.infer.train.optimizers import step_scheduler
 from pyro_dgm.infer.train.progress import SilentProgress
 from pyro_dgm.infer.train.run import Best, Run
-from pyro_dgm.infer.train.step import Settings, Stepper, Totals
+from pyro_dgm.infer.train.settings import Settings, Totals
+from pyro_dgm.infer.train.step import Stepper
+from pyro_dgm.infer.train.update import Update
 from pyro_dgm.ops.random_state import RandomState, forked_rng, seed_everything
 from pyro_dgm.programs import Batch
 from pyro_dgm.programs.parameters import evaluation_mode
@@ -35,7 +36,7 @@ class Trainer:
     """Runs the epochs of one :class:`~pyro_dgm.infer.train.run.Run`.
 
     :param run: the run to fill in, with its optimiser.
-    :param module: ``objective(model, guide)``, or ``None`` for an objective that computes gradients itself.
+    :param updates: what a step does, the updates of each phase.
     :param batches: training data.
     :param validation: validation data or ``None``.
     :param initial: names of the leaves that the optimiser began with, in its order.
@@ -45,7 +46,7 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        module: Any,
+        updates: Sequence[Update],
         settings: Settings,
         batches: Batches,
         validation: Batches | None,
@@ -54,14 +55,13 @@ class Trainer:
         folder: CheckpointFolder | None,
         progress: SilentProgress,
         loggers: Sequence[Logger] = (),
-        compilation: Compilation | None = None,
         interrupt: InterruptRequest | None = None,
     ) -> None:
         self.run, self.settings, self.batches, self.validation = run, settings, batches, validation
         self.callbacks, self.folder, self.progress, self.loggers = callbacks, folder, progress, loggers
         self.group = settings.group
-        self.compilation = compilation or Compilation()
-        self.stepper = Stepper(run, module, settings, progress, self.compilation)
+        self.stepper = Stepper(run, updates, settings, progress)
+        self.compilation = self.stepper.main.compilation
         self.initial = initial
         self.best_saved = -float("inf")
         self._epoch_start: tuple[RandomState, dict[str, Any]] | None = None
@@ -81,7 +81,7 @@ class Trainer:
     def steps_per_epoch(self) -> int | None:
         """Steps of a whole epoch; ``None`` where the data cannot say."""
         count = self.batches.num_batches
-        return None if count is None else -(-count // self.settings.accumulate)
+        return None if count is None else -(-count // self.stepper.batches_a_step)
 
     @property
     def stopping(self) -> bool:
@@ -146,7 +146,7 @@ class Trainer:
             averaging.update(self.run.epochs)
         if self._watched:
             self._notify("on_step_end")
-            self.stepper.look()
+            self.stepper.check()
 
     def _start_epoch(self) -> Iterator[Any]:
         """The batches still to come in this epoch, those of a step in a list.
@@ -154,14 +154,14 @@ class Trainer:
         A run resumed in the middle of an epoch first passes by those that were done.
         """
         if self._epoch_start is None:
-            self.stepper.totals = Totals(learning_rate=float(self.stepper.optimizer.param_groups[0]["lr"]))
+            self.stepper.totals = Totals(learning_rate=float(self.run.optimizer.param_groups[0]["lr"]))
             self._epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
-        self.stepper.look()
+        self.stepper.check()
         if self.compilation.block > 1 and isinstance(self.batches, TensorBatches):
             blocks = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
             groups: Iterator[Any] = (b if isinstance(b, Block) else [b] for b in blocks)
         else:
-            groups = _grouped(self.batches.epoch(), self.settings.accumulate)
+            groups = _grouped(self.batches.epoch(), self.stepper.batches_a_step)
         if self._middle is not None:
             done = 0
             while done < self.stepper.totals.steps:
@@ -204,7 +204,9 @@ class Trainer:
         run.history["train"].append(train)
         if value is not None:
             run.history["validation"].append(value)
-        run.history["gradient_norm"].append(totals.norm / totals.steps)
+        for role, (loss, data) in totals.phases.items():
+            run.history.setdefault(role, []).append(run.measured[role].of(loss / max(data, 1)))
+        run.history["gradient_norm"].append(totals.norm / totals.updates)
         run.history["learning_rate"].append(totals.learning_rate)
         run.history["seconds"].append(totals.seconds)
         run.epochs += 1
@@ -246,7 +248,7 @@ class Trainer:
     def _validate(self) -> float:
         assert self.validation is not None
         run, settings = self.run, self.settings
-        objective = settings.validation_objective or run.objective
+        objective = settings.validation_objective or self.stepper.main.objective
         pair = run.program.model, run.program.guide
         evaluated = self.compilation.validation or objective
         evaluate = partial(evaluated.loss, *pair) if hasattr(evaluated, "loss") else evaluated(*pair)
@@ -306,12 +308,13 @@ class Trainer:
         run, now = self.run, RandomState.capture(self.run.device)
         start, order = self._epoch_start or (now, self.batches.state_dict())
         return {
-            "optimizer": self.stepper.optimizer.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
             "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
             "initial": self.initial,
-            "late": self.stepper.late,
+            "late": self.stepper.main.late,
             "callbacks": [c.state_dict() if keeps_state(c) else {} for c in self.callbacks],
             "objective": run.objective.state_dict() if _keeps_state(run.objective) else {},
+            "phases": [u.objective.state_dict() if _keeps_state(u.objective) else {} for u in self.stepper.updates],
             "extras": run.state.extras(),
             "rng": now.state_dict(),
             "epoch_start": [start.state_dict(), order],
@@ -332,10 +335,10 @@ class Trainer:
         saved = training["optimizer"]
         states = [saved] if "param_groups" in saved else list(saved.values())
         count = sum(len(group["params"]) for state in states for group in state["param_groups"])
-        if count - len(training["late"]) != len(self.stepper.parameters):
+        own = sum(len(group["params"]) for group in self.run.optimizer.param_groups)
+        if count - len(training["late"]) != own:
             raise ValueError(
-                f"the optimizer has {len(self.stepper.parameters)} parameters, that of the checkpoint "
-                f"{count - len(training['late'])}"
+                f"the optimizer has {own} parameters, that of the checkpoint {count - len(training['late'])}"
             )
         self._states_of_callbacks(training["callbacks"])
 
@@ -356,14 +359,17 @@ class Trainer:
         """Undo :meth:`training_state`; weights and history are back already, and :meth:`check_training_state` was."""
         run = self.run
         for name in training["late"]:
-            self.stepper.add_late(name, run.state.named_tensors()[name])
-        self.stepper.optimizer.load_state_dict(training["optimizer"])
+            self.stepper.main.add_late(name, run.state.named_tensors()[name])
+        run.optimizer.load_state_dict(training["optimizer"])
         if run.scheduler is not None and training["scheduler"] is not None:
             run.scheduler.load_state_dict(training["scheduler"])
         for callback, state in self._states_of_callbacks(training["callbacks"]):
             callback.load_state_dict(state)
         if _keeps_state(run.objective):
             run.objective.load_state_dict(training["objective"])
+        for update, state in zip(self.stepper.updates, training.get("phases", []), strict=False):
+            if state and update.objective is not run.objective:
+                update.objective.load_state_dict(state)
         self.best_saved = training["best_saved"]
         if run.averaging is not None:
             run.averaging.follow(run.state.trainable())
@@ -374,7 +380,10 @@ class Trainer:
         if training["totals"] is None:
             now.restore(run.device)
             return
-        self.stepper.totals = Totals(**training["totals"])
+        totals = dict(training["totals"])
+        totals["phases"] = {role: tuple(sums) for role, sums in totals.get("phases", {}).items()}
+        totals.setdefault("updates", totals["steps"])  # of a version without phases
+        self.stepper.totals = Totals(**totals)
         self._epoch_start = (start, order)
         start.restore(run.device)  # the epoch's order is drawn again, then `_middle` is restored
         self._middle = now

@@ -46,7 +46,8 @@ class Run:
         datum, in nats; else what :attr:`measured` says),
         ``"gradient_norm"`` (mean over the epoch's steps of the norm before clipping, of the loss per datum),
         ``"learning_rate"`` (of the first parameter group), ``"seconds"`` (of training, without validation).
-        ``"validation"`` is empty where no validation data were given.
+        ``"validation"`` is empty where no validation data were given.  An objective that trains in phases has further
+        ones, by their role.
     :ivar epochs: finished epochs.
     :ivar steps: optimiser steps taken.
     :ivar measured: for ``"train"`` and ``"validation"`` the :class:`~pyro_dgm.infer.objectives.metric.Metric` of the
@@ -80,7 +81,7 @@ class Run:
     stop_reason: str = ""
     checkpoint: Path | None = None
     best_checkpoint: Path | None = None
-    optimizer: torch.optim.Optimizer | Optimizers | None = None
+    optimizer: torch.optim.Optimizer | Optimizers = field(default=None)  # type: ignore[assignment]
     scheduler: Any = None
     averaging: WeightAverage | None = None
     rank: int = 0
@@ -143,7 +144,7 @@ class Run:
     def load_record(self, record: dict[str, Any]) -> None:
         """Undo :meth:`record`."""
         self.epochs, self.steps = record["epochs_finished"], record["steps_taken"]
-        self.history = {key: list(record["history"][key]) for key in HISTORY_KEYS}
+        self.history = {key: list(values) for key, values in record["history"].items()}
         self.best = None if record["best"] is None else Best(record["best"]["epoch"], record["best"]["bound"])
 
     def __repr__(self) -> str:

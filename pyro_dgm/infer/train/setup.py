@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives import Objective
 from pyro_dgm.infer.objectives.metric import metric_of
+from pyro_dgm.infer.objectives.phase import Phase
 from pyro_dgm.infer.train.batches import Batches, TensorBatches
 from pyro_dgm.infer.train.callbacks import EarlyStopping
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
@@ -25,9 +26,12 @@ from pyro_dgm.infer.train.distributed import Group
 from pyro_dgm.infer.train.loggers import CSVLogger, Logger, as_loggers
 from pyro_dgm.infer.train.loop import Trainer
 from pyro_dgm.infer.train.optimizers import Optimizers, check_plateau, split_by_role
+from pyro_dgm.infer.train.paired import PairedBatches
+from pyro_dgm.infer.train.phases import optimizer_of
 from pyro_dgm.infer.train.precision import PRECISIONS
 from pyro_dgm.infer.train.run import Run
-from pyro_dgm.infer.train.step import Settings, gradients_by_objective
+from pyro_dgm.infer.train.settings import Settings
+from pyro_dgm.infer.train.update import Update, gradients_by_objective
 from pyro_dgm.ops.arguments import check_count, check_device, check_seed
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Batch, split_batch
@@ -119,6 +123,29 @@ def choose_device(device: str | torch.device, roots: dict[str, nn.Module], data:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     # Plain functions make their own tensors, which cannot be moved from here: stay where the data are.
     return next((t.device for _, t in named_tensors(data)), torch.device("cpu"))
+
+
+def make_updates(
+    phases: Sequence[Phase],
+    modules: Sequence[Any],
+    run: Run,
+    settings: Settings,
+    batches: Batches,
+    first: Batch,
+    saved: Any,
+    compile: bool | str,
+    watched: bool,
+) -> list[Update]:
+    """What a step does: the updates of each phase; the last one is the main phase."""
+    alone = len(phases) == 1
+    return [
+        Update(
+            run, phase.objective, module, run.optimizer if alone else optimizer_of(phase, run.optimizer),
+            make_compilation(compile, run, phase.objective, settings, batches, first, saved, alone, watched),
+            settings, phase.role, phase.steps, main=phase is phases[-1], alone=alone,
+        )
+        for phase, module in zip(phases, modules, strict=True)
+    ]  # fmt: skip
 
 
 def check_data(
@@ -280,29 +307,39 @@ def check_divisible(
 
 
 def make_compilation(
-    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Batch, saved: Any, watched: bool
+    asked: bool | str,
+    run: Run,
+    objective: Any,
+    settings: Settings,
+    batches: Batches,
+    first: Batch,
+    saved: Any,
+    alone: bool,
+    watched: bool,
 ) -> Compilation:
-    """How far this run is compiled; a resumed run goes on as it was.
+    """How far a phase is compiled; a resumed run goes on as it was.
 
+    :param alone: whether it is the only phase.
     :param watched: whether a callback is called after each step.
     """
     parameters = list(run.state.trainable().values())
     steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
-    depth = choose_depth(asked, run.objective, parameters, first.size, steps)
-    if saved is not None and asked == "auto":
+    depth = choose_depth(asked, objective, parameters, first.size, steps)
+    if saved is not None and asked == "auto" and alone:
         depth = saved[2].get("compile", depth)
-    alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
+    alone = alone and settings.group.size == 1 and settings.accumulate == 1 and not isinstance(batches, PairedBatches)
+    alone = alone and not isinstance(run.optimizer, Optimizers)
     if depth in ("step", "block") and not alone:
         depth = "objective"  # gradients are joined before the optimiser's step
-    scheduled = isinstance(run.objective, Objective) and run.objective.scheduled
+    scheduled = isinstance(objective, Objective) and objective.scheduled
     each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
     each_step = each_step or watched or (run.averaging is not None and run.averaging.each_step)
     simple = isinstance(batches, TensorBatches) and settings.transform is None
     if depth == "block" and (scheduled or each_step or settings.max_steps is not None or not simple):
         depth = "step"  # something happens between two steps
     return Compilation(
-        depth, asked, run.objective, run.program, first.packed, lambda length: 1.0 / (settings.num_data or length),
-        settings.clip_norm, settings.validation_objective,
+        depth, asked, objective, run.program, first.packed, settings.share, settings.clip_norm,
+        settings.validation_objective,
     )  # fmt: skip
 
 
@@ -337,10 +374,11 @@ def header(
     return "fit: " + ", ".join(parts)
 
 
-def name_metrics(run: Run, validation_objective: Any, validated: bool) -> None:
+def name_metrics(run: Run, phases: Sequence[Phase], validation_objective: Any, validated: bool) -> None:
     """Say on the run what its numbers are, and which of them tells how good an epoch is."""
-    held_out = run.objective if validation_objective is None else validation_objective
-    run.measured = {"train": metric_of(run.objective), "validation": metric_of(held_out)}
+    run.measured = {phase.role: phase.measured for phase in phases[:-1]}
+    run.measured["train"] = main = phases[-1].measured
+    run.measured["validation"] = main if validation_objective is None else metric_of(validation_objective)
     run.monitor = "validation" if validated else "train"
 
 
