@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
 
 from pyro_dgm.ops.arguments import check_number
 from pyro_dgm.ops.langevin import langevin_step
@@ -54,7 +54,8 @@ def run_chains(
         u, value = _langevin(potential, u, num_steps, step_size)
     else:
         u, value = _by_kernel(kernel, potential, u, num_steps)
-    if not bool(torch.isfinite(value.sum() + u.sum())):
+    # Not while a graph is recorded, which cannot branch on a value: validation is then off.
+    if Distribution._validate_args and not bool(torch.isfinite(value.sum() + u.sum())):
         bad = ~(torch.isfinite(value) & torch.isfinite(u.reshape(len(u), -1)).all(-1))
         how = f"Langevin steps of size {step_size:g}" if kernel is None else f"transitions of {type(kernel).__name__}"
         raise ValueError(

@@ -33,6 +33,7 @@ from pyro_dgm.infer.objectives import (
     ParticleObjective,
     PersistentCD,
     Phase,
+    Phased,
     RenyiELBO,
     ReweightedWakeSleep,
     ScoreFunction,
@@ -49,10 +50,12 @@ from pyro_dgm.infer.objectives import (
 from pyro_dgm.infer.objectives.captured import CapturedELBO
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.infer.sample import sample_posterior
+from pyro_dgm.infer.train.averaging import EMA, SWA
 from pyro_dgm.infer.train.callbacks import Callback, EarlyStopping
 from pyro_dgm.infer.train.checkpoints.checkpoint import load_weights
 from pyro_dgm.infer.train.fit import fit
 from pyro_dgm.infer.train.nonfinite import NonFiniteLossError
+from pyro_dgm.infer.train.paired import Paired
 from pyro_dgm.infer.train.precision import mixed_precision
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.programs.relaxation import continuous_relaxation
@@ -62,6 +65,7 @@ __all__ = [
     "CUBO",
     "DIP",
     "ELBO",
+    "EMA",
     "ENERGY_OBJECTIVES",
     "IWAE",
     "MIWAE",
@@ -72,6 +76,7 @@ __all__ = [
     "REBAR",
     "RELAX",
     "STL",
+    "SWA",
     "TVO",
     "VIMCO",
     "AdversarialELBO",
@@ -89,9 +94,11 @@ __all__ = [
     "NoiseContrastive",
     "NonFiniteLossError",
     "Objective",
+    "Paired",
     "ParticleObjective",
     "PersistentCD",
     "Phase",
+    "Phased",
     "Posterior",
     "RenyiELBO",
     "ReweightedWakeSleep",

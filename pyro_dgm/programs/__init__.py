@@ -1,6 +1,7 @@
 """What a program is: a model and a guide, their batches, structure and parameters."""
 
 from pyro_dgm.programs.base import (
+    Batch,
     Program,
     ProgramLike,
     announce_parameter,
@@ -14,6 +15,7 @@ from pyro_dgm.programs.base import (
 )
 
 __all__ = [
+    "Batch",
     "Program",
     "ProgramLike",
     "announce_parameter",

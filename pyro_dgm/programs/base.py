@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch.distributions import constraints
 
 __all__ = [
+    "Batch",
     "Program",
     "ProgramLike",
     "announce_parameter",
@@ -159,8 +161,29 @@ def owner_modules(fn: Any) -> Iterator[torch.nn.Module]:
         yield fn.__self__
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Data as they reach a program, ``model(*args, **kwargs)``, and how many data they are.
+
+    :ivar args: positional arguments.
+    :ivar kwargs: keyword arguments.
+    :ivar size: number of data.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    size: int
+
+    @property
+    def packed(self) -> Any:
+        """The arguments as one tuple, or one mapping: what :func:`split_batch` takes apart."""
+        return self.kwargs or self.args
+
+
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a batch reaches a program: tuple or list as ``*args``, mapping as ``**kwargs``, all else as one argument."""
+    if isinstance(batch, Batch):
+        return batch.args, batch.kwargs
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, (tuple, list)):

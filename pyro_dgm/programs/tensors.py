@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.programs.base import Batch, split_batch
+
 __all__ = [
+    "as_batch",
     "batch_arguments",
     "batch_length",
     "constant_tensors",
@@ -34,6 +37,8 @@ def map_tensors(fn: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 def named_tensors(batch: Any, argument: str = "data") -> Iterator[tuple[str, Tensor]]:
     """The tensors of a batch, each with the expression that reaches it (``data[0]``, ``data['x']``)."""
+    if isinstance(batch, Batch):
+        batch = batch.args[0] if len(batch.args) == 1 else batch.packed
     if isinstance(batch, Tensor):
         yield argument, batch
     elif isinstance(batch, Mapping):
@@ -64,6 +69,16 @@ def refuse_meta(tensors: Iterable[tuple[str, Tensor]]) -> None:
     for name, tensor in tensors:
         if tensor.is_meta:
             raise ValueError(f"{name} is on the device 'meta', where tensors hold no values")
+
+
+def as_batch(data: Any, size: int | None = None) -> Batch:
+    """A tensor, or a tuple, list or mapping of a program's arguments, as a batch.
+
+    :param size: number of data, by default the length of the first tensor.
+    :raises ValueError: if there is no tensor with a leading dimension.
+    """
+    args, kwargs = split_batch(data)
+    return Batch(args, kwargs, batch_length(data) if size is None else size)
 
 
 def batch_length(batch: Any) -> int:

@@ -7,7 +7,7 @@ from pyro_dgm.infer.objectives.aggregate.betatc import BetaTC
 from pyro_dgm.infer.objectives.aggregate.dip import DIP
 from pyro_dgm.infer.objectives.aggregate.mmd import MMDELBO
 from pyro_dgm.infer.objectives.aggregate.sliced import SlicedWasserstein
-from pyro_dgm.infer.objectives.base import Evaluation, Objective, ObjectiveModule, Phase
+from pyro_dgm.infer.objectives.base import Evaluation, Objective, ObjectiveModule
 from pyro_dgm.infer.objectives.bounds.ciwae import CIWAE
 from pyro_dgm.infer.objectives.bounds.cubo import CUBO
 from pyro_dgm.infer.objectives.bounds.dreg import DReG
@@ -33,6 +33,8 @@ from pyro_dgm.infer.objectives.energies import (
     SlicedScoreMatching,
 )
 from pyro_dgm.infer.objectives.particle import ParticleObjective
+from pyro_dgm.infer.objectives.phase import Phase
+from pyro_dgm.infer.objectives.phased import Phased
 from pyro_dgm.infer.objectives.score_function.nvil import NVIL
 from pyro_dgm.infer.objectives.score_function.rebar import REBAR
 from pyro_dgm.infer.objectives.score_function.relax import RELAX
@@ -112,6 +114,7 @@ __all__ = [
     "ParticleObjective",
     "PersistentCD",
     "Phase",
+    "Phased",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "ScoreFunction",

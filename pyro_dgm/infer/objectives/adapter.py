@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ def check_objective(argument: str, objective: Any) -> None:
 class _Adapted(Objective):
     """What an adapter of either kind takes from the object that it adapts."""
 
+    #: Pyro's own look at the loss's value on every step, and a callable may do anything
+    capturable = False
+
     def __init__(self, original: Any) -> None:
         super().__init__(num_particles=getattr(original, "num_particles", 1))
         self._original = original
@@ -54,6 +58,12 @@ class _Adapted(Objective):
     @property
     def original(self) -> Any:
         return self._original
+
+    def dry_run(self, module: Any, args: tuple, kwargs: dict) -> None:
+        if self.differentiable:
+            module(*args, **kwargs)
+        else:
+            self._original.loss_and_grads(module.model, module.guide, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         # The state of a module is saved with the weights.
@@ -79,6 +89,9 @@ class AdaptedELBO(_Adapted):
         super().__init__(original)
         self.differentiable = hasattr(original, "differentiable_loss")
         self.side = "lower" if self.metric == BOUND else None
+
+    def __call__(self, model: Any, guide: Any) -> Any:
+        return self._original(model, guide)
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         if grad and self.differentiable:
@@ -117,6 +130,16 @@ class AdaptedCallable(_Adapted):
         if grad:
             return _scalar(loss), loss
         return torch.as_tensor(_first(loss)), None
+
+    def evaluator(self, model: Any, guide: Any) -> Callable[..., float]:
+        evaluate = self._original.loss if hasattr(self._original, "loss") else None
+        made = partial(evaluate, model, guide) if evaluate is not None else self._original(model, guide)
+
+        def loss(*args: Any, **kwargs: Any) -> float:
+            with torch.no_grad():
+                return float(_first(made(*args, **kwargs)))
+
+        return loss
 
 
 def _first(loss: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,16 +16,13 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.metric import LOSS, Metric
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.infer.objectives.phase import Phase
 from pyro_dgm.programs import Program, owner_modules
 from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import weak
 from pyro_dgm.programs.tensors import batch_length
 
-__all__ = ["Evaluation", "Objective", "ObjectiveModule", "Phase"]
-
-#: what a phase can train
-ROLES = ("program", "model", "guide", "objective")
+__all__ = ["Evaluation", "Objective", "ObjectiveModule"]
 
 
 @dataclass(frozen=True)
@@ -37,37 +35,6 @@ class Evaluation:
 
     loss: float
     metrics: Mapping[Metric, float]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One loss of a training method, the parameters that it trains, and how often.
-
-    The phases of an objective are run in turn.  The i-th step of each sees the i-th batch of a round, which has as many
-    batches as the longest phase has steps.
-
-    :param role: what is trained: ``"program"`` (all parameters), those of the ``"model"`` or of the ``"guide"`` alone,
-        or the networks of the ``"objective"``.
-    :param objective: the loss.
-    :param steps: optimiser steps in a round.
-    :param optimizer: key of ``fit(optimizer={...})``; the role if not given.
-    :raises ValueError: for another role, or ``steps`` below 1.
-    """
-
-    role: str
-    objective: Objective
-    steps: int = 1
-    optimizer: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(map(repr, ROLES))}, got {self.role!r}")
-        check_count("steps", self.steps)
-
-    @property
-    def key(self) -> str:
-        """Key of the phase's optimiser."""
-        return self.optimizer or self.role
 
 
 class ObjectiveModule(ELBOModule):
@@ -112,6 +79,8 @@ class Objective(PyroELBO):
     step = 0
     #: whether there is a differentiable loss; without one, :meth:`loss_and_grads` alone gives gradients
     differentiable = True
+    #: whether an evaluation can be recorded as a graph of tensor operations
+    capturable = True
     #: model and guide that :meth:`prepare` saw last, as weak references
     _seen: tuple[Callable[[], Any], Callable[[], Any]] | None = None
 
@@ -147,6 +116,10 @@ class Objective(PyroELBO):
     def phases(self, program: Any) -> tuple[Phase, ...]:
         """How a program is trained; by default with this loss, all parameters at once."""
         return (Phase("program", self),)
+
+    def is_sum(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> bool:
+        """Whether the loss of this batch is a sum over its data, so that parts of a batch may be added up."""
+        return True
 
     def advance(self) -> None:
         """Called once before each training evaluation, never inside a captured graph.
@@ -194,6 +167,16 @@ class Objective(PyroELBO):
         self.begin(model, guide, args, kwargs)
         self.check(Program(model, guide), args, kwargs)
         self._seen = weak(model), weak(guide)
+
+    def dry_run(self, module: Any, args: tuple, kwargs: dict) -> None:
+        """Evaluate ``module = objective(model, guide)`` once as training does, but not as a step of training."""
+        self.prepare(module.model, module.guide, args, kwargs)
+        self.estimate(module.model, module.guide, args, kwargs, grad=True)
+        module._take_learned()
+
+    def evaluator(self, model: Any, guide: Any) -> Callable[..., float]:
+        """A function of a batch that gives its loss, without gradients."""
+        return partial(self.loss, model, guide)
 
     @torch.no_grad()
     def evaluate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Evaluation:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from pyro_dgm.capture.snapshot import hook_of, module_key
 from pyro_dgm.capture.static_graph import CannotCapture
-from pyro_dgm.infer.objectives import ELBO, ParticleObjective
-from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.infer.objectives.bounds.elbo import ELBO
 from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
-from pyro_dgm.infer.objectives.metric import metric_of
+from pyro_dgm.infer.objectives.metric import BOUND
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameter, owner_modules
 from pyro_dgm.programs.parameters import leaves_the_store
-from pyro_dgm.programs.structure import Structure, weak
+from pyro_dgm.programs.structure import weak
 
 __all__ = ["CapturedELBO"]
 
@@ -32,7 +33,7 @@ logger = logging.getLogger("pyro_dgm")
 MOST_TOLD_CHANGES = 5
 
 
-class CapturedELBO(ParticleObjective):
+class CapturedELBO(Objective):
     r"""Any objective of the library, evaluated as one compiled graph of tensor operations.
 
     The program and the estimator run once while their tensor operations are recorded, gradient and random draws
@@ -75,9 +76,13 @@ class CapturedELBO(ParticleObjective):
         'captured: 1 graph (aten)'
     """
 
+    metric = BOUND
+    #: it is a graph already
+    capturable = False
+
     def __init__(
         self,
-        objective: ParticleObjective | None = None,
+        objective: Objective | None = None,
         *,
         backend: str = "inductor",
         cuda_graphs: bool = False,
@@ -86,25 +91,21 @@ class CapturedELBO(ParticleObjective):
         say: Callable[[str], None] | None = None,
     ) -> None:
         inner = ELBO() if objective is None else objective
-        if not isinstance(inner, ParticleObjective) or isinstance(inner, CapturedELBO):
+        if not (isinstance(inner, Objective) and inner.capturable):
             raise TypeError(
                 f"objective must be an objective of pyro_dgm.infer, got {type(inner).__name__}: Pyro's own look at the "
                 "loss's value on every step"
             )
         if backend not in ("inductor", "aten"):
             raise ValueError(f"backend must be 'inductor' or 'aten', got {backend!r}")
-        super().__init__(
-            num_particles=inner.num_particles,
-            vectorize_particles=inner.vectorize_particles,
-            strict_enumeration_warning=inner.strict_enumeration_warning,
-            retain_graph=inner.retain_graph,
-        )
+        super().__init__()
+        for name in ("num_particles", "vectorize_particles", "strict_enumeration_warning", "retain_graph"):
+            setattr(self, name, getattr(inner, name))
         check_count("max_graphs", max_graphs)
         check_count("compile_after", compile_after, optional=True)
         self.inner, self.backend, self.max_graphs = inner, backend, max_graphs
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
-        self.side = inner.side
-        self.metric = metric_of(inner)
+        self.side, self.metric = getattr(inner, "side", None), inner.metric
         self._pairs: list[_Pair] = []
         #: whether the program's modules are looked at on every call; a training loop looks at all now and then
         self.looks = True
@@ -123,17 +124,14 @@ class CapturedELBO(ParticleObjective):
     def advance(self) -> None:
         self.inner.advance()
 
-    def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
-        return self.inner.structure(model, guide, args, kwargs)
+    def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
+        self.inner.prepare(model, guide, args, kwargs)
 
-    def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        return self.inner.particles(model, guide, args, kwargs, grad=grad)
+    def is_sum(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> bool:
+        return self.inner.is_sum(model, guide, args, kwargs)
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        return self.inner.bound_of(particles)
-
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        return self.inner.surrogate_of(particles, bound)
+    def buffers(self) -> list[Tensor]:
+        return self.inner.buffers()
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -159,6 +157,9 @@ class CapturedELBO(ParticleObjective):
     @leaves_the_store
     @torch.no_grad()
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The bound of each datum, as the objective inside has it."""
+        if not isinstance(self.inner, ParticleObjective):
+            raise TypeError(f"{type(self.inner).__name__} has no bound per datum")
         entry, flat = self._entry(("bound", 1.0), model, guide, args, kwargs)
         return self.inner.bound(model, guide, *args, **kwargs) if entry is None else entry(flat)[0]
 

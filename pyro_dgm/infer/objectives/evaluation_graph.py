@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph, agreement, record
 from pyro_dgm.capture.trial import Trial, trial
-from pyro_dgm.infer.objectives import ParticleObjective
+from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs import announcing, owner_modules
 
 __all__ = [
@@ -74,7 +75,7 @@ def differences(expected: Trial, found: Trial) -> str:
 
 
 def capture_evaluation(
-    objective: ParticleObjective,
+    objective: Objective,
     kind: str,
     scale: float,
     model: Any,
@@ -93,6 +94,7 @@ def capture_evaluation(
         args, kwargs = rebuild(inputs)
         with announcing(False):
             if kind == "bound":
+                assert isinstance(objective, ParticleObjective)
                 return [objective.bound(model, guide, *args, **kwargs)]
             if kind == "loss":
                 with torch.no_grad():
@@ -107,7 +109,7 @@ def capture_evaluation(
 
     faces = [t.detach().requires_grad_(t.requires_grad) for t in flat]
     args, kwargs = rebuild(faces)
-    objective.structure(model, guide, args, kwargs)  # checks the pair, and builds what is lazy
+    objective.prepare(model, guide, args, kwargs)  # checks the pair, and builds what is lazy
     if kind == "gradient":
         wrt.extend(leaves_of(objective, model, guide, args, kwargs, exclude=faces))
     known = list({id(t): t for t in (*wrt, *buffers_of(objective, model, guide))}.values())
@@ -121,7 +123,7 @@ def capture_evaluation(
 
 
 def leaves_of(
-    objective: ParticleObjective, model: Any, guide: Any, args: tuple, kwargs: dict, exclude: Sequence[Tensor] = ()
+    objective: Objective, model: Any, guide: Any, args: tuple, kwargs: dict, exclude: Sequence[Tensor] = ()
 ) -> list[Tensor]:
     """The leaf tensors that the loss depends on differentiably, found by walking back from it."""
 
@@ -135,10 +137,10 @@ def leaves_of(
     ]
 
 
-def buffers_of(objective: ParticleObjective, model: Any, guide: Any) -> list[Tensor]:
+def buffers_of(objective: Objective, model: Any, guide: Any) -> list[Tensor]:
     owners = [m for fn in (model, guide) for m in owner_modules(fn)]
-    owners += [] if objective.learned is None else [objective.learned]
-    return list({id(b): b for m in owners for b in m.buffers()}.values())
+    found = [*objective.buffers(), *(b for m in owners for b in m.buffers())]
+    return list({id(b): b for b in found}.values())
 
 
 def _accumulated(root: Tensor) -> Iterator[Tensor]:

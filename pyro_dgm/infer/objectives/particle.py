@@ -126,6 +126,9 @@ class ParticleObjective(Objective):
     def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
         self.structure(model, guide, args, kwargs)
 
+    def is_sum(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> bool:
+        return self.bound(model, guide, *args, **kwargs).numel() > 1
+
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
         structure = self._structures.get(model, guide, args, kwargs, self._added)

@@ -46,6 +46,9 @@ class Batches(Protocol):
     def epoch(self) -> Iterator[Any]:
         """The batches of one epoch, on the device; of several processes, this one's part of each."""
 
+    def size(self, batch: Any) -> int:
+        """Number of data in a batch."""
+
     def state_dict(self) -> dict[str, Any]:
         """State of the generators that order the data."""
 
@@ -152,6 +155,9 @@ class TensorBatches:
         for i in range(start, self.num_batches):
             yield self._take(order[i * self.batch_size : (i + 1) * self.batch_size])
 
+    def size(self, batch: Any) -> int:
+        return batch_length(batch)
+
     def _take(self, index: slice | Tensor) -> Any:
         return map_tensors(lambda t: t.to(self.device, non_blocking=True), take_rows(self.data, index))
 
@@ -231,6 +237,9 @@ class LoaderBatches:
                 if empty is None:
                     empty = _cut(loader.collate_fn([loader.dataset[order[0][0]]]), slice(0, 0))
                 yield self._move(empty)
+
+    def size(self, batch: Any) -> int:
+        return batch_length(batch)
 
     def _move(self, batch: Any) -> Any:
         return map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Callback", "EarlyStopping"]
 
 
+#: what a callback may have a method for
+EVENTS = ("on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end")
+
+
 class Callback:
     """Base of callbacks: override what you need.  A plain function ``f(run)`` serves as ``on_epoch_end``.
 
@@ -35,6 +39,9 @@ class Callback:
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first epoch, and after a resumed run was restored."""
+
+    def on_step_end(self, run: Run) -> None:
+        """After each step, ``run.steps`` being its number; where one is defined, steps are not joined in blocks."""
 
     def on_epoch_end(self, run: Run) -> None:
         """After the epoch's validation and before its checkpoint; ``run.history`` has the epoch."""
@@ -105,7 +112,7 @@ class EarlyStopping(Callback):
         if gain > self.best + self.min_delta:
             self.best, self.best_epoch, self.waited = gain, run.epochs, 0
             if self.restore_best:
-                self.weights = run.state.snapshot()
+                self.weights = run.weights()
             return
         self.waited += 1
         if self.waited >= self.patience:
@@ -159,12 +166,18 @@ def keeps_state(callback: Any) -> bool:
     return own is not None and own is not Callback.state_dict
 
 
+def watches_steps(callback: Any) -> bool:
+    """Whether a callback is called after each step."""
+    own = getattr(type(callback), "on_step_end", None)
+    return own is not None and own is not Callback.on_step_end
+
+
 def as_callback(obj: Any) -> Any:
     """A callback object; a plain function is made into one.
 
     :raises TypeError: for an object that is neither.
     """
-    if any(callable(getattr(obj, name, None)) for name in ("on_fit_start", "on_epoch_end", "on_fit_end")):
+    if any(callable(getattr(obj, name, None)) for name in EVENTS):
         return obj
     if callable(obj):
         return FunctionCallback(obj)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph, record
 from pyro_dgm.capture.trial import trial
-from pyro_dgm.infer.objectives import ParticleObjective
+from pyro_dgm.infer.objectives import Objective
 from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, buffers_of, differences, leaves_of, split_tensors
 from pyro_dgm.programs import announcing, split_batch
 from pyro_dgm.programs.tensors import batch_length
@@ -38,7 +38,7 @@ class CapturedSteps:
 
     def __init__(
         self,
-        objective: ParticleObjective,
+        objective: Objective,
         model: Any,
         guide: Any,
         parameters: Sequence[Tensor],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dgm.capture.snapshot import Snapshot, snapshot
 from pyro_dgm.capture.static_graph import CannotCapture
-from pyro_dgm.infer.objectives import ParticleObjective
+from pyro_dgm.infer.objectives import Objective
 from pyro_dgm.infer.objectives.captured import CapturedELBO
 from pyro_dgm.infer.train.batches import TensorBatches
 from pyro_dgm.infer.train.captured_step import CapturedSteps, quick_key
@@ -69,12 +69,12 @@ def choose_depth(
         raise ValueError(f"compile must be True, False, 'auto' or one of {', '.join(DEPTHS)}, got {asked!r}")
     if asked is False or asked == "eager":
         return "eager"
-    if not isinstance(objective, ParticleObjective) or isinstance(objective, CapturedELBO):
+    if not objective.capturable:
         if asked == "auto":
             return "eager"
         raise ValueError(
             f"compile={asked!r} needs an objective of pyro_dgm.infer that is not captured already, got "
-            f"{type(objective).__name__}: leave compile out, or give another objective"
+            f"{_name(objective)}: leave compile out, or give another objective"
         )
     if isinstance(asked, str) and asked != "auto":
         return asked
@@ -90,6 +90,10 @@ def choose_depth(
     if steps * (SAVED_COMPILED + 0.25 * arithmetic) > 1.25 * COMPILING:
         return whole
     return "graph" if steps * SAVED_RECORDED > 1.25 * RECORDING else "eager"
+
+
+def _name(objective: Objective) -> str:
+    return type(getattr(objective, "wrapped", objective)).__name__
 
 
 class Compilation:
@@ -134,10 +138,10 @@ class Compilation:
         self.steps = None
         self.captured = self._capture(self.objective, backend, cuda_graphs=self.depth == "reduce-overhead")
         held = self.validation_objective
-        if isinstance(held, ParticleObjective) and not isinstance(held, CapturedELBO):
+        if held.capturable:
             self._validation = self._capture(held, "aten")
 
-    def _capture(self, objective: ParticleObjective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
+    def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
         captured = CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
         captured.looks = False

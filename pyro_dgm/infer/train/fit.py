@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,23 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.adapter import check_objective
+from pyro_dgm.infer.objectives.adapter import as_objective
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
-from pyro_dgm.infer.train import setup
-from pyro_dgm.infer.train.batches import as_batches
-from pyro_dgm.infer.train.callbacks import EarlyStopping, as_callback
+from pyro_dgm.infer.train import messages, setup
+from pyro_dgm.infer.train.averaging import WeightAverage
+from pyro_dgm.infer.train.callbacks import EarlyStopping, as_callback, watches_steps
 from pyro_dgm.infer.train.checkpoints.fingerprint import describe
 from pyro_dgm.infer.train.checkpoints.resumption import check_same, describe_settings, upgraded
 from pyro_dgm.infer.train.distributed import joined, own_device
 from pyro_dgm.infer.train.interrupt import InterruptRequest
 from pyro_dgm.infer.train.loggers import Logger
 from pyro_dgm.infer.train.loop import Trainer
-from pyro_dgm.infer.train.optimizers import make_optimizer, make_scheduler
+from pyro_dgm.infer.train.optimizers import make_scheduler
+from pyro_dgm.infer.train.paired import batches_of
+from pyro_dgm.infer.train.phases import make_optimizers, make_updates, phases_of
 from pyro_dgm.infer.train.precision import check_precision, matmul_precision
 from pyro_dgm.infer.train.progress import ProgressBar, SilentProgress
 from pyro_dgm.infer.train.run import Run
-from pyro_dgm.infer.train.step import Settings
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.infer.train.settings import Settings
+from pyro_dgm.infer.train.training_state import check_state, load_state
+from pyro_dgm.ops.arguments import LARGEST_COUNT, check_number
 from pyro_dgm.ops.random_state import forked_rng, seed_everything
 from pyro_dgm.programs import as_program, owner_modules
 from pyro_dgm.programs.batch import refuse_inference_mode
@@ -48,10 +52,11 @@ def fit(
     program: Any,
     data: Any,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    max_steps: int | None = None,
     objective: Any = None,
     optimizer: Optimizer | MakeOptimizer | Mapping[str, MakeOptimizer | None] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
     shuffle: bool = True,
     transform: Callable[[Any], Any] | None = None,
     validation: Any = None,
@@ -63,6 +68,7 @@ def fit(
     lr_scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
     lr_scheduler_interval: str = "epoch",
     early_stopping: EarlyStopping | int | None = None,
+    averaging: WeightAverage | None = None,
     callbacks: Sequence[Any] = (),
     loggers: Logger | Sequence[Logger] = (),
     seed: int | None = None,
@@ -86,9 +92,11 @@ def fit(
         object with ``model`` and ``guide``.  Modules' parameters are trained, and those of ``pyro.param`` and
         ``pyro.module`` statements, found by running the program on a first batch; that also builds a lazy guide.
     :param data: a tensor, a tuple of tensors (positional arguments of the program) or a mapping of them (keyword
-        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``.  Data are constants: no
-        gradient reaches them.
+        arguments), all of one length, the data first; or a ``Dataset`` or ``DataLoader``; or sources of unequal
+        length, :class:`~pyro_dgm.infer.Paired`.  Data are constants: no gradient reaches them.
     :param epochs: passes over the data in all; a resumed run counts those it had.
+    :param max_steps: optimiser steps in all, after which training stops, in the middle of an epoch too; ``epochs`` may
+        then be left out.
     :param objective: an objective of :mod:`pyro_dgm.infer`, any ``pyro.infer.ELBO``, or any callable that makes of
         ``(model, guide)`` a callable whose value on a batch is the loss; ``None`` is :class:`~pyro_dgm.infer.ELBO`.
     :param optimizer: ``None`` for Adam at 1e-3; a callable from the list of parameters to a :mod:`torch.optim`
@@ -96,7 +104,7 @@ def fit(
         a mapping of callables (or ``None``) with keys ``"model"``, ``"guide"``, ``"shared"`` (for parameters that both
         use) and ``"objective"`` (for networks that the objective trains), each over those parameters.
     :param batch_size: data a batch, by default 128; not with a ``DataLoader``.  The last batch may be smaller.  Several
-        devices share it.
+        devices share it.  For :class:`~pyro_dgm.infer.Paired` data one number, or one for each source.
     :param shuffle: a new order each epoch; a batch of all the data keeps their order, and an ``IterableDataset`` its
         own.
     :param transform: called with each batch on its device, random numbers from torch's global generator:
@@ -114,6 +122,8 @@ def fit(
         ``ReduceLROnPlateau`` is given the monitored value so that a better one counts as such in either of its modes.
     :param lr_scheduler_interval: step it after each ``"epoch"`` or each ``"step"``.
     :param early_stopping: epochs to wait for a better bound, or an :class:`~pyro_dgm.infer.EarlyStopping`.
+    :param averaging: average the weights, :class:`~pyro_dgm.infer.EMA` or :class:`~pyro_dgm.infer.SWA`: validation,
+        checkpoints' weights and the program after training have the average.
     :param callbacks: functions of the :class:`~pyro_dgm.infer.Run` called after each epoch, or
         :class:`~pyro_dgm.infer.Callback` objects.
     :param loggers: objects of :mod:`pyro_dgm.infer.train.loggers`, given the numbers of each epoch.
@@ -169,13 +179,18 @@ def fit(
     refuse_inference_mode()
     if objective is None:
         objective = ELBO()
-    check_objective("objective", objective)
+    trained = as_objective(objective)
+    validated = None
     if validation_objective is not None:
-        check_objective("validation_objective", validation_objective)
+        validated = as_objective(validation_objective, "validation_objective")
     setup.check_counts(
-        epochs=epochs, checkpoint_every=checkpoint_every, num_data=num_data, check_every=check_every,
-        accumulate=accumulate,
+        epochs=epochs, max_steps=max_steps, checkpoint_every=checkpoint_every, num_data=num_data,
+        check_every=check_every, accumulate=accumulate,
     )  # fmt: skip
+    if epochs is None and max_steps is None:
+        raise TypeError("fit needs epochs, max_steps, or both")
+    if averaging is not None and not isinstance(averaging, WeightAverage):
+        raise TypeError(f"averaging must be EMA(...), SWA(...) or None, got {averaging!r}")
     check_number("clip_norm", clip_norm, optional=True)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
@@ -192,12 +207,15 @@ def fit(
         folder, source, saved = setup.open_folder(resume, checkpoint_dir, group, stack)
         base_seed = group.broadcast(setup.choose_base_seed(seed, saved))
         seed = seed if saved is None else saved[2]["seed"]
-        batches = as_batches(data, batch_size, shuffle, base_seed, place, group=group)
+        batches = batches_of(data, batch_size, shuffle, base_seed, place, group=group)
+        steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
+        if epochs is None:
+            epochs = LARGEST_COUNT if steps is None or max_steps is None else math.ceil(max_steps / steps)
         held_out = None
         if validation is not None:
             own = isinstance(validation, torch.utils.data.DataLoader)
             size = None if own else getattr(batches, "batch_size", batch_size)
-            held_out = as_batches(validation, size, False, base_seed, place, "validation", group)
+            held_out = batches_of(validation, size, False, base_seed, place, "validation", group)
         watchers = [as_callback(c) for c in callbacks]
         if early_stopping is not None:
             stopping = EarlyStopping(early_stopping) if isinstance(early_stopping, int) else early_stopping
@@ -212,7 +230,7 @@ def fit(
             "objective": describe(objective), "validation_objective": describe(validation_objective),
             "shuffle": getattr(batches, "shuffle", shuffle), "clip_norm": clip_norm, "num_data": num_data,
             "transform": describe(transform), "validation_transform": describe(validation_transform),
-            "lr_scheduler_interval": lr_scheduler_interval,
+            "lr_scheduler_interval": lr_scheduler_interval, "averaging": describe(averaging),
         }  # fmt: skip
 
         # Several processes draw noise of their own even where no seed was asked for.
@@ -226,17 +244,23 @@ def fit(
             seed_everything(base_seed + 1, place)
             transforms = {"data": transform, "validation": validation_transform or transform}
             first = setup.check_data(program, batches, held_out, transforms, state)
-            module = setup.first_evaluation(program, objective, first, state)
+            module = setup.first_evaluation(program, trained, first, state)
+            phases = phases_of(trained, program)
+            modules = [
+                module if p.objective is trained else setup.first_evaluation(program, p.objective, first, state)
+                for p in phases
+            ]
             if group.size > 1 or accumulate > 1:
                 what = f"accumulate={accumulate}" if group.size == 1 else f"training on {group.size} devices"
-                setup.check_divisible(program, objective, first, state, num_data, what)
+                setup.check_divisible(program, trained, first, state, num_data, what)
         if saved is None:
             group.share([*state.named_tensors().values(), *state.buffers()])
         names = setup.initial_names(state, saved)
         check_precision(precision, names)
-        made = make_optimizer(optimizer, names, lambda: setup.find_roles(program, names, first, state, place))
+        made = make_optimizers(optimizer, phases, names, lambda: setup.find_roles(program, names, first, state, place))
         run = Run(program, objective, seed=seed, device=place, optimizer=made, state=state, rank=group.rank)
-        setup.name_metrics(run, validation_objective, held_out is not None)
+        run.averaging = None if averaging is None else averaging.begin()
+        setup.name_metrics(run, phases, validated, held_out is not None)
         options = [{k: v for k, v in g.items() if k != "params"} for g in made.param_groups]
         run.scheduler = make_scheduler(lr_scheduler, made, lr_scheduler_interval)
         setup.check_directions(run, watchers)
@@ -246,24 +270,24 @@ def fit(
         # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
         plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
         settings = Settings(
-            epochs, base_seed, clip_norm, num_data, transform, validation_transform, validation_objective,
+            epochs, base_seed, max_steps, clip_norm, num_data, transform, validation_transform, validated,
             lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
             accumulate=accumulate, group=group, precision=precision,
         )  # fmt: skip
-        steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
         measured = run.measured["train"], run.measured["validation"]
         bar = ProgressBar(epochs, steps, *measured) if progress and group.rank == 0 else SilentProgress()
-        compilation = setup.make_compilation(compile, run, settings, batches, first, saved)
-        config["compile"] = compilation.depth
+        watched = any(map(watches_steps, watchers))
+        updates = make_updates(phases, modules, run, settings, batches, first, saved, compile, watched)
         trainer = Trainer(
-            run, module, settings, batches, held_out, list(names), watchers, folder, bar, compilation=compilation,
-            interrupt=interrupt,
-        )  # fmt: skip
+            run, updates, settings, batches, held_out, list(names), watchers, folder, bar, interrupt=interrupt
+        )
+        compilation = trainer.compilation
+        config["compile"] = compilation.depth
         if saved is not None and source is not None:
             try:  # all is looked at before anything of the caller's is changed
                 check_same(config, saved[2], saved[0], run, source)
                 state.check(saved[0])
-                trainer.check_training_state(saved[1])
+                check_state(trainer, saved[1])
                 if folder is not None:
                     setup.metrics_table(folder).check()
             except Exception:
@@ -277,18 +301,18 @@ def fit(
             run.load_record(upgraded(saved[2], run))
             run.checkpoint, run.best_checkpoint = source, None if folder is None else folder.pointer("best")
             run.stop_reason = saved[2]["stop_reason"] if saved[2]["epochs"] == epochs else ""
-            trainer.load_training_state(saved[1])
+            load_state(trainer, saved[1])
         trainer.loggers = setup.make_loggers(writers, folder, run, resumed=saved is not None)
         try:
             with bar:
                 if group.rank == 0:
-                    header = setup.header(run, place, device, source, group.size, compilation, precision)
-                    for line in filter(None, (header, setup.no_best_message(run) if folder is not None else None)):
+                    header = messages.header(run, place, device, source, group.size, compilation, precision)
+                    for line in filter(None, (header, messages.no_best_message(run) if folder is not None else None)):
                         logger.info(line)
                         bar.header(line)
                 trainer.train()
                 if run.interrupted and group.rank == 0:
-                    message = setup.interrupted_message(run, trainer)
+                    message = messages.interrupted_message(run, trainer.steps_in_epoch)
                     bar.header(message) if progress else logger.warning(message)
         finally:
             for open_logger in trainer.loggers:

@@ -18,6 +18,8 @@ __all__ = [
     "Optimizers",
     "check_plateau",
     "clip_gradients",
+    "from_mapping",
+    "make_one",
     "make_optimizer",
     "make_scheduler",
     "split_by_role",
@@ -137,17 +139,18 @@ def make_optimizer(
     :param roles: gives for each leaf whose it is, one of :data:`ROLES`, or ``""``; called for a mapping only.
     """
     if isinstance(optimizer, Mapping):
-        return _from_mapping(optimizer, leaves, roles())
+        return from_mapping(optimizer, leaves, roles())
     if isinstance(optimizer, Optimizer):
         if not {id(p) for p in _held(optimizer)} & {id(p) for p in leaves.values()}:
             raise ValueError("optimizer holds none of the program's parameters")
         return _checked(optimizer)
     if not (optimizer is None or callable(optimizer)) or isinstance(optimizer, pyro.optim.PyroOptim):
         _refuse("optimizer", optimizer, "None, a callable, a mapping of them or a torch.optim.Optimizer")
-    return _make("optimizer", optimizer, list(leaves.values()))
+    return make_one("optimizer", optimizer, list(leaves.values()))
 
 
-def _from_mapping(optimizers: Mapping[str, Any], leaves: dict[str, Tensor], roles: dict[str, str]) -> Optimizers:
+def from_mapping(optimizers: Mapping[str, Any], leaves: dict[str, Tensor], roles: dict[str, str]) -> Optimizers:
+    """An optimiser for each role that a mapping has a key for."""
     unknown = [key for key in optimizers if key not in ROLES]
     if unknown:
         raise ValueError(f"optimizer has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, ROLES))}")
@@ -167,7 +170,7 @@ def _from_mapping(optimizers: Mapping[str, Any], leaves: dict[str, Tensor], role
         make, argument = optimizers[role], f"optimizer[{role!r}]"
         if isinstance(make, (Optimizer, pyro.optim.PyroOptim)) or not (make is None or callable(make)):
             _refuse(argument, make, "None or a callable of a list of parameters")
-        made[role] = _make(argument, make, list(mine.values()))
+        made[role] = make_one(argument, make, list(mine.values()))
     idle = [name for name in leaves if not roles[name]]
     if idle:
         warnings.warn(
@@ -179,7 +182,8 @@ def _from_mapping(optimizers: Mapping[str, Any], leaves: dict[str, Tensor], role
     return Optimizers(made)
 
 
-def _make(argument: str, make: Any, parameters: list[Tensor]) -> Optimizer:
+def make_one(argument: str, make: Any, parameters: list[Tensor]) -> Optimizer:
+    """An optimiser over some parameters, from ``None`` or a callable."""
     if make is None:
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
         return torch.optim.Adam(parameters, lr=1e-3, fused=fused or None)
@@ -239,7 +243,7 @@ def make_scheduler(make: Any, optimizer: Optimizer | Optimizers, interval: str) 
             raise TypeError("lr_scheduler is a mapping, which needs optimizer to be one")
         return _scheduler(make, optimizer, interval)
     by_name = make if isinstance(make, Mapping) else dict.fromkeys(optimizer.optimizers, make)
-    unknown = [key for key in by_name if key not in ROLES]
+    unknown = [key for key in by_name if key not in (*ROLES, *optimizer.optimizers)]
     if unknown:
         raise ValueError(f"lr_scheduler has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, ROLES))}")
     made = {

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyro_dgm.infer.objectives.metric import BOUND, Metric
+from pyro_dgm.infer.train.averaging import WeightAverage
 from pyro_dgm.infer.train.optimizers import Optimizers
 from pyro_dgm.programs.parameters import ProgramState
 
@@ -44,7 +46,8 @@ class Run:
         datum, in nats; else what :attr:`measured` says),
         ``"gradient_norm"`` (mean over the epoch's steps of the norm before clipping, of the loss per datum),
         ``"learning_rate"`` (of the first parameter group), ``"seconds"`` (of training, without validation).
-        ``"validation"`` is empty where no validation data were given.
+        ``"validation"`` is empty where no validation data were given.  An objective that trains in phases has further
+        ones, by their role.
     :ivar epochs: finished epochs.
     :ivar steps: optimiser steps taken.
     :ivar measured: for ``"train"`` and ``"validation"`` the :class:`~pyro_dgm.infer.objectives.metric.Metric` of the
@@ -59,6 +62,7 @@ class Run:
     :ivar checkpoint: folder of the newest checkpoint, and :attr:`best_checkpoint` of the best; ``None`` without any.
     :ivar optimizer: the optimiser, with its state; an :class:`~pyro_dgm.infer.train.optimizers.Optimizers` of several.
     :ivar scheduler: the learning rate's scheduler, or ``None``.
+    :ivar averaging: the average of the weights, where one was asked for; the program has it after training.
     :ivar rank: which of the processes that train together this is, from 0: write files from rank 0 only.
     :ivar config: what was asked for, as JSON can hold it.
     """
@@ -77,8 +81,9 @@ class Run:
     stop_reason: str = ""
     checkpoint: Path | None = None
     best_checkpoint: Path | None = None
-    optimizer: torch.optim.Optimizer | Optimizers | None = None
+    optimizer: torch.optim.Optimizer | Optimizers = field(default=None)  # type: ignore[assignment]
     scheduler: Any = None
+    averaging: WeightAverage | None = None
     rank: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     state: ProgramState = field(default=None, repr=False)  # type: ignore[assignment]
@@ -86,6 +91,11 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ask for the end of training after this epoch (for callbacks)."""
         self.stop_reason = reason or "stopped by a callback"
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that the program would end with now: their average, where there is one."""
+        averaged = {} if self.averaging is None else self.averaging.values
+        return self.state.snapshot() | {name: value.clone() for name, value in averaged.items()}
 
     def metrics(self) -> dict[str, float]:
         """The last epoch's entries of the history, and its number."""
@@ -134,7 +144,7 @@ class Run:
     def load_record(self, record: dict[str, Any]) -> None:
         """Undo :meth:`record`."""
         self.epochs, self.steps = record["epochs_finished"], record["steps_taken"]
-        self.history = {key: list(record["history"][key]) for key in HISTORY_KEYS}
+        self.history = {key: list(values) for key, values in record["history"].items()}
         self.best = None if record["best"] is None else Best(record["best"]["epoch"], record["best"]["bound"])
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,22 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives import ParticleObjective
-from pyro_dgm.infer.objectives.metric import metric_of
+from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives.phase import Phase
 from pyro_dgm.infer.train.batches import Batches, TensorBatches
 from pyro_dgm.infer.train.callbacks import EarlyStopping
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
 from pyro_dgm.infer.train.checkpoints.whole_checkpoint import Saved, folder_of, newest, open_checkpoint
-from pyro_dgm.infer.train.compilation import DEPTHS, Compilation, choose_depth
 from pyro_dgm.infer.train.distributed import Group
 from pyro_dgm.infer.train.loggers import CSVLogger, Logger, as_loggers
-from pyro_dgm.infer.train.loop import Trainer
 from pyro_dgm.infer.train.optimizers import Optimizers, check_plateau, split_by_role
-from pyro_dgm.infer.train.precision import PRECISIONS
 from pyro_dgm.infer.train.run import Run
-from pyro_dgm.infer.train.step import Settings, gradients_by_objective
 from pyro_dgm.ops.arguments import check_count, check_device, check_seed
 from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import split_batch
+from pyro_dgm.programs import Batch, split_batch
 from pyro_dgm.programs.batch import check_batch, check_dtypes
 from pyro_dgm.programs.parameters import ParameterRecorder, ProgramState
-from pyro_dgm.programs.tensors import batch_length, named_tensors
+from pyro_dgm.programs.tensors import as_batch, named_tensors
 
 Optimizer = torch.optim.Optimizer
 #: data looked at whole by a program's ``check_batch`` have at most this many elements
@@ -42,7 +38,7 @@ CHECK_ELEMENTS = 2**28
 
 def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
-        check_count(name, value, optional=name in ("num_data", "check_every"))
+        check_count(name, value, optional=name in ("epochs", "max_steps", "num_data", "check_every"))
 
 
 def open_folder(
@@ -109,17 +105,16 @@ def choose_device(device: str | torch.device, roots: dict[str, nn.Module], data:
 
 def check_data(
     program: Any, batches: Batches, held_out: Batches | None, transforms: dict[str, Any], state: ProgramState
-) -> Any:
+) -> Batch:
     """Check data before training, against the program's own ``check_batch`` too; gives back a first batch."""
     dtypes = {t.dtype for t in state.trainable().values() if t.is_floating_point()}
-    first = None
     for argument, source in (("validation", held_out), ("data", batches)):
         if source is None:
             continue
         transform = transforms[argument]
-        first = source.first() if transform is None else transform(source.first())
-        check_dtypes(list(named_tensors(first, argument)), dtypes)
-        whole = first
+        whole = source.first() if transform is None else transform(source.first())
+        check_dtypes(list(named_tensors(whole, argument)), dtypes)
+        first = as_batch(whole, source.size(whole))
         if isinstance(source, TensorBatches) and transform is None:
             if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
                 whole = source.data
@@ -127,21 +122,14 @@ def check_data(
     return first
 
 
-def first_evaluation(program: Any, objective: Any, batch: Any, state: ProgramState) -> Any:
-    """Evaluate the objective once, which builds what is lazy, and note parameters that live on no module.
+def first_evaluation(program: Any, objective: Objective, batch: Batch, state: ProgramState) -> Any:
+    """Evaluate an objective once, which builds what is lazy, and note parameters that live on no module.
 
-    :returns: what ``objective(model, guide)`` made; ``None`` for an objective that computes gradients itself.
+    :returns: ``objective(model, guide)``.
     """
-    steps = objective.state_dict() if isinstance(objective, ParticleObjective) else None
-    args, kwargs = split_batch(batch)
-    module: Any = None if gradients_by_objective(objective) else objective(program.model, program.guide)
+    module = objective(program.model, program.guide)
     with unchanged(state.buffers()), ParameterRecorder() as recorder:
-        if module is None:
-            objective.loss_and_grads(program.model, program.guide, *args, **kwargs)
-        else:
-            module(*args, **kwargs)
-    if steps is not None:  # the first evaluation is no training step
-        objective.load_state_dict(steps)
+        objective.dry_run(module, batch.args, batch.kwargs)
     state.add_objective(module)
     state.record(recorder.found)
     for tensor in state.trainable().values():
@@ -240,27 +228,25 @@ def metrics_table(folder: CheckpointFolder) -> CSVLogger:
 
 
 def find_roles(
-    program: Any, leaves: dict[str, Tensor], batch: Any, state: ProgramState, device: torch.device
+    program: Any, leaves: dict[str, Tensor], batch: Batch, state: ProgramState, device: torch.device
 ) -> dict[str, str]:
     """Whose each parameter is, looked up on a batch; random numbers and running statistics stay as they are."""
-    args, kwargs = split_batch(batch)
     with forked_rng(device), unchanged(state.buffers()):
-        return split_by_role(program, leaves, args, kwargs)
+        return split_by_role(program, leaves, batch.args, batch.kwargs)
 
 
 def check_divisible(
-    program: Any, objective: Any, batch: Any, state: ProgramState, num_data: int | None, what: str
+    program: Any, objective: Any, batch: Batch, state: ProgramState, num_data: int | None, what: str
 ) -> None:
     """Refuse to add up parts of a batch whose loss is no sum over data.
 
     A latent outside the plate of the data has a term in the loss of each part, which would count once for each.
     """
-    if not isinstance(objective, ParticleObjective) or num_data is not None or batch_length(batch) == 1:
+    if num_data is not None or batch.size == 1:
         return
-    args, kwargs = split_batch(batch)
     with unchanged(state.buffers()):
-        bound = objective.bound(program.model, program.guide, *args, **kwargs)
-    if bound.numel() == 1:
+        is_sum = objective.is_sum(program.model, program.guide, batch.args, batch.kwargs)
+    if not is_sum:
         raise ValueError(
             f"{what} divides a batch, but the program's bound is one number for the whole batch (it has a latent "
             "outside the plate of the data, or no plate): where there is no plate, put the data in one; else let it "
@@ -269,64 +255,11 @@ def check_divisible(
         )
 
 
-def make_compilation(
-    asked: bool | str, run: Run, settings: Settings, batches: Batches, first: Any, saved: Any
-) -> Compilation:
-    """How far this run is compiled; a resumed run goes on as it was."""
-    parameters = list(run.state.trainable().values())
-    steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
-    depth = choose_depth(asked, run.objective, parameters, batch_length(first), steps)
-    if saved is not None and asked == "auto":
-        depth = saved[2].get("compile", depth)
-    alone = settings.group.size == 1 and settings.accumulate == 1 and not isinstance(run.optimizer, Optimizers)
-    if depth in ("step", "block") and not alone:
-        depth = "objective"  # gradients are joined before the optimiser's step
-    scheduled = isinstance(run.objective, ParticleObjective) and run.objective.scheduled
-    each_step = settings.step_scheduler_each == "step" and run.scheduler is not None
-    simple = isinstance(batches, TensorBatches) and settings.transform is None
-    if depth == "block" and (scheduled or each_step or not simple):
-        depth = "step"  # something happens between two steps
-    return Compilation(
-        depth, asked, run.objective, run.program, first, lambda length: 1.0 / (settings.num_data or length),
-        settings.clip_norm, settings.validation_objective,
-    )  # fmt: skip
-
-
-def header(
-    run: Run,
-    device: torch.device,
-    asked: Any,
-    source: Path | None,
-    ranks: int,
-    compilation: Compilation,
-    precision: str | None,
-) -> str:
-    count = sum(t.numel() for t in run.state.trainable().values())
-    parts = [
-        f"{type(run.program).__name__}, {count:,} parameters",
-        f"objective {type(run.objective).__name__}",
-        f"optimizer {run.optimizer if isinstance(run.optimizer, Optimizers) else type(run.optimizer).__name__}",
-        f"device {device}{' (auto)' if asked == 'auto' else ''}",
-    ]
-    if compilation.active:
-        parts.append(DEPTHS[compilation.depth])
-    if precision is not None:
-        parts.append(PRECISIONS[precision])
-    elif device.type == "cuda":
-        # Torch's switch decides, and makes a difference in the third digit that is worth seeing.
-        exact = torch.get_float32_matmul_precision() == "highest"
-        parts.append(PRECISIONS["32" if exact else "tf32"])
-    if ranks > 1:
-        parts.append(f"{ranks} processes")
-    if source is not None:
-        parts.append(f"resumed from {source} after epoch {run.epochs}")
-    return "fit: " + ", ".join(parts)
-
-
-def name_metrics(run: Run, validation_objective: Any, validated: bool) -> None:
+def name_metrics(run: Run, phases: Sequence[Phase], validation_objective: Any, validated: bool) -> None:
     """Say on the run what its numbers are, and which of them tells how good an epoch is."""
-    held_out = run.objective if validation_objective is None else validation_objective
-    run.measured = {"train": metric_of(run.objective), "validation": metric_of(held_out)}
+    run.measured = {phase.role: phase.measured for phase in phases[:-1]}
+    run.measured["train"] = main = phases[-1].measured
+    run.measured["validation"] = main if validation_objective is None else validation_objective.metric
     run.monitor = "validation" if validated else "train"
 
 
@@ -336,25 +269,3 @@ def check_directions(run: Run, watchers: list[Any]) -> None:
     for watcher in watchers:
         if isinstance(watcher, EarlyStopping):
             watcher.check(run)
-
-
-def no_best_message(run: Run) -> str | None:
-    """Where no epoch is better than another, why."""
-    metric = run.measured[run.monitor]
-    if metric.better is not None:
-        return None
-    return (
-        f"no best epoch is kept: the {run.monitor} value is the {metric}; validation data with a validation_objective "
-        "that has a better direction would say"
-    )
-
-
-def interrupted_message(run: Run, trainer: Trainer) -> str:
-    if run.checkpoint is None:
-        return (
-            f"interrupted after {run.epochs} epochs; no checkpoint_dir was given, so only the program has the weights"
-        )
-    return (
-        f"interrupted after {run.epochs} epochs and {trainer.steps_in_epoch} steps; "
-        f"fit(..., resume={str(run.checkpoint.parent)!r}) goes on from there"
-    )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.train.batches import Batches, LoaderBatches, TensorBatches
 from pyro_dgm.infer.train.optimizers import Optimizers
+from pyro_dgm.infer.train.paired import PairedBatches
 from pyro_dgm.programs.tensors import named_tensors
 
 __all__ = ["describe", "describe_data", "describe_modules", "describe_optimizer", "differences"]
@@ -125,6 +126,8 @@ def describe_data(batches: Batches | None, content: bool = True) -> Any:
     """Number, shapes, dtypes and, with ``content``, checksums of data; of a loader what it knows."""
     if isinstance(batches, TensorBatches):
         return {name: _tensor(t, content) for name, t in named_tensors(batches.data)}
+    if isinstance(batches, PairedBatches):
+        return [describe_data(source, content) for source in batches.sources]
     if isinstance(batches, LoaderBatches):
         dataset = batches.loader.dataset
         found: dict[str, Any] = {

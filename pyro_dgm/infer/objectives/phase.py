@@ -1,0 +1,52 @@
+"""The phases of a training step: which loss trains which parameters, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_dgm.infer.objectives.metric import Metric, metric_of
+from pyro_dgm.ops.arguments import check_count
+
+__all__ = ["ROLES", "Phase"]
+
+#: what a phase may train, and whose parameters that is (see :func:`pyro_dgm.fit`, ``optimizer``)
+ROLES: dict[str, tuple[str, ...]] = {
+    "program": ("model", "guide", "shared", ""),
+    "model": ("model", "shared"),
+    "guide": ("guide", "shared"),
+    "objective": ("objective",),
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of each training step: a loss, the parameters that follow its gradient, and the number of updates.
+
+    An objective whose ``phases(program)`` gives several of these is trained in phases: :func:`pyro_dgm.fit` runs them
+    in turn on each step, every one with an optimiser over its own parameters.  A step is over as many batches as the
+    largest ``steps``: the i-th update of each phase sees the i-th batch.  The last phase is the main one, whose value
+    is ``run.history["train"]``; the others are in the history under their role.
+
+    :param role: what is trained: ``"program"`` (all parameters of model and guide), ``"model"``, ``"guide"``, or
+        ``"objective"`` (networks that the objective has beside the program).
+    :param objective: what gives the loss: anything that :func:`pyro_dgm.fit` takes as objective.
+    :param steps: updates in each step.
+    :param metric: what minus its loss per datum is called; by default what the objective says.
+    :raises ValueError: for another role, or ``steps`` below 1.
+    """
+
+    role: str
+    objective: Any
+    steps: int = 1
+    metric: Metric | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role must be one of {', '.join(map(repr, ROLES))}, got {self.role!r}")
+        check_count("steps", self.steps)
+
+    @property
+    def measured(self) -> Metric:
+        """The metric of the phase."""
+        return metric_of(self.objective) if self.metric is None else self.metric
