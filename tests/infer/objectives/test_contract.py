@@ -163,7 +163,7 @@ def test_a_callable_that_gives_no_scalar() -> None:
 
 
 def test_phases_are_checked() -> None:
-    assert Phase("guide", ELBO()).key == "guide" and Phase("guide", ELBO(), optimizer="slow").key == "slow"
+    assert Phase("guide", ELBO()).measured == ELBO.metric
     with pytest.raises(ValueError, match="role must be one of 'program', 'model', 'guide', 'objective', got 'critic'"):
         Phase("critic", ELBO())
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):

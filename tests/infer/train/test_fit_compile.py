@@ -10,6 +10,7 @@ import torch
 
 import pyro_dgm
 from pyro_dgm.infer import ELBO, IWAE, CapturedELBO, NonFiniteLossError
+from pyro_dgm.infer.objectives.adapter import as_objective
 from pyro_dgm.infer.train.callbacks import Callback
 from pyro_dgm.infer.train.compilation import choose_depth
 from pyro_dgm.models import VAE, LinearGaussian
@@ -139,7 +140,7 @@ def test_a_program_that_no_graph_can_hold_runs_eagerly(depth, caplog):
         _, got = train(depth, make=make)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("pyro_dgm.infer.train.setup.choose_depth", lambda *_: depth)
+    monkey.setattr("pyro_dgm.infer.train.phases.choose_depth", lambda *_: depth)
     with caplog.at_level(logging.INFO, logger="pyro_dgm"), monkey.context():
         train("auto", make=make)  # nobody asked: it is logged, not warned of
     monkey.undo()
@@ -194,7 +195,7 @@ def test_auto_compiles_where_it_pays():
     assert depth(None) == "eager"
     assert depth(30_000, large) == "objective"
     assert depth(12_000, large, batch=128) == "objective"  # arithmetic is saved too
-    assert depth(10**7, objective=pyro.infer.Trace_ELBO()) == "eager"
+    assert depth(10**7, objective=as_objective(pyro.infer.Trace_ELBO())) == "eager"
     assert depth(10**7, objective=CapturedELBO()) == "eager"
     assert choose_depth(True, ELBO(), small, 20, None) == "step"
     assert choose_depth(True, ELBO(), large, 20, 1) == "objective"
