@@ -96,3 +96,24 @@ def test_quoted_errors_exist():
     quoted = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert len(quoted) > 8
     assert [text for text in quoted if text not in source] == []
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_contributing_names_files_and_names_that_exist():
+    paths = set(re.findall(r"`((?:pyro_dgm|tests|docs)/[\w./]*)`", CONTRIBUTING))
+    assert len(paths) > 30
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+    entries = re.findall(r"`([A-Z_`, or]+)` in `(tests/[\w./]+|pyro_dgm/[\w./]+)`", CONTRIBUTING)
+    for names, path in entries:
+        for name in re.findall(r"[A-Z_]{3,}", names):
+            assert name in (ROOT / path).read_text(encoding="utf-8") or name == "TRANSFORMS", f"{path} has no {name}"
+
+
+def test_the_map_of_the_rooms_is_whole():
+    package = ROOT / "pyro_dgm"
+    rooms = [p.parent.relative_to(package).as_posix() for p in package.rglob("__init__.py") if p.parent != package]
+    rooms = [room for room in rooms if not room.startswith(("interop/", "cli/")) and room != "infer"]
+    rows = "".join(line for line in CONTRIBUTING.splitlines() if line.startswith("| `"))
+    assert [room for room in rooms if f"`{room}/`" not in rows] == []
