@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 
 with warnings.catch_warnings():
-    # ArviZ 0.23 announces its successor whenever it is first imported; that is no output of an example.
+    # ArviZ 0.23 warns about its successor on the first import; this is not output of an example.
     warnings.simplefilter("ignore")
     import arviz  # noqa: F401
 
 import pyro_dgm  # noqa: E402
 
-# What an earlier build left of names and examples that are gone would be pages in no table of contents.
+# Remove pages of an earlier build whose names or examples no longer exist: no table of contents would list them.
 shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)
 for stale in (HERE / "gallery").glob("plot_*"):
     if not (HERE.parent / "examples" / f"{stale.name.partition('.')[0]}.py").is_file():
@@ -39,6 +39,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.viewcode",
+    "viewcode_anchors",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = [
@@ -59,7 +60,7 @@ show_warning_types = True
 # Links between our own pages and docstrings must resolve; names of other projects are shown as they are.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!pyro_dgm)(?s:.*)")]
-# In type hints only: what they are is internal.
+# Internal types that appear in type hints only.
 nitpick_ignore = [
     ("py:class", "pyro_dgm.programs.structure.Structure"),
     ("py:class", "pyro_dgm.infer.mcmc.potentials.base.Potential"),
@@ -97,7 +98,7 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
     "remove_config_comments": True,
     "plot_gallery": "True",
-    "write_computation_times": False,  # of the machine that built the pages: they say nothing to a reader
+    "write_computation_times": False,  # times of the machine that built the pages are of no use to a reader
     "min_reported_time": 1e9,
     "show_memory": False,
     "show_signature": False,

@@ -1,9 +1,9 @@
 """
-Discrete latents: which estimator has the least noise
-=====================================================
+Discrete latents: the noise of gradient estimators
+==================================================
 
-A sigmoid belief network has binary latents, through which no gradient passes.  All estimators below give the
-gradient of one of two bounds without bias; they differ in noise, and so in the learning rate that they bear.
+A sigmoid belief network has binary latents, so there is no pathwise gradient.  All estimators below except one are
+unbiased for the gradient of one of two bounds.  They differ in noise, and so in the learning rate that they allow.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ from pyro_dgm.infer import (
 # A belief network of handwritten digits
 # --------------------------------------
 #
-# Eight binary causes of 64 binary pixels.
+# Eight binary latents explain 64 binary pixels.
 
 
 class BeliefNetwork(torch.nn.Module):
@@ -59,9 +59,9 @@ pyro_dgm.fit(
 # Noise of one step
 # -----------------
 #
-# The network is held where it is, and each estimator's gradient is measured again and again.
-# :class:`~pyro_dgm.infer.NVIL`, :class:`~pyro_dgm.infer.RELAX` and :class:`~pyro_dgm.infer.REBAR` learn a baseline or a
-# control variate, which is trained first, alone.
+# The network stays fixed, and each estimator's gradient is computed many times.  :class:`~pyro_dgm.infer.NVIL`,
+# :class:`~pyro_dgm.infer.RELAX` and :class:`~pyro_dgm.infer.REBAR` learn a baseline or a control variate, which is
+# trained first.
 
 batch = images[:50]
 
@@ -99,9 +99,9 @@ tables = [
 print(tables[1])
 
 # %%
-# On each bound the order is that of the papers: on the importance weighted bound VIMCO [1]_ is below NVIL [2]_,
-# and NVIL below the plain score function; on the ELBO a trained control variate [3]_ [4]_ is below all baselines.
-# VarGrad and the leave-one-out baseline are one estimator by two routes.
+# The order agrees with the papers.  On the importance weighted bound, VIMCO [1]_ has less noise than NVIL [2]_, and
+# NVIL less than the plain score function.  On the ELBO, a trained control variate [3]_ [4]_ has less noise than every
+# baseline.  VarGrad and the leave-one-out baseline are the same estimator, derived in two ways.
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
 for axis, table, title in zip(axes, tables, ("ELBO", f"IWAE, K = {K}")):
@@ -116,8 +116,8 @@ figure.supxlabel("variance of the guide's gradient (nats² per datum²)", fontsi
 plt.show()
 
 # %%
-# \* Its guide's gradient is not that of the bound but of the divergence :math:`KL(p \| q)`, so that its length does not
-# compare with the others'.
+# \* The exception: its guide gradient is that of the divergence :math:`KL(p \| q)`, not of the bound, so its size
+# cannot be compared with the others.
 #
 # .. [1] A. Mnih and D. J. Rezende (2016), *Variational inference for Monte Carlo objectives*, arXiv:1602.06725.
 # .. [2] A. Mnih and K. Gregor (2014), *Neural variational inference and learning in belief networks*,

@@ -2,9 +2,10 @@
 Seven objectives for one energy
 ===============================
 
-The density of an energy-based model is a network, up to a constant :math:`Z` that nobody knows.  Objectives differ
-in how they go about it: by Markov chains, by the gradient of the log-density, in which :math:`Z` has no part, or by
-telling data from noise.  In two dimensions :math:`Z` is a sum over a grid, and one can see what each of them learns.
+A network gives the density of an energy-based model up to an unknown constant :math:`Z`.  Objectives avoid
+:math:`Z` in different ways: by Markov chains, by the gradient of the log-density, which does not depend on :math:`Z`,
+or by a classifier of data and noise.  In two dimensions, a grid gives :math:`Z`, and we can see what each objective
+learns.
 """
 
 import functools
@@ -28,8 +29,8 @@ from pyro_dgm.infer import (
 # A density with modes of unequal weight
 # --------------------------------------
 #
-# Eight normals on a circle, of which the lower four are three times as heavy: an objective has to find the modes *and*
-# their weights.
+# Eight normals on a circle.  The last four have three times the weight of the others: an objective has to find the
+# modes *and* their weights.
 
 torch.manual_seed(0)
 angles = torch.arange(8) * math.pi / 4
@@ -43,8 +44,8 @@ x = target.sample((4000,))
 # One program, seven objectives
 # -----------------------------
 #
-# A small network tilts a broad normal base.  :func:`~pyro_dgm.analysis.compare_energies` trains it afresh under each
-# objective, from the same weights on the same batches.
+# A small network multiplies a broad normal base by :math:`e^{-E}`.  :func:`~pyro_dgm.analysis.compare_energies`
+# trains it under each objective, from the same initial weights on the same batches.
 
 
 def make():
@@ -80,24 +81,22 @@ table = pyro_dgm.analysis.compare_energies(
 table.to_frame()[["kl", "tv", "kl_blurred", "log_z", "log_z_learned"]].round(3)
 
 # %%
-# ``kl`` is the divergence of the learnt density from the target, in nats, ``tv`` the total variation distance, between
-# 0 and 1; both are sums over a grid.
+# ``kl`` is the divergence of the learned density from the target, in nats; ``tv`` is the total variation distance,
+# between 0 and 1.  Both are sums over a grid.
 
 table.plot(plt.figure())
 plt.show()
 
 # %%
-# What to see here:
+# - CD-1 only uses one step from each datum, and merges neighbouring modes.  Ten steps are better.
+# - The chains of PCD rarely move between modes.  Chains that restart from noise reach a light mode as often as a heavy
+#   one.  This is more often than the data do, so the energy of the light modes rises until they are nearly empty.  Use
+#   longer chains or ``initial="data"``; more restarts from noise make it worse.
+# - Score matching, exact or sliced, finds the position and shape of each mode.  It learns little about the weights of
+#   separate modes, because the score at one mode does not depend on the others.
+# - Denoising score matching learns the density of the data with added noise.  ``kl_blurred`` refers to that density.
+# - Noise-contrastive estimation also learns :math:`\log Z`: compare ``log_z_learned`` with the sum over the grid,
+#   ``log_z``.  It learns the weights, because its noise, the base, covers the data; in many dimensions no noise does.
+#   It is cheap, and improves further with more epochs.
 #
-# - CD-1 looks at what one step does to a datum, and blurs the modes together.  Ten steps are better.
-# - The chains of PCD hardly go from mode to mode.  Those begun anew, at noise, fall into a light mode as
-#   often as into a heavy one; that is more than there are data, and the light modes are pushed up until they are nearly
-#   empty.  Longer chains are the cure, or ``initial="data"``; more of the same restarts make it worse.
-# - Score matching, exact or sliced, has the place and shape of each mode.  Of the weights of modes that are apart it
-#   learns little, for the score at one mode says nothing of the others.
-# - Denoising score matching learns the density of data with noise added.  ``kl_blurred`` is measured against that.
-# - Noise-contrastive estimation learns :math:`\log Z` besides: ``log_z_learned`` stands beside the one that was
-#   summed up.  It sees the weights, because its noise, the base, is everywhere near the data; in many dimensions no
-#   noise is.  It is cheap, and goes on getting better with more epochs.
-#
-# The constant differs from objective to objective, because all but NCE leave it free.
+# The constants differ between objectives, because all but NCE leave :math:`Z` free.

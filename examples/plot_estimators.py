@@ -2,9 +2,9 @@
 Signal and noise of gradient estimators
 =======================================
 
-More particles make the importance weighted bound tighter.  Whether they help to *train* depends on the
-gradient: that of the guide loses its signal as :class:`~pyro_dgm.infer.IWAE` is given more particles, and gains it
-with :class:`~pyro_dgm.infer.DReG`.  On a linear-Gaussian model, where the log-likelihood is exact, both can be seen.
+More particles make the importance weighted bound tighter.  Whether they help *training* depends on the gradient.  With
+more particles, the gradient of the guide loses signal under :class:`~pyro_dgm.infer.IWAE` and gains signal under
+:class:`~pyro_dgm.infer.DReG`.  We show both on a linear-Gaussian model, whose log-likelihood is known exactly.
 """
 
 import matplotlib.pyplot as plt
@@ -18,9 +18,9 @@ from pyro_dgm.infer import ELBO, IWAE, STL, DReG
 # A program with exact answers
 # ----------------------------
 #
-# Factor analysis of 13 measurements of wine, fitted by expectation-maximisation.  The guide starts
-# at the exact posterior and is then moved off it a little, and made wider: at the posterior all
-# weights are equal and there is nothing to learn.
+# Factor analysis of 13 measurements of wine, fitted by expectation-maximisation.  The guide is the
+# exact posterior, moved a little and made wider: at the exact posterior all weights are equal and
+# there is nothing to learn.
 
 torch.manual_seed(0)
 x = torch.as_tensor(load_wine().data)
@@ -49,10 +49,10 @@ def move_guide(distance, wider=0.0):
 move_guide(0.02, wider=0.15)
 
 # %%
-# IWAE against DReG
-# -----------------
+# IWAE and DReG
+# -------------
 #
-# :func:`~pyro_dgm.compare_elbos` evaluates each objective again and again, and measures the
+# :func:`~pyro_dgm.compare_elbos` evaluates each objective many times and measures the
 # signal-to-noise ratio of every parameter's gradient, :math:`|\mathrm{mean}| / \mathrm{sd}`.
 
 particles = [1, 4, 16, 64, 256]
@@ -65,10 +65,10 @@ table.to_frame()[
 ].round(3)
 
 # %%
-# The bounds are the same, for both estimate the gradient of one bound.  Their guide gradients part
-# company: theory says :math:`K^{-1/2}` for IWAE [1]_ and :math:`K^{1/2}` for DReG [2]_, the dotted
-# lines.  A ratio measured from finitely many replicates cannot fall below the grey line, even where
-# there is no signal at all.
+# The bounds agree, because both objectives estimate the gradient of the same bound.  The guide
+# gradients differ: in theory their ratio is proportional to :math:`K^{-1/2}` for IWAE [1]_ and to
+# :math:`K^{1/2}` for DReG [2]_ (dotted lines).  With a finite number of replicates, the measured ratio
+# stays near the grey line or above it, even without any signal.
 
 iwae, dreg = table.rows[: len(particles)], table.rows[len(particles) :]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -117,15 +117,15 @@ right.set_ylabel("gradient signal-to-noise ratio")
 plt.show()
 
 # %%
-# So: to train a guide with several particles take DReG, provided that every guide site is
-# reparameterised.  The model's gradient gains from particles with either.
+# To train a guide with several particles, use DReG, if every guide site is reparameterised.  The
+# model's gradient gains from more particles with both.
 #
-# ELBO against STL
-# ----------------
+# ELBO and STL
+# ------------
 #
-# With one particle the choice is between :class:`~pyro_dgm.infer.ELBO`, with the Kullback-Leibler
-# divergence in closed form or not, and :class:`~pyro_dgm.infer.STL`.  As the guide comes near to
-# the posterior the noise of STL goes to zero, that of the others does not.
+# With one particle, the choice is between :class:`~pyro_dgm.infer.ELBO`, with or without a
+# closed-form Kullback-Leibler divergence, and :class:`~pyro_dgm.infer.STL`.  As the guide approaches
+# the posterior, the noise of STL goes to zero; that of the others does not.
 
 single = {"ELBO": ELBO(), "ELBO, analytic_kl=False": ELBO(analytic_kl=False), "STL": STL()}
 distances = [0.3, 0.1, 0.03, 0.01, 0.003]

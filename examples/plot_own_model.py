@@ -2,9 +2,9 @@
 Your own model: a hierarchical regression
 =========================================
 
-Nothing of the library has to know a model beforehand: any Pyro function will do, and a guide can be one of Pyro's
-AutoGuides.  Here the progression of diabetes is regressed on body mass index, with a line of its own for each age group
-that is drawn towards the others (scikit-learn's diabetes data: 442 patients, in their units).
+Any Pyro function can be a model, and one of Pyro's AutoGuides can be the guide.  This example regresses the progression
+of diabetes on the body mass index.  Each age group has its own line, with a common prior (scikit-learn's diabetes data:
+442 patients, in the original units).
 """
 
 # sphinx_gallery_thumbnail_number = 2
@@ -40,19 +40,19 @@ print({label: int((decades == i).sum()) for i, label in enumerate(labels)})
 # Model
 # -----
 #
-# The plates are the structure: ``decade`` holds what each age group has, ``patient`` what each
-# patient has.  Arguments have names, so a batch is a dictionary.
+# The plates describe the structure: ``decade`` has one element per age group, ``patient`` one per
+# patient.  The model has named arguments, so a batch is a dictionary.
 
 
 def hierarchical(bmi, group, y):
     intercept = pyro.sample("intercept", dist.Normal(bmi.new_zeros(()), 1.0))
     slope = pyro.sample("slope", dist.Normal(bmi.new_zeros(()), 1.0))
-    spread = pyro.sample("spread", dist.HalfNormal(bmi.new_full((2,), 0.5)).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(bmi.new_full((2,), 0.5)).to_event(1))
     noise = pyro.sample("noise", dist.HalfNormal(bmi.new_ones(())))
     with pyro.plate("decade", len(labels)):
         offset = pyro.sample("offset", dist.Normal(bmi.new_zeros(2), 1.0).to_event(1))
         line = pyro.deterministic(
-            "line", torch.stack([intercept, slope], -1) + spread * offset, event_dim=1
+            "line", torch.stack([intercept, slope], -1) + scale * offset, event_dim=1
         )
     with pyro.plate("patient", len(bmi)):
         pyro.sample(
@@ -72,9 +72,9 @@ def pooled(bmi, group, y):
 # Fit a guide
 # -----------
 #
-# All latents are global: they belong to the whole data set, and the bound is one number for it
-# (shown per patient).  One batch is all the data, so an epoch is a step; the learning rate falls to
-# zero, for the gradient stays noisy.
+# All latents are global: they belong to the whole data set, and the bound is one number for all
+# data (shown per patient).  One batch contains all data, so an epoch is one step.  The learning rate
+# decreases to zero, because the gradient stays noisy.
 
 program = pyro_dgm.program(hierarchical, AutoMultivariateNormal(hierarchical))
 STEPS = 600
@@ -102,12 +102,12 @@ axes.set_ylabel("bound (nats per patient)")
 plt.show()
 
 # %%
-# Ask HMC
-# -------
+# Sample with HMC
+# ---------------
 #
-# The same program, another inference: no line of the model changes.  A kernel takes the place of
-# its name where it needs settings: here the chains begin at the medians of the prior, and small
-# steps are taken, as hierarchies want.
+# The same model runs with another inference method.  To choose settings, pass a kernel instead of
+# its name.  Here the chains start at the medians of the prior and take small steps, which
+# hierarchical models need.
 
 kernel = HMC(init_strategy=init_to_median, target_accept_prob=0.9)
 by_guide = pyro_dgm.sample_posterior(
@@ -117,15 +117,15 @@ by_hmc = pyro_dgm.sample_posterior(
     program, data, method=kernel, num_samples=80, num_chains=32, seed=0, progress=False
 )
 coords = {"decade": labels, "coefficient": ["intercept", "slope"]}
-dims = {"line": ["coefficient"], "offset": ["coefficient"], "spread": ["coefficient"]}
+dims = {"line": ["coefficient"], "offset": ["coefficient"], "scale": ["coefficient"]}
 idata = pyro_dgm.to_arviz(by_hmc, coords=coords, dims=dims)
 print("divergent draws:", int(by_hmc.sample_stats["diverging"].sum()))
-az.summary(idata, var_names=["line", "spread", "noise"])
+az.summary(idata, var_names=["line", "scale", "noise"])
 
 # %%
-# The slopes of the age groups, in the data's own units, by guide and by HMC. HMC's intervals reach further, most of all
-# where patients are few: the product of ``spread`` and ``offset`` is far from Gaussian, and the guide
-# cannot be anything else.
+# The slopes of the age groups in the original units, by guide and by HMC.  HMC's intervals are wider, especially in
+# groups with few patients: the product of ``scale`` and ``offset`` is far from Gaussian, but the guide is Gaussian in
+# the unconstrained latents.
 
 to_units = table.target.std() / bmi.std()
 guide_idata = pyro_dgm.to_arviz(by_guide, coords=coords, dims=dims)
@@ -149,11 +149,11 @@ axes.legend(fontsize="small")
 plt.show()
 
 # %%
-# Is the hierarchy worth it?
-# --------------------------
+# Compare with a pooled model
+# ---------------------------
 #
-# Leave-one-out cross-validation, from the log-likelihood of each patient that ``to_arviz``
-# computes; nats, higher is better.
+# ``to_arviz`` computes the log-likelihood of each patient, which ArviZ uses for leave-one-out
+# cross-validation (in nats; higher is better).
 
 pooled_draws = pyro_dgm.sample_posterior(
     pooled, data, method=kernel, num_samples=80, num_chains=32, seed=0, progress=False
@@ -161,5 +161,5 @@ pooled_draws = pyro_dgm.sample_posterior(
 az.compare({"hierarchical": idata, "pooled": pyro_dgm.to_arviz(pooled_draws)})
 
 # %%
-# A difference smaller than its standard error (``dse``) is none: the data do not tell the two
-# models apart, and the intervals of the slopes above overlap accordingly.
+# The difference is smaller than its standard error (``dse``): these data cannot distinguish the two
+# models.  The overlapping intervals of the slopes above agree with this.

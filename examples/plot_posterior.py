@@ -2,9 +2,9 @@
 Guide, HMC and the exact posterior
 ==================================
 
-The posterior of a linear-Gaussian model is known exactly, so draws of any origin can be held against it.  A mean-field
-guide at its very best misses the correlation of the latents and is too narrow; HMC is right to within its Monte Carlo
-error, and its diagnostics say how large that is.
+The posterior of a linear-Gaussian model is known exactly, so we can compare draws with it.  Even the best mean-field
+guide misses the correlation of the latents and is too narrow.  HMC is correct within its Monte Carlo error, and its
+diagnostics show how large this error is.
 """
 
 import arviz as az
@@ -19,9 +19,9 @@ import pyro_dgm
 # The program
 # -----------
 #
-# Factor analysis with two factors of ten measurements of 442 patients: age, sex, body mass index,
-# blood pressure and six of blood serum.  The guide is set to the best that a diagonal covariance
-# can do: the exact mean, and variances that are the reciprocals of the diagonal of the precision.
+# Factor analysis with two factors for ten measurements of 442 patients: age, sex, body mass index,
+# blood pressure and six blood serum values.  The guide is set to the optimum for a diagonal
+# covariance: the exact mean, and variances that are the reciprocals of the diagonal of the precision.
 
 torch.manual_seed(0)
 x = torch.as_tensor(load_diabetes().data)
@@ -29,8 +29,8 @@ x = (x - x.mean(0)) / x.std(0)
 program = pyro_dgm.models.LinearGaussian(event_dim=10, latent_dim=2).double()
 program.fit_em(x, max_iterations=20)
 with torch.no_grad():
-    # The likelihood is the same for any rotation of the factors.  This one, by 45 degrees from the axes in which the
-    # posterior is uncorrelated, gives them the strongest correlation.
+    # The likelihood does not change if the factors are rotated.  A rotation by 45 degrees from the axes in which the
+    # posterior is uncorrelated gives the strongest correlation.
     scaled = program.weight / program.noise_scale[:, None] ** 2
     axes = torch.linalg.eigh(program.weight.mT @ scaled).eigenvectors
     program.weight.copy_(
@@ -43,8 +43,8 @@ program.set_guide_to_posterior()
 x = x[:20]
 
 # %%
-# Three ways to the posterior
-# ---------------------------
+# Three sampling methods
+# ----------------------
 
 exact = program.posterior(x)
 draws = {
@@ -57,7 +57,7 @@ for posterior in draws.values():
     print(posterior)
 
 # %%
-# The latents of one patient: dots are draws, the ellipse holds 90 % of the exact posterior.
+# The latents of one patient.  Dots are draws; the ellipse contains 90 % of the exact posterior.
 
 covariance = exact.covariance_matrix[0].detach().numpy()
 circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 200)), np.sin(t)])
@@ -66,7 +66,7 @@ ellipse = (
     + (-2 * np.log(0.1)) ** 0.5 * np.linalg.cholesky(covariance) @ circle
 )
 figure, axes = plt.subplots(
-    1, 3, figsize=(9, 3.3), sharex=True, sharey=True, layout="constrained"
+    1, 3, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
 )
 for panel, (method, posterior) in zip(axes, draws.items()):
     z = posterior.flat()["z"][:: 32 * 200 // 800, 0]
@@ -83,9 +83,9 @@ plt.show()
 # Errors in standard errors
 # -------------------------
 #
-# A mean of draws is right if it is within a few of its own standard errors of the exact mean: sd
-# divided by the root of the *effective* sample size, which for a chain is not the number of draws.
-# Over all 40 latents:
+# The mean of the draws should be within a few standard errors of the exact mean.  The standard error
+# is the standard deviation divided by the root of the *effective* sample size, which for a chain
+# is not the number of draws.  Over all 40 latents:
 
 exact_mean, exact_sd = exact.loc.detach().numpy(), exact.variance.sqrt().detach().numpy()
 print(
@@ -103,13 +103,14 @@ for method, posterior in draws.items():
     )
 
 # %%
-# HMC is exact to within its error. MALA, with one gradient step a transition, moves so little that its
-# R-hat is above 1.01 and its effective sample size a small part of its draws: it has to run longer.
+# HMC is exact within its error.  MALA makes one gradient step per transition and moves so little that
+# its R-hat is above 1.01 and its effective sample size is a small fraction of the number of draws:
+# it has to run longer.
 #
-# R-hat of the guide's draws is perfect too: diagnostics of chains ask whether chains agree, and
-# draws from one wrong distribution do.  What shows the guide up is the weight of its draws,
-# :math:`\log p(x, z) - \log q(z \mid x)`: constant if the guide is the posterior, and its spread is
-# what an importance weighted bound makes up for.
+# R-hat of the guide's draws is also perfect: it measures whether chains agree, and draws from one
+# wrong distribution do.  The log weight of the draws, :math:`\log p(x, z) - \log q(z \mid x)`, shows
+# the error of the guide: it is constant if the guide is the posterior.  An importance weighted
+# bound corrects for its variation.
 
 stats = draws["guide"].sample_stats
 log_weight = (stats["log_p"] - stats["log_q"]).flatten() / len(x)
@@ -123,7 +124,7 @@ axes.hist(
     alpha=0.6,
     label="draws of the guide",
 )
-axes.axvline(float(log_weight.mean()), color="C0", label="their mean: the ELBO")
+axes.axvline(float(log_weight.mean()), color="C0", label="their mean (ELBO)")
 axes.axvline(log_p, color="black", label="exact $\\log p(x)$")
 axes.set_xlabel("log p(x, z) - log q(z | x)  (nats per datum)")
 axes.set_ylabel("density (per nat)")

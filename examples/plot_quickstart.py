@@ -2,8 +2,8 @@
 Quickstart: fit, compare, sample, analyse
 =========================================
 
-A variational autoencoder of handwritten digits, from data to an ArviZ posterior.  The program is written once; the
-estimator that trains it and the sampler that draws from its posterior are arguments.
+A variational autoencoder of handwritten digits, from the data to an ArviZ posterior.  You write the program once; the
+objective that trains it and the sampler of its posterior are arguments.
 """
 
 # sphinx_gallery_thumbnail_number = 2
@@ -18,8 +18,8 @@ from pyro_dgm.infer import ELBO, IWAE, STL, DReG
 # Data and program
 # ----------------
 #
-# The digits come with scikit-learn: 8 x 8 pixels, here set to 0 or 1, as a Bernoulli likelihood
-# needs.
+# The digits come with scikit-learn.  They have 8 x 8 pixels, here set to 0 or 1 for the Bernoulli
+# likelihood.
 
 data = pyro_dgm.datasets.digits(binarize="threshold", num_validation=200)
 print(data)
@@ -33,9 +33,9 @@ vae = pyro_dgm.models.VAE(
 # Fit
 # ---
 #
-# :func:`~pyro_dgm.fit` trains the program in place and gives back the record of its training.
-# Bounds are in nats per datum, here of the importance weighted bound with K = 8 particles, whose
-# gradients :class:`~pyro_dgm.infer.DReG` estimates with little noise.
+# :func:`~pyro_dgm.fit` trains the program in place and returns the history of the training.  Bounds
+# are in nats per datum.  This is the importance weighted bound with K = 8 particles;
+# :class:`~pyro_dgm.infer.DReG` estimates its gradient with little noise.
 
 run = pyro_dgm.fit(
     vae,
@@ -59,8 +59,8 @@ axes.legend()
 plt.show()
 
 # %%
-# How probable are digits that it has not seen?  With many particles the bound comes close to the
-# log-likelihood; the number of particles always belongs to the figure.
+# The log-likelihood of test digits: with many particles the bound is close to it.  Always report the
+# number of particles.
 
 print(
     pyro_dgm.analysis.log_likelihood(
@@ -72,9 +72,9 @@ print(
 # Compare estimators
 # ------------------
 #
-# Which objective would have been best to train with?  One call evaluates several on the same
-# program and batch: how tight each bound is, how much signal its gradients carry, and what a step
-# costs.  :func:`~pyro_dgm.compare_elbos` says what each column means.
+# One call evaluates several objectives on the same program and batch: the tightness of each bound,
+# the signal-to-noise ratio of its gradients, and the cost of a step.  See
+# :func:`~pyro_dgm.compare_elbos` for the meaning of each column.
 
 objectives = [
     ELBO(),
@@ -98,8 +98,8 @@ table.to_frame()[["bound", "gap", "snr_model", "snr_guide", "ess", "seconds"]].r
 # Draw from the posterior
 # -----------------------
 #
-# What are the latents of four digits of the test set?  The guide answers at once; Hamiltonian Monte
-# Carlo takes longer and is the judge: both draw from the same program.
+# The latents of four test digits.  The guide gives draws immediately.  Hamiltonian Monte Carlo takes
+# longer, and samples the exact posterior.
 
 x = data.test[:4]
 by_guide = pyro_dgm.sample_posterior(
@@ -112,10 +112,10 @@ print(by_guide)
 print(by_hmc)
 
 # %%
-# Decoded, the two agree on what the digits look like.  The lower row shows where HMC's draws
-# disagree with each other: the outline is what the latents leave open.
+# The decoded means of both methods agree.  The last row shows the standard deviation of HMC's
+# draws, which is largest at the outlines of the digits.
 
-figure, axes = plt.subplots(4, 4, figsize=(5.4, 5.6), layout="constrained")
+figure, axes = plt.subplots(4, 4, figsize=(6, 6), layout="constrained")
 with torch.no_grad():
     guide_images = vae.decode(by_guide.flat()["z"])
     hmc_images = vae.decode(by_hmc.flat()["z"])
@@ -127,21 +127,25 @@ rows = [
 ]
 for i, (title, images) in enumerate(rows):
     for j in range(4):
-        axes[i, j].imshow(images[j], cmap="gray_r", vmin=0, vmax=1 if i < 3 else 0.5)
+        picture = axes[i, j].imshow(
+            images[j], cmap="gray_r", vmin=0, vmax=1 if i < 3 else 0.5
+        )
         axes[i, j].set(xticks=[], yticks=[])
     axes[i, 0].set_ylabel(title)
+    figure.colorbar(picture, ax=axes[i].tolist(), shrink=0.8)
+figure.suptitle("pixels, and probabilities that a pixel is 1", fontsize="medium")
 plt.show()
 
 # %%
 # Analyse with ArviZ
 # ------------------
 #
-# Any result becomes an ArviZ posterior.  The plate ``data`` of the program is a dimension, and the
-# log-likelihood of each digit is there for :func:`arviz.loo`.
+# :func:`~pyro_dgm.to_arviz` converts any result.  The plate ``data`` of the program becomes a
+# dimension, and the log-likelihood of each digit is stored for :func:`arviz.loo`.
 
 idata = pyro_dgm.to_arviz(by_hmc)
 az.summary(idata, var_names=["z"], coords={"data": [0]})
 
 # %%
-# R-hat near 1 and an effective sample size of hundreds say that the chains agree: here HMC can be
-# trusted, and the guide be held against it.
+# R-hat near 1 and effective sample sizes of hundreds show that the chains agree.  HMC is reliable
+# here, so we can compare the guide with it.

@@ -7,7 +7,9 @@ import importlib
 import io
 import re
 from contextlib import redirect_stdout
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urldefrag
 
 import pytest
 
@@ -96,3 +98,66 @@ def test_quoted_errors_exist():
     quoted = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert len(quoted) > 8
     assert [text for text in quoted if text not in source] == []
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_contributing_names_files_and_names_that_exist():
+    paths = set(re.findall(r"`((?:pyro_dgm|tests|docs)/[\w./]*)`", CONTRIBUTING))
+    assert len(paths) > 30
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+    entries = re.findall(r"`([A-Z_`, or]+)` in `(tests/[\w./]+|pyro_dgm/[\w./]+)`", CONTRIBUTING)
+    for names, path in entries:
+        for name in re.findall(r"[A-Z_]{3,}", names):
+            assert name in (ROOT / path).read_text(encoding="utf-8") or name == "TRANSFORMS", f"{path} has no {name}"
+
+
+def test_the_map_of_the_rooms_is_whole():
+    package = ROOT / "pyro_dgm"
+    rooms = [p.parent.relative_to(package).as_posix() for p in package.rglob("__init__.py") if p.parent != package]
+    rooms = [room for room in rooms if not room.startswith(("interop/", "cli/")) and room != "infer"]
+    rows = "".join(line for line in CONTRIBUTING.splitlines() if line.startswith("| `"))
+    assert [room for room in rooms if f"`{room}/`" not in rows] == []
+
+
+class Page(HTMLParser):
+    """Anchors of a page, and where its links lead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.anchors.add(named.get("id") or "")
+        self.links.add((named.get("href") if tag == "a" else named.get("src")) or "")
+
+
+def broken_links(site: Path) -> list[str]:
+    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            file, anchor = urldefrag(link)
+            if ":" in file:  # another site, or data
+                continue
+            target = (path.parent / unquote(file.partition("?")[0])).resolve() if file else path
+            if not target.exists() or (anchor and target in pages and unquote(anchor) not in pages[target].anchors):
+                broken.append(f"{path.relative_to(site.resolve())}: {link}")
+    return broken
+
+
+def test_links_of_the_built_pages_lead_somewhere():
+    site = DOCS / "_build" / "html"
+    if not (site / "index.html").is_file():
+        pytest.skip("the documentation is not built: make docs")
+    assert broken_links(site) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html#here">b</a> <a href="b.html#gone">b</a> <a href="c.html">c</a>')
+    (tmp_path / "b.html").write_text('<p id="here"><img src="d.png"></p><a href="https://pyro.ai/x#y">Pyro</a>')
+    assert sorted(broken_links(tmp_path)) == ["a.html: b.html#gone", "a.html: c.html", "b.html: d.png"]
