@@ -114,7 +114,7 @@ for method, posterior in draws.items():
 
 stats = draws["guide"].sample_stats
 log_weight = (stats["log_p"] - stats["log_q"]).flatten() / len(x)
-log_p = program.log_marginal(x).mean().item()
+log_p = program.log_prob(x).mean().item()
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 axes.hist(
     log_weight.numpy(),

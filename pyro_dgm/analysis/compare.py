@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_dgm.analysis.comparison import Comparison
 from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gradient, signal_to_noise
-from pyro_dgm.analysis.likelihood import LogLikelihood, log_likelihood
+from pyro_dgm.analysis.likelihood import LogLikelihood, exact_log_prob, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.objectives.adapter import check_objective
@@ -76,7 +76,7 @@ def compare_elbos(
         ``differentiable_loss``; a mapping gives them names.
     :param num_replicates: R, at least 2.
     :param num_reference_replicates: M, at least 2; as R if not given.
-    :param reference: ``"exact"`` (the program's ``log_marginal``), ``"iwae"`` (importance sampled with
+    :param reference: ``"exact"`` (the program's ``log_prob``), ``"iwae"`` (importance sampled with
         ``reference_particles``), or a callable of the batch giving nats for each datum (a tensor or number, or a
         :class:`~pyro_dgm.analysis.LogLikelihood`); ``"exact"`` where the program can, else ``"iwae"``, if not given.
     :param reference_particles: particles of ``"iwae"``.
@@ -159,7 +159,7 @@ def _reference(
     program: Any, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reference: Any, num_particles: int
 ) -> dict[str, Any]:
     if reference is None:
-        reference = "exact" if callable(getattr(program, "log_marginal", None)) else "iwae"
+        reference = "exact" if exact_log_prob(program) is not None else "iwae"
     if isinstance(reference, str):
         if reference not in ("exact", "iwae"):
             raise ValueError(f"reference must be 'exact', 'iwae' or a callable, got {reference!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,7 @@ def log_likelihood(
     gives an upper bound.  The result is a :class:`~pyro_dgm.analysis.LogLikelihoodBracket`.  Observed values must
     enter the model at their sites alone: a decoder that is fed the data is not simulated by it.
 
-    ``"exact"`` asks the program's own ``log_marginal``.
+    ``"exact"`` asks the program's own ``log_prob``.
 
     Of a density known up to a constant (an energy-based model, without latent sites) ``"ais"`` estimates
     :math:`\log Z`, one for all data, by chains from its base, and ``"iwae"`` and ``"bdmc"`` are refused. The likelihood
@@ -138,7 +138,7 @@ def log_likelihood(
     :returns: :class:`LogLikelihood`, for ``"bdmc"`` a pair of them.  Its arrays have the shape of the plates that hold
         every site; with a global latent the weights are joint, and they are scalars, the log-likelihood of the whole
         batch.
-    :raises ValueError: for an unknown method, ``"exact"`` where there is no ``log_marginal``, too few particles,
+    :raises ValueError: for an unknown method, ``"exact"`` where there is no ``log_prob``, too few particles,
         chains or temperatures, discrete latents in annealing, or weights that are not finite.
 
     Source: Y. Burda, R. Grosse and R. Salakhutdinov (2016), arXiv:1509.00519; annealing of Y. Wu, Y. Burda,
@@ -201,11 +201,17 @@ def log_likelihood(
     return LogLikelihood(first, error, num_particles * (-excess).exp(), "iwae", num_particles)
 
 
+def exact_log_prob(program: Any) -> Callable[..., Tensor] | None:
+    """The exact log-density of data, where a program has it: ``log_prob``, or ``log_marginal``."""
+    found = (getattr(program, name, None) for name in ("log_prob", "log_marginal"))
+    return next((method for method in found if callable(method)), None)
+
+
 def _exact(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LogLikelihood:
-    exact = getattr(program, "log_marginal", None)
-    if not callable(exact):
+    exact = exact_log_prob(program)
+    if exact is None:
         raise ValueError(
-            f"method='exact' needs a program with log_marginal(x), which {type(program).__name__} lacks: "
+            f"method='exact' needs a program with log_prob(x), which {type(program).__name__} lacks: "
             "use 'iwae', or 'ais'"
         )
     with torch.no_grad(), evaluation_mode(program.model):

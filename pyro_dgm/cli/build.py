@@ -15,9 +15,10 @@ __all__ = ["build_family", "family_arguments", "is_flat"]
 def _family(name: str) -> Any:
     from pyro_dgm.models import FAMILIES
 
-    if name not in FAMILIES:
-        raise UsageError(f"there is no family {name!r}; there are {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+    trained_by_bounds = {key: family for key, family in FAMILIES.items() if family.normalized}
+    if name not in trained_by_bounds:
+        raise UsageError(f"there is no family {name!r}; there are {', '.join(sorted(trained_by_bounds))}")
+    return trained_by_bounds[name]
 
 
 def _parameters(family: Any) -> list[str]:

@@ -85,7 +85,7 @@ def compare(
     if reference not in (None, "exact", "iwae"):
         raise UsageError(f"--reference must be exact or iwae, got {reference!r}")
     fitted = load_fitted(directory)
-    if reference == "exact" and not hasattr(fitted.program, "log_marginal"):
+    if reference == "exact" and not hasattr(fitted.program, "log_prob"):
         raise UsageError(f"--reference exact: {fitted.settings.family} has no exact log-likelihood; leave it to iwae")
     x = fitted.data.test[:num_data]
     out = console()

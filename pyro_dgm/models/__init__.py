@@ -11,15 +11,20 @@ from pyro_dgm.models.linear_gaussian import LinearGaussian
 from pyro_dgm.models.rbm import RBM
 from pyro_dgm.models.vae import VAE
 
-#: every built-in family by name, for the contract tests, the command line and the checkpoints
-FAMILIES: dict[str, type[Family]] = {"VAE": VAE, "LinearGaussian": LinearGaussian}
-
 #: families whose density is known up to a constant: trained by :mod:`pyro_dgm.infer.objectives.energies`
 ENERGY_FAMILIES: dict[str, type[EnergyFamily]] = {
     "RBM": RBM,
     "DBM": DBM,
     "BoltzmannMachine": BoltzmannMachine,
     "EBM": EBM,
+}
+
+#: every built-in family by name
+FAMILIES: dict[str, type[Family]] = {
+    "VAE": VAE,
+    "LinearGaussian": LinearGaussian,
+    "LatentEBM": LatentEBM,
+    **ENERGY_FAMILIES,
 }
 
 __all__ = [

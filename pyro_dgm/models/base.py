@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_dgm.ops.arguments import check_sizes
+from pyro_dgm.ops.arguments import check_count, check_sizes
+from pyro_dgm.ops.random_state import seeded
 from pyro_dgm.programs import announce_parameters
 
 __all__ = ["Family", "program_method"]
@@ -41,7 +43,7 @@ class Family(PyroModule):
 
     A subclass gives ``model(x)`` and ``guide(x)`` (decorated with :func:`program_method`), both inside
     ``pyro.plate("data", len(x))``, and may give ``decode``, ``encode`` and exact answers where it has them
-    (``log_marginal``, ``posterior``).  ``config()`` gives the JSON-serialisable arguments that rebuild it.
+    (``log_prob``, ``posterior``).  ``config()`` gives the JSON-serialisable arguments that rebuild it.
 
     :param event_shape: shape of one datum.
     """
@@ -49,6 +51,8 @@ class Family(PyroModule):
     #: name of the plate over data, and of the observed site
     plate_name = "data"
     obs_name = "x"
+    #: whether the densities of all sites are normalised; if not, objectives for energies train it
+    normalized = True
     #: whether data may be integers or bools (a likelihood of the user's own decides that itself)
     takes_integers = False
     # What a subclass gives: the generative process with its batch observed, the posterior of its latents given the
@@ -62,6 +66,33 @@ class Family(PyroModule):
         with pyro.settings.context(module_local_params=True):
             super().__init__()
         self.event_shape = torch.Size(check_sizes("event_shape", event_shape))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, *context: Any, seed: int | None = None) -> Tensor:
+        """New data: latents from the prior, then the observed site.
+
+        :param num_samples: how many.
+        :param context: what a conditional model is conditioned on, as in its batches, ``num_samples`` of each.
+        :param seed: of the draws; without it they take (and advance) torch's global generator.
+        :returns: ``(num_samples, *event_shape)``.
+        :raises ValueError: for a number below 1, or a context that does not fit.
+        """
+        check_count("num_samples", num_samples)
+        tensors = [*self.parameters(), *self.buffers()]
+        like = next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+        blank = like.new_zeros((num_samples, *self.event_shape))
+        self.check_context(blank, *context)
+        with seeded(seed, like.device), poutine.block():
+            trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank, *context)
+        return torch.as_tensor(trace.nodes[self.obs_name]["value"])
+
+    def check_context(self, x: Tensor, *context: Any) -> None:
+        """Refuse a context that does not go with a batch.
+
+        :raises TypeError: if there is one, and the family is not conditional.
+        """
+        if context:
+            raise TypeError(f"{type(self).__name__} is not conditional, but {len(context)} context arguments came")
 
     def check_batch(self, x: Tensor) -> None:
         """Check a batch once, before training or capture.

@@ -125,7 +125,7 @@ class BoltzmannFamily(EnergyFamily):
         log_z = self.log_normalizer("exact") if log_normalizer is None else log_normalizer
         return -self.free_energy(x).double() - float(log_z)
 
-    log_marginal = log_likelihood
+    log_prob = log_marginal = log_likelihood
 
 
 def _check_parameters(module: torch.nn.Module) -> None:

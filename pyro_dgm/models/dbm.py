@@ -106,7 +106,7 @@ class DBM(BoltzmannFamily):
         log_z = self.log_normalizer("exact") if log_normalizer is None else log_normalizer
         return self.distribution().exact_log_prob(x) - float(log_z)
 
-    log_marginal = log_likelihood
+    log_prob = log_marginal = log_likelihood
 
     def stage(self, layer: int) -> DBMStage:
         """The restricted machine that pretrains :math:`W_l`, :math:`l` = ``layer``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.distributions.energy import EnergyDistribution
 from pyro_dgm.models.energy_family import EnergyFamily
-from pyro_dgm.nn import MLP, ConvEncoder
+from pyro_dgm.nn.build import hidden_sizes, make_network, network_name
 
 __all__ = ["EBM"]
 
@@ -85,18 +85,10 @@ class EBM(EnergyFamily):
         for name, value in (("base_loc", base_loc), ("base_scale", scale)):
             full = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(self.event_shape).clone()
             self.register_buffer(name, full)
-        self._network_name = network if isinstance(network, str) else "custom"
-        defaults = {"mlp": (128, 128), "conv": (32, 64)}
-        self.hidden = tuple(defaults.get(self._network_name, ()) if hidden is None else hidden)
-        if isinstance(network, nn.Module):
-            self.energy: nn.Module = network
-        elif network == "mlp":
-            # Score matching takes second derivatives, which a ReLU does not have.
-            self.energy = MLP(self.event_shape, (), self.hidden, activation=nn.SiLU)
-        elif network == "conv":
-            self.energy = ConvEncoder(self.event_shape, (), self.hidden)
-        else:
-            raise ValueError(f"network must be 'mlp', 'conv' or a module, got {network!r}")
+        self._network_name = network_name(network)
+        self.hidden = hidden_sizes(network, hidden, {"mlp": (128, 128), "conv": (32, 64)})
+        # Score matching takes second derivatives, which a ReLU does not have.
+        self.energy = make_network(network, self.event_shape, (), self.hidden, nn.SiLU)
         self.temperature, self.step_size, self.kernel = float(temperature), float(step_size), kernel
         self.initial, self.noise_level = initial, noise_level
         self.distribution()  # checks what is its own to check

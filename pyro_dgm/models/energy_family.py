@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.random_state import seeded
 
 __all__ = ["EnergyFamily"]
 
@@ -24,7 +24,6 @@ class EnergyFamily(Family):
     :param event_shape: shape of one datum.
     """
 
-    #: whether densities are normalised: objectives that need log Z of the parameters refuse this program
     normalized = False
     #: the law of the data at the present parameters
     distribution: Callable[[], Any]
@@ -49,7 +48,7 @@ class EnergyFamily(Family):
         return -self.distribution().log_prob(self.as_observed(x))
 
     @torch.no_grad()
-    def sample(
+    def sample(  # type: ignore[override]
         self, num_samples: int, num_steps: int = 1000, initial: Tensor | None = None, seed: int | None = None
     ) -> Tensor:
         """Draws by Markov chains, each from a chain of its own.
@@ -73,19 +72,3 @@ class EnergyFamily(Family):
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw with a seed inside and leave the global generators as they were; with ``None`` do nothing."""
-    check_seed(seed)
-    if seed is None:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

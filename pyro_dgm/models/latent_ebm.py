@@ -14,10 +14,11 @@ from pyro_dgm.distributions.chains import run_chains
 from pyro_dgm.distributions.energy import EnergyDistribution
 from pyro_dgm.distributions.likelihoods import Likelihood
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.models.energy_family import seeded
 from pyro_dgm.models.vae import likelihood_config, make_likelihood
-from pyro_dgm.nn import MLP, ConvDecoder
+from pyro_dgm.nn import MLP
+from pyro_dgm.nn.build import hidden_sizes, make_network, network_name
 from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.random_state import seeded
 
 __all__ = ["LatentEBM"]
 
@@ -62,6 +63,7 @@ class LatentEBM(Family):
         (torch.Size([3, 8, 8]), torch.Size([20, 2]))
     """
 
+    normalized = False
     prior_loc: Tensor
     prior_scale: Tensor
 
@@ -84,18 +86,10 @@ class LatentEBM(Family):
         check_count("latent_dim", latent_dim)
         self.latent_dim = latent_dim
         self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
-        self._network_name = network if isinstance(network, str) else "custom"
-        defaults = {"mlp": (400, 400), "conv": (64, 32)}
-        self.hidden = tuple(defaults.get(self._network_name, ()) if hidden is None else hidden)
+        self._network_name = network_name(network)
+        self.hidden = hidden_sizes(network, hidden, {"mlp": (400, 400), "conv": (64, 32)})
         out_shape = self.likelihood.param_shape
-        if isinstance(network, nn.Module):
-            self.decoder: nn.Module = network
-        elif network == "mlp":
-            self.decoder = MLP((latent_dim,), out_shape, self.hidden, activation=nn.SiLU)
-        elif network == "conv":
-            self.decoder = ConvDecoder((latent_dim,), out_shape, self.hidden)
-        else:
-            raise ValueError(f"network must be 'mlp', 'conv' or a module, got {network!r}")
+        self.decoder = make_network(network, (latent_dim,), out_shape, self.hidden, nn.SiLU, decodes=True)
         self.prior_hidden = tuple(prior_hidden)
         self.energy = MLP((latent_dim,), (), self.prior_hidden, activation=nn.SiLU)
         self.temperature, self.step_size = float(temperature), float(step_size)
@@ -174,7 +168,9 @@ class LatentEBM(Family):
             return law.mcmc_step(law.initial_state(num_samples), num_steps or self.num_steps)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, num_steps: int | None = None, seed: int | None = None) -> Tensor:
+    def sample(  # type: ignore[override]
+        self, num_samples: int, num_steps: int | None = None, seed: int | None = None
+    ) -> Tensor:
         """New data: means of the likelihood at latents of :meth:`sample_prior`, ``(num_samples, *event_shape)``."""
         return self.decode(self.sample_prior(num_samples, num_steps, seed))
 

@@ -41,7 +41,7 @@ class LinearGaussian(Family):
         >>> import torch, pyro_dgm
         >>> m = pyro_dgm.models.LinearGaussian(event_dim=5, latent_dim=2).double()
         >>> x = torch.randn(7, 5, dtype=torch.float64)
-        >>> m.log_marginal(x).shape, m.posterior(x).loc.shape
+        >>> m.log_prob(x).shape, m.posterior(x).loc.shape
         (torch.Size([7]), torch.Size([7, 2]))
     """
 
@@ -105,10 +105,13 @@ class LinearGaussian(Family):
         """:math:`p(x) = N(b, W W^\\top + \\Psi)`."""
         return dist.LowRankMultivariateNormal(self.bias, self.weight, self.noise_scale**2)
 
-    def log_marginal(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor) -> Tensor:
         """Exact :math:`\\log p(x_n)` in nats, shape ``(N,)``."""
         self.check_batch(x)
         return self.marginal().log_prob(x)
+
+    #: the name that it had before
+    log_marginal = log_prob
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """Exact :math:`p(z_n|x_n)`, batch shape ``(N,)``."""
@@ -153,7 +156,7 @@ class LinearGaussian(Family):
         self.bias.copy_(x.mean(0))
         centred = x - self.bias
         second = centred.square().mean(0)
-        history = [float(self.log_marginal(x).mean())]
+        history = [float(self.log_prob(x).mean())]
         for _ in range(max_iterations):
             post = self.posterior(x)
             loc = post.loc
@@ -163,7 +166,7 @@ class LinearGaussian(Family):
             variance = second - (weight * cross).sum(-1) / n
             self.weight.copy_(weight)
             self.log_scale.copy_(0.5 * (variance.mean()[None] if self.isotropic else variance).log())
-            history.append(float(self.log_marginal(x).mean()))
+            history.append(float(self.log_prob(x).mean()))
             if history[-1] - history[-2] < tolerance:
                 break
         return history

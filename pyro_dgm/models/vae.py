@@ -19,7 +19,9 @@ from pyro_dgm.distributions.likelihoods import (
     likelihood,
 )
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder
+from pyro_dgm.models.context import Context
+from pyro_dgm.nn.build import activation_and_name, hidden_sizes, make_network, network_name
+from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["VAE"]
@@ -45,10 +47,19 @@ class VAE(Family):
     :param activation: module between layers: a class, or its name in :mod:`torch.nn` (``"Tanh"``); ``None`` takes the
         network's own.
     :param param_shape: event shape of the decoder's output when ``likelihood`` is a callable.
+    :param prior: callable (a module, whose parameters are trained) that gives the distribution of a latent, of event
+        shape ``(latent_dim,)``; of a conditional model it is given the context vectors.  ``None`` is the standard
+        normal.
+    :param guide: callable from ``x`` (and context vectors) to the distribution of its latent, in place of the encoder.
+    :param num_classes: the model is conditional on a class for each datum: its batches are ``(x, y)``, with integers
+        ``y`` of shape ``(N,)``.  The networks get a one-hot vector beside their input; networks of your own as their
+        second argument.
+    :param context_dim: the model is conditional on a vector for each datum, ``(N, context_dim)``, likewise.
     :raises ValueError: for unknown names, or sizes that are not positive.
 
     Source: D. P. Kingma and M. Welling (2014), arXiv:1312.6114; D. J. Rezende, S. Mohamed and D. Wierstra (2014),
-    arXiv:1401.4082.
+    arXiv:1401.4082.  Conditional: K. Sohn, H. Lee and X. Yan (2015), "Learning structured output representation using
+    deep conditional generative models".
 
     Example::
 
@@ -68,64 +79,98 @@ class VAE(Family):
         hidden: Sequence[int] | None = None,
         activation: str | Callable[[], nn.Module] | None = None,
         param_shape: Sequence[int] | None = None,
+        *,
+        prior: Callable[..., dist.TorchDistribution] | None = None,
+        guide: Callable[..., dist.TorchDistribution] | None = None,
+        num_classes: int | None = None,
+        context_dim: int | None = None,
     ) -> None:
         super().__init__(event_shape)
         check_count("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
         self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
         self.takes_integers = isinstance(self.likelihood, CallableLikelihood)
-        self._network_name = network if isinstance(network, str) else "custom"
-        self.hidden = (
-            tuple(hidden) if hidden is not None else {"mlp": (400, 400), "conv": (32, 64)}.get(self._network_name, ())
-        )
-        latent_out = (2, self.latent_dim)
-        options, self._activation_name = _activation(activation)
-        out_shape, backwards = self.likelihood.param_shape, self.hidden[::-1]
-        encoder: nn.Module
-        decoder: nn.Module
-        if isinstance(network, tuple):
-            encoder, decoder = network
-        elif network == "mlp":
-            encoder = MLP(self.event_shape, latent_out, self.hidden, **options)
-            decoder = MLP((self.latent_dim,), out_shape, backwards, **options)
-        elif network == "conv":
-            encoder = ConvEncoder(self.event_shape, latent_out, self.hidden, **options)
-            decoder = ConvDecoder((self.latent_dim,), out_shape, backwards, **options)
-        else:
-            raise ValueError(f"network must be 'mlp', 'conv' or a pair (encoder, decoder), got {network!r}")
-        self.encoder, self.decoder = encoder, decoder
+        self.context = Context(num_classes, context_dim)
+        self.prior_network, self.guide_network = _part("prior", prior), _part("guide", guide)
+        self._network_name = network_name(network)
+        self.hidden = hidden_sizes(network, hidden, {"mlp": (400, 400), "conv": (32, 64)})
+        made, self._activation_name = activation_and_name(activation)
+        nets = network if isinstance(network, tuple) else (network, network)
+        wanted = "'mlp', 'conv' or a pair (encoder, decoder)"
+        if len(nets) != 2 or isinstance(network, nn.Module):
+            raise ValueError(f"network must be {wanted}, got {network!r}")
+        joined, size = Concatenated.joined, self.context.size
+        image = network == "conv"
+
+        def build(net: Any, in_shape: torch.Size, out_shape: torch.Size, widths: tuple[int, ...], decodes: bool) -> Any:
+            if not size or isinstance(net, nn.Module):
+                return make_network(net, in_shape, out_shape, widths, made, decodes=decodes, wanted=wanted)
+            channels = image and not decodes
+            inside = joined(in_shape, size, channels)
+            inner = make_network(net, inside, out_shape, widths, made, decodes=decodes, wanted=wanted)
+            return Concatenated(inner, in_shape, size, channels)
+
+        latent_shape, latent_out = torch.Size((self.latent_dim,)), torch.Size((2, self.latent_dim))
+        if guide is None:
+            self.encoder = build(nets[0], self.event_shape, latent_out, self.hidden, False)
+        self.decoder = build(nets[1], latent_shape, self.likelihood.param_shape, self.hidden[::-1], True)
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("prior_scale", torch.ones(self.latent_dim))
 
     @program_method
-    def model(self, x: Tensor) -> Tensor:
+    def model(self, x: Tensor, *context: Tensor) -> Tensor:
         """Draw ``z`` from the prior and observe ``x`` of shape ``(N, *event_shape)``; returns the decoder's output."""
+        vectors = self.context.encode(context, self.prior_loc)
         with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            z = pyro.sample("z", dist.Normal(self.prior_loc, self.prior_scale, validate_args=False).to_event(1))
-            params = self.decoder(z)
+            z = pyro.sample("z", self.prior(*vectors))
+            params = self.decoder(z, *vectors)
             pyro.sample(self.obs_name, self.likelihood(params), obs=x)
         return params
 
     @program_method
-    def guide(self, x: Tensor) -> Tensor:
+    def guide(self, x: Tensor, *context: Tensor) -> Tensor:
         """Draw ``z`` from :math:`q_\\phi(z|x)`."""
-        loc, scale = self.encode(x)
+        posterior = self.posterior(x, *context)
         with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            return pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(1))
+            return pyro.sample("z", posterior)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of :math:`q_\\phi(z|x)`, each of shape ``(N, latent_dim)``."""
-        loc, raw = self.encoder(x).unbind(-2)
+    def prior(self, *vectors: Tensor) -> dist.TorchDistribution:
+        """The distribution of a datum's latent, given context vectors."""
+        if self.prior_network is None:
+            return dist.Normal(self.prior_loc, self.prior_scale, validate_args=False).to_event(1)
+        return _latent_distribution("prior", self.prior_network(*vectors), self.latent_dim)
+
+    def posterior(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
+        """:math:`q_\\phi(z|x)`, of batch shape ``(N,)``."""
+        if self.guide_network is None:
+            loc, scale = self.encode(x, *context)
+            return dist.Normal(loc, scale, validate_args=False).to_event(1)
+        vectors = self.context.encode(context, self.prior_loc)
+        return _latent_distribution("guide", self.guide_network(x, *vectors), self.latent_dim)
+
+    def encode(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of :math:`q_\\phi(z|x)`, each of shape ``(N, latent_dim)``.
+
+        :raises ValueError: with a guide of one's own, which says in :meth:`posterior` what it is.
+        """
+        if self.guide_network is not None:
+            raise ValueError("encode is of the Gaussian guide: posterior(x) is the distribution of a guide of your own")
+        loc, raw = self.encoder(x, *self.context.encode(context, self.prior_loc)).unbind(-2)
         return loc, softplus(raw)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, *context: Tensor) -> Tensor:
         """Mean of :math:`p_\\theta(x|z)`: ``batch + (latent_dim,)`` to ``batch + event_shape``."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self.decoder(z, *self.context.encode(context, self.prior_loc)))
 
-    def check_batch(self, x: Tensor) -> None:
+    def check_batch(self, x: Tensor, *context: Any) -> None:
         """As :meth:`Family.check_batch`; also that ``x`` is in the support of the likelihood (no grey Bernoulli)."""
         super().check_batch(x)
         self.likelihood.check(x)
+        self.check_context(x, *context)
+
+    def check_context(self, x: Tensor, *context: Any) -> None:
+        """Refuse a context that does not go with a batch: see :meth:`~pyro_dgm.models.context.Context.check`."""
+        self.context.check(context, len(x))
 
     def config(self) -> dict[str, Any]:
         return {
@@ -135,20 +180,23 @@ class VAE(Family):
             "network": self._network_name,
             "hidden": list(self.hidden),
             "activation": self._activation_name,
+            **self.context.config(),
+            **({} if self.prior_network is None else {"prior": type(self.prior_network).__name__}),
+            **({} if self.guide_network is None else {"guide": type(self.guide_network).__name__}),
         }
 
 
-def _activation(spec: str | Callable[[], nn.Module] | None) -> tuple[dict[str, Any], str | None]:
-    """Options for a network's constructor, and the name that the configuration keeps."""
-    if spec is None:
-        return {}, None
-    if isinstance(spec, str):
-        found = getattr(nn, spec, None)
-        if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise ValueError(f"activation must be a module class or its name in torch.nn, got {spec!r}")
-        return {"activation": found}, spec
-    name = getattr(spec, "__name__", "")
-    return {"activation": spec}, name if getattr(nn, name, None) is spec else "custom"
+def _part(argument: str, part: Any) -> Any:
+    if part is None or callable(part):
+        return part
+    raise TypeError(f"{argument} must be None or a callable that gives a distribution, got {type(part).__name__}")
+
+
+def _latent_distribution(argument: str, made: Any, latent_dim: int) -> Any:
+    if not isinstance(made, torch.distributions.Distribution) or tuple(made.event_shape) != (latent_dim,):
+        found = tuple(made.event_shape) if isinstance(made, torch.distributions.Distribution) else type(made).__name__
+        raise ValueError(f"{argument} must give a distribution of event shape ({latent_dim},), got {found}")
+    return made
 
 
 def make_likelihood(spec: Any, event_shape: torch.Size, param_shape: Sequence[int] | None = None) -> Likelihood:

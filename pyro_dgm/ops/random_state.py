@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState", "fork_rng", "forked_rng", "seed_everything"]
+from pyro_dgm.ops.arguments import check_seed
+
+__all__ = ["RandomState", "fork_rng", "forked_rng", "seed_everything", "seeded"]
 
 
 @dataclass
@@ -87,3 +89,19 @@ def fork_rng() -> Any:
     """Leave the global random state of the CPU, and of CUDA where it is in use, as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     return torch.random.fork_rng(devices=devices)
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw with a seed inside and leave the global generators as they were; with ``None`` do nothing."""
+    check_seed(seed)
+    if seed is None:
+        yield
+        return
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

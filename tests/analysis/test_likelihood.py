@@ -137,7 +137,7 @@ def test_not_finite_is_reported():
 def test_bad_input(problem):
     m, x = problem
     vae = pyro_dgm.models.VAE((4,), 2, "gaussian", hidden=(8,)).double()
-    with pytest.raises(ValueError, match="needs a program with log_marginal.*VAE"):
+    with pytest.raises(ValueError, match="needs a program with log_prob.*VAE"):
         log_likelihood(vae, x, method="exact")
     with pytest.raises(ValueError, match="method must be"):
         log_likelihood(m, x, method="bridge")
