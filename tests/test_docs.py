@@ -154,8 +154,9 @@ def broken_links(site: Path, names: Iterable[str]) -> list[str]:
             if ":" in file:  # another site, or data
                 continue
             target = (path.parent / unquote(file.partition("?")[0])).resolve() if file else path
-            html = anchor and target.suffix == ".html"
-            if not target.exists() or (html and unquote(anchor) not in page(target).anchors):
+            # Sphinx writes a source page again only when the source has changed: its anchors may be old.
+            check_anchor = anchor and target.suffix == ".html" and "_modules" not in target.parts
+            if not target.exists() or (check_anchor and unquote(anchor) not in page(target).anchors):
                 broken.append(f"{name}: {link}")
     return broken
 
@@ -173,8 +174,5 @@ def test_links_of_the_built_pages_lead_somewhere():
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html#here">b</a> <a href="b.html#gone">b</a> <a href="c.html">c</a>')
     (tmp_path / "b.html").write_text('<p id="here"><img src="d.png"></p><a href="https://pyro.ai/x#y">Pyro</a>')
-    assert sorted(broken_links(tmp_path, ["a.html", "b.html"])) == [
-        "a.html: b.html#gone",
-        "a.html: c.html",
-        "b.html: d.png",
-    ]
+    found = broken_links(tmp_path, ["a.html", "b.html"])
+    assert sorted(found) == ["a.html: b.html#gone", "a.html: c.html", "b.html: d.png"]
