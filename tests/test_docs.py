@@ -6,6 +6,7 @@ import doctest
 import importlib
 import io
 import re
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
@@ -136,17 +137,27 @@ class Page(HTMLParser):
         self.links.add((named.get("href") if tag == "a" else named.get("src")) or "")
 
 
-def broken_links(site: Path) -> list[str]:
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+def broken_links(site: Path, names: Iterable[str]) -> list[str]:
+    """Links of some pages of a site to files or anchors that do not exist."""
+    pages: dict[Path, Page] = {}
+
+    def page(path: Path) -> Page:
+        if path not in pages:
+            pages[path] = Page(path.read_text(encoding="utf-8"))
+        return pages[path]
+
     broken = []
-    for path, page in pages.items():
-        for link in page.links:
+    for name in names:
+        path = (site / name).resolve()
+        for link in page(path).links:
             file, anchor = urldefrag(link)
             if ":" in file:  # another site, or data
                 continue
             target = (path.parent / unquote(file.partition("?")[0])).resolve() if file else path
-            if not target.exists() or (anchor and target in pages and unquote(anchor) not in pages[target].anchors):
-                broken.append(f"{path.relative_to(site.resolve())}: {link}")
+            # Sphinx writes a source page again only when the source has changed: its anchors may be old.
+            check_anchor = anchor and target.suffix == ".html" and "_modules" not in target.parts
+            if not target.exists() or (check_anchor and unquote(anchor) not in page(target).anchors):
+                broken.append(f"{name}: {link}")
     return broken
 
 
@@ -154,10 +165,14 @@ def test_links_of_the_built_pages_lead_somewhere():
     site = DOCS / "_build" / "html"
     if not (site / "index.html").is_file():
         pytest.skip("the documentation is not built: make docs")
-    assert broken_links(site) == []
+    sources = [p.relative_to(DOCS) for kind in ("*.md", "*.rst") for p in DOCS.rglob(kind)]
+    names = [str(p.with_suffix(".html")) for p in sources if p.parts[0] not in ("_build", "_templates")]
+    assert len(names) > 100
+    assert broken_links(site, names) == []
 
 
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html#here">b</a> <a href="b.html#gone">b</a> <a href="c.html">c</a>')
     (tmp_path / "b.html").write_text('<p id="here"><img src="d.png"></p><a href="https://pyro.ai/x#y">Pyro</a>')
-    assert sorted(broken_links(tmp_path)) == ["a.html: b.html#gone", "a.html: c.html", "b.html: d.png"]
+    found = broken_links(tmp_path, ["a.html", "b.html"])
+    assert sorted(found) == ["a.html: b.html#gone", "a.html: c.html", "b.html: d.png"]

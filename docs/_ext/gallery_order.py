@@ -9,6 +9,7 @@ ORDER = [
     "plot_energies.py",
     "plot_posterior.py",
     "plot_own_model.py",
+    "plot_gan.py",
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 BACK_LINK = re.compile(
-    r'(href="[^"]*/generated/([\w.]+)\.(\w+)\.html#)[\w.]+?\.(\3(?:\.\w+)*)"'
+    r'(href="[^"]*/generated/([\w.]+)\.(\w+)\.html#)[\w.]+\.(\3(?:\.\w+)*)"'
 )
 
 
