@@ -106,6 +106,8 @@ class Objective(PyroELBO):
 
     #: what the value per datum is called in a run's history, its unit, and which way is better
     metric: Metric = LOSS
+    #: what the value is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
+    side: str | None = None
     #: networks that the objective trains beside the program's (a baseline, a discriminator); built by :meth:`prepare`
     learned: torch.nn.Module | None = None
     #: training evaluations so far; schedules are functions of it

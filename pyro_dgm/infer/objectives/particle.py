@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -18,7 +18,7 @@ from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
-from pyro_dgm.infer.objectives.metric import BOUND, Metric
+from pyro_dgm.infer.objectives.metric import BOUND
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing
 from pyro_dgm.programs.parameters import leaves_the_store
@@ -27,6 +27,7 @@ from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, gu
 __all__ = ["ParticleObjective"]
 
 
+@dataclass(eq=False, repr=False)
 class ParticleObjective(Objective):
     """Base of the ELBOs and of everything else that is estimated with particles.
 
@@ -56,36 +57,39 @@ class ParticleObjective(Objective):
     sums_guide = False
     #: whether the bound is a logarithm of averaged weights, so that a scale inside of it matters
     averages_weights = True
-    #: fewest particles that the class works with on its defaults
+    #: fewest particles that it works with
     min_particles = 1
-    #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
-    side: str | None = "lower"
-    metric: Metric = BOUND
+    side = cast("str | None", "lower")
+    metric = BOUND
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        max_plate_nesting: float = float("inf"),
-        vectorize_particles: bool = True,
-        strict_enumeration_warning: bool = True,
-        ignore_jit_warnings: bool = False,
-        jit_options: dict[str, Any] | None = None,
-        retain_graph: bool | None = None,
-    ) -> None:
-        check_count("num_particles", num_particles)
-        if max_plate_nesting != float("inf"):
-            check_count("max_plate_nesting", max_plate_nesting, 0)
-        super().__init__(
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            ignore_jit_warnings=ignore_jit_warnings,
-            jit_options=jit_options,
-            retain_graph=retain_graph,
-        )
+    num_particles: int = 1
+    max_plate_nesting: float = float("inf")
+    vectorize_particles: bool = True
+    strict_enumeration_warning: bool = True
+    ignore_jit_warnings: bool = False
+    jit_options: dict[str, Any] | None = None
+    retain_graph: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_count("num_particles", self.num_particles)
+        if self.num_particles < self.min_particles:
+            raise ValueError(
+                f"num_particles must be at least {self.min_particles} for {type(self).__name__}, got "
+                f"{self.num_particles}: with one particle use ELBO"
+            )
+        if self.max_plate_nesting != float("inf"):
+            check_count("max_plate_nesting", self.max_plate_nesting, 0)
         # Pyro's attribute counts the particle plate; ours keeps what was asked for.
-        self._given_nesting = max_plate_nesting
+        self._given_nesting = self.max_plate_nesting
+        super().__init__(
+            num_particles=self.num_particles,
+            max_plate_nesting=self.max_plate_nesting,
+            vectorize_particles=self.vectorize_particles,
+            strict_enumeration_warning=self.strict_enumeration_warning,
+            ignore_jit_warnings=self.ignore_jit_warnings,
+            jit_options=self.jit_options,
+            retain_graph=self.retain_graph,
+        )
         self._structures = StructureCache()
         self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
 
@@ -101,14 +105,21 @@ class ParticleObjective(Objective):
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
+        return self.run(model, guide, args, kwargs)
+
+    def run(
+        self,
+        model: Any,
+        guide: Any,
+        args: tuple,
+        kwargs: dict,
+        rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> Particles:
+        """Run the pair with this objective's particles; see :func:`~.evaluation.evaluate.run_pairs`."""
+        structure = self.structure(model, guide, args, kwargs)
         return run_pairs(
-            model,
-            guide,
-            args,
-            kwargs,
-            self.num_particles,
-            self.structure(model, guide, args, kwargs),
-            self.vectorize_particles,
+            model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles, rewrite, before
         )
 
     # What is the same for all
@@ -184,4 +195,10 @@ class ParticleObjective(Objective):
         return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"
+        given = [f for f in fields(self) if f.init and f.name not in _OPTIONS]
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join([f'num_particles={self.num_particles}', *changed])})"
+
+
+#: fields that all have, and that ``repr`` leaves out
+_OPTIONS = {f.name for f in fields(ParticleObjective)}

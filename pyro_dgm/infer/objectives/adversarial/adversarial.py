@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pyro_dgm.programs.structure import sample_sites
 __all__ = ["AdversarialELBO"]
 
 
+@dataclass(eq=False, repr=False)
 class AdversarialELBO(AggregateObjective):
     r"""The ELBO with its KL estimated by a discriminator (adversarial variational Bayes).
 
@@ -49,8 +51,8 @@ class AdversarialELBO(AggregateObjective):
     :param hidden: units of the discriminator's hidden layers.
     :param network: makes the discriminator from its number of inputs (observed values first, then latents), a module
         with one output; instead of ``hidden``.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
+        :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
         enumerated model, or a datum of another size than at first.
     :raises TypeError: for a ``network`` that is no function.
@@ -68,16 +70,12 @@ class AdversarialELBO(AggregateObjective):
 
     min_data = 0
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        hidden: Sequence[int] = (128, 128),
-        network: Callable[[int], nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        self.hidden, self.network = check_network(hidden, network), network
+    hidden: Sequence[int] = (128, 128)
+    network: Callable[[int], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hidden = check_network(self.hidden, self.network)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
@@ -124,9 +122,6 @@ class AdversarialELBO(AggregateObjective):
                 terms = [particles.reduce(sites[n]["fn"].log_prob(sites[n]["value"]), sites[n]) for n in names]
             rows.append(sum(terms[1:], terms[0]).reshape(-1, particles.shape.numel()).expand(lead, -1))
         return torch.cat(rows)
-
-    def __repr__(self) -> str:
-        return f"AdversarialELBO(num_particles={self.num_particles}, hidden={self.hidden})"
 
 
 def _rows(particles: Particles, z: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pyro_dgm.ops.random_state import fork_rng
 __all__ = ["FactorVAE"]
 
 
+@dataclass(eq=False, repr=False)
 class FactorVAE(AggregateObjective):
     r"""The ELBO with a penalty on the total correlation of the latents, estimated by a discriminator.
 
@@ -41,8 +43,8 @@ class FactorVAE(AggregateObjective):
     :param hidden: units of the discriminator's hidden layers.
     :param network: makes the discriminator from its number of inputs (all latents of a datum), a module with one
         output; instead of ``hidden``.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
+        :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a single datum, or a datum of another size than at
         first.
@@ -61,20 +63,15 @@ class FactorVAE(AggregateObjective):
 
     min_data = 2
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        gamma: float = 10.0,
-        hidden: Sequence[int] = (128, 128),
-        network: Callable[[int], nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_number("gamma", gamma)
-        if not gamma >= 0:
-            raise ValueError(f"gamma must be at least 0, got {gamma!r}")
-        self.gamma, self.hidden, self.network = float(gamma), check_network(hidden, network), network
+    gamma: float = 10.0
+    hidden: Sequence[int] = (128, 128)
+    network: Callable[[int], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not check_number("gamma", self.gamma) >= 0:
+            raise ValueError(f"gamma must be at least 0, got {self.gamma!r}")
+        self.hidden = check_network(self.hidden, self.network)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
@@ -98,9 +95,6 @@ class FactorVAE(AggregateObjective):
         assert isinstance(self.learned, Discriminator)
         self.learned.require(self, z)
         return self.learned
-
-    def __repr__(self) -> str:
-        return f"FactorVAE(num_particles={self.num_particles}, gamma={self.gamma:g}, hidden={self.hidden})"
 
 
 def shuffle(z: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:

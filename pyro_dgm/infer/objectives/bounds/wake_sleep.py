@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.dreaming import DetachSamples, dream_log_q
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 
@@ -35,8 +34,8 @@ class WakeSleep(ParticleObjective):
     two.
 
     :param num_particles: number of the guide's samples that the wake gradient is averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
+        :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when trained, if no argument is the value of an observed site; if the guide has a site that
         the model has not (most automatic guides draw such a one); or if one is a point mass.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
@@ -55,21 +54,16 @@ class WakeSleep(ParticleObjective):
     needs_replay = True
     averages_weights = False
 
-    def __init__(self, num_particles: int = 1, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-
     @property
     def dreams(self) -> bool:
         """Whether training draws dreams from the model, and so must know which argument holds the data."""
         return True
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
-            return run_pairs(*run)
+            return self.run(model, guide, args, kwargs)
         with DetachSamples():
-            particles = run_pairs(*run)
+            particles = self.run(model, guide, args, kwargs)
         if self.dreams:
             particles.dream_log_q = dream_log_q(particles, model, guide, args, kwargs)
         return particles

@@ -11,7 +11,6 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.logits import Hidden, base_of
@@ -33,16 +32,8 @@ class ControlVariate(ParticleObjective):
     under_vmap = False  # logits of distributions are differentiated
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        originals: list[poutine.Trace] = []
-
-        def keep(trace: poutine.Trace, _: int) -> poutine.Trace:
-            originals.append(trace)
-            return trace
-
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
-        particles = run_pairs(*run, keep)
-        particles._cache["program"] = (model, args, kwargs, originals)
+        particles = self.run(model, guide, args, kwargs)
+        particles._cache["program"] = (model, args, kwargs)
         return particles
 
     @abstractmethod
