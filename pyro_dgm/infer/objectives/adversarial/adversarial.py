@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_dgm.infer.objectives.adversarial.discriminator import Discriminator, check_network, logistic_loss
+from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
+from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
-    AggregateObjective,
     counted,
     latent_sites,
     latents,
@@ -21,15 +20,14 @@ from pyro_dgm.infer.objectives.aggregate.aggregate import (
     spread,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.score_function.baselines import look, observed_features
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.infer.objectives.score_function.baselines import observed_features
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["AdversarialELBO"]
 
 
 @dataclass(eq=False, repr=False)
-class AdversarialELBO(AggregateObjective):
+class AdversarialELBO(DiscriminatorObjective):
     r"""The ELBO with its KL estimated by a discriminator (adversarial variational Bayes).
 
     .. math:: L = E_{q(z|x)}\left[\log p(x|z) - T_\psi(x, z)\right], \qquad
@@ -51,6 +49,8 @@ class AdversarialELBO(AggregateObjective):
     :param hidden: units of the discriminator's hidden layers.
     :param network: makes the discriminator from its number of inputs (observed values first, then latents), a module
         with one output; instead of ``hidden``.
+    :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
+        program's; by default one step trains both.
     :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
         :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
@@ -70,20 +70,6 @@ class AdversarialELBO(AggregateObjective):
 
     min_data = 0
 
-    hidden: Sequence[int] = (128, 128)
-    network: Callable[[int], nn.Module] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.hidden = check_network(self.hidden, self.network)
-
-    def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
-        self.require(particles)
-        rows = _rows(particles, latents(particles))
-        with fork_rng():
-            return Discriminator(rows.shape[-1], self.hidden, self.network, rows)
-
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         particles = super().particles(model, guide, args, kwargs, grad)
         if grad:
@@ -91,23 +77,23 @@ class AdversarialELBO(AggregateObjective):
             particles._cache["prior at numbers"] = self._log_prior(particles, model, args, kwargs)
         return particles
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        rows = _rows(particles, latents(particles))
-        return reconstruction(particles) - spread(particles, self._discriminator(rows).frozen(rows))
+    def rows(self, particles: Particles) -> Tensor:
+        return _rows(particles, latents(particles))
 
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        kept, prior = counted(particles), particles._cache["prior at numbers"]
-        program = bound.sum() + spread(particles, prior - prior.detach()).sum()
+    def bound_of(self, particles: Particles) -> Tensor:
+        rows = self.rows(particles)
+        return reconstruction(particles) - spread(particles, self.discriminator(rows).frozen(rows))
+
+    def program_surrogate(self, particles: Particles, bound: Tensor) -> Tensor:
+        prior = particles._cache["prior at numbers"]
+        return bound.sum() + spread(particles, prior - prior.detach()).sum()
+
+    def discriminator_loss(self, particles: Particles) -> Tensor:
+        kept = counted(particles)
         drawn = _rows(particles, latents(particles).detach())
         dreamt = _rows(particles, prior_draws(particles).detach())
-        net = self._discriminator(drawn)
-        loss = logistic_loss(net(drawn), 1.0, kept) + logistic_loss(net(dreamt), -1.0, kept)
-        return particles.outer_scale * (program - loss)
-
-    def _discriminator(self, rows: Tensor) -> Discriminator:
-        assert isinstance(self.learned, Discriminator)
-        self.learned.require(self, rows)
-        return self.learned
+        net = self.discriminator(drawn)
+        return logistic_loss(net(drawn), 1.0, kept) + logistic_loss(net(dreamt), -1.0, kept)
 
     def _log_prior(self, particles: Particles, model: Any, args: tuple, kwargs: dict) -> Tensor:
         """The prior's log-density at the latents taken as numbers: its gradient reaches the prior alone."""

@@ -37,6 +37,7 @@ class ReweightedWakeSleep(WakeSleep):
     two.  Dreams: see :class:`~pyro_dgm.infer.WakeSleep`.
 
     :param num_particles: number K of particles.
+    :param guide_steps: train model and guide in phases of their own: see :class:`~pyro_dgm.infer.WakeSleep`.
     :param phi: what trains the guide: ``"wake"`` (:math:`\lambda = 1`), ``"sleep"`` (:math:`\lambda = 0`) or
         :math:`\lambda` itself, in [0, 1].
     :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
@@ -75,11 +76,13 @@ class ReweightedWakeSleep(WakeSleep):
     def bound_of(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_weights)
 
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        weights = particles.log_weights.detach().softmax(0)
-        total = (weights * particles.log_p).sum()
+    def model_surrogate(self, particles: Particles) -> Tensor:
+        return (particles.log_weights.detach().softmax(0) * particles.log_p).sum()
+
+    def guide_surrogate(self, particles: Particles) -> Tensor:
+        total = particles.log_q.new_zeros(())
         if self.phi > 0:
-            total = total + self.phi * (weights * particles.log_q).sum()
+            total = total + self.phi * (particles.log_weights.detach().softmax(0) * particles.log_q).sum()
         if self.dreams:
             total = total + (1 - self.phi) * particles.dream_log_q.sum()
-        return particles.outer_scale * total
+        return total
