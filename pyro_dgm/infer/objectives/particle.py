@@ -19,6 +19,7 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
 from pyro_dgm.infer.objectives.metric import BOUND
+from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing
 from pyro_dgm.programs.parameters import leaves_the_store
@@ -31,7 +32,8 @@ __all__ = ["ParticleObjective"]
 class ParticleObjective(Objective):
     """Base of the ELBOs and of everything else that is estimated with particles.
 
-    A subclass gives :meth:`bound_of` and :meth:`surrogate_of`, functions of the shared evaluation
+    A subclass is a dataclass, whose fields are its arguments.  It gives :meth:`surrogate_of` and, where the bound is
+    neither the ELBO nor that of IWAE, :meth:`bound_of`: functions of the shared evaluation
     (:class:`~pyro_dgm.infer.objectives.evaluation.particles.Particles`).  The loss of a batch is
 
     .. math:: -s \\sum_d L_d
@@ -95,9 +97,12 @@ class ParticleObjective(Objective):
 
     # What a subclass gives
 
-    @abstractmethod
     def bound_of(self, particles: Particles) -> Tensor:
-        """The bound of each datum, nats, without the outer scale."""
+        """The bound of each datum, nats, without the outer scale: by default the IWAE bound, or the ELBO where the
+        objective does not average weights.
+        """
+        log_w = particles.log_weights
+        return log_mean_exp(log_w) if self.averages_weights else log_w.mean(0)
 
     @abstractmethod
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:

@@ -29,8 +29,7 @@ class CIWAE(ParticleObjective):
 
     :param beta: share of the ELBO, in [0, 1]: 0 is :class:`~pyro_dgm.infer.IWAE`, 1 the ELBO.
     :param num_particles: number K of particles.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``beta`` outside [0, 1].
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

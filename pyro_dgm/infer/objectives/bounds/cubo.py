@@ -57,8 +57,7 @@ class CUBO(ParticleObjective):
 
     :param n: order, above 1 (at 1 the bound is :math:`\log p(x)`, whatever the guide).
     :param num_particles: number K of particles, at least 2.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``n`` not above 1 or fewer than 2 particles; when trained, if a guide site is a function
         of parameters (``Delta``).
     :raises TypeError: when used with a ``GuideMessenger`` guide.

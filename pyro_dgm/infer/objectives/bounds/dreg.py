@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.bounds.pathwise import log_q_stopped, with_values
 from pyro_dgm.infer.objectives.evaluation.particles import Particles, ScaleGradient
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["DReG"]
@@ -31,8 +30,7 @@ class DReG(ParticleObjective):
     with several particles when every guide site is reparameterised.
 
     :param num_particles: number K of particles.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used, if a guide site is not reparameterised: the identity behind it needs every one.
 
     Source: G. Tucker, D. Lawson, S. Gu and C. J. Maddison (2019), arXiv:1810.04152.
@@ -72,9 +70,6 @@ class DReG(ParticleObjective):
         particles.stopped = log_q_stopped(particles, guide, args, kwargs, scaled)
         particles.holders = holders
         return particles
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         weights = particles.log_weights.detach().softmax(0)

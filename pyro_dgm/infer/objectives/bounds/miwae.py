@@ -33,8 +33,7 @@ class MIWAE(ParticleObjective):
     :param num_inner: number K of particles in each, by default 4.
     :param num_particles: their product, in place of one of the two; given alone, it is split as evenly as it divides,
         the larger factor to K.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

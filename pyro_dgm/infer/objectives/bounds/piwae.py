@@ -31,8 +31,7 @@ class PIWAE(MIWAE):
     :param num_outer: number M of bounds in the guide's objective, by default 4.
     :param num_inner: number K of particles in each, by default 4.
     :param num_particles: their product, in place of one of the two: see :class:`~pyro_dgm.infer.MIWAE`.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
 

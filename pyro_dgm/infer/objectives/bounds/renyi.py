@@ -34,8 +34,7 @@ class RenyiELBO(ParticleObjective):
 
     :param alpha: order: a finite number, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`); or ``float("-inf")``.
     :param num_particles: number K of particles.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``alpha = 1``, positive infinity or NaN.
 
     Source: Y. Li and R. E. Turner (2016), arXiv:1602.02311.

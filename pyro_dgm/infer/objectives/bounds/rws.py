@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.wake_sleep import WakeSleep
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
 
@@ -40,8 +39,7 @@ class ReweightedWakeSleep(WakeSleep):
     :param guide_steps: train model and guide in phases of their own: see :class:`~pyro_dgm.infer.WakeSleep`.
     :param phi: what trains the guide: ``"wake"`` (:math:`\lambda = 1`), ``"sleep"`` (:math:`\lambda = 0`) or
         :math:`\lambda` itself, in [0, 1].
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another ``phi``; when trained, if a guide site is a function of parameters (``Delta``), and
         with a sleep part where :class:`~pyro_dgm.infer.WakeSleep` raises.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
@@ -72,9 +70,6 @@ class ReweightedWakeSleep(WakeSleep):
     @property
     def dreams(self) -> bool:
         return self.phi < 1
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
 
     def model_surrogate(self, particles: Particles) -> Tensor:
         return (particles.log_weights.detach().softmax(0) * particles.log_p).sum()

@@ -26,8 +26,7 @@ class STL(ParticleObjective):
     Sites that are not reparameterised get a score-function term (joint over each datum's costs).
 
     :param num_particles: number of particles averaged over.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: G. Roeder, Y. Wu and D. Duvenaud (2017), arXiv:1703.09194.
 
@@ -50,9 +49,6 @@ class STL(ParticleObjective):
         if grad:
             particles.stopped = log_q_stopped(particles, guide, args, kwargs)
         return particles
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         total = (particles.log_p - particles.stopped).sum()

@@ -49,8 +49,7 @@ class TVO(ParticleObjective):
         zero; ``"equal"``: in equal steps.
     :param beta_1: first :math:`\beta` above zero with ``"log"``, in (0, 1); the bound is tightest where it meets the
         curve's bend.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range.
 
     Source: V. Masrani, T. A. Le and F. Wood (2019), arXiv:1907.00031.

@@ -40,9 +40,6 @@ class ControlVariate(ParticleObjective):
     def control(self, particles: Particles, pair: int, hidden: list[Hidden], values: list[Tensor]) -> Tensor:
         """The control variate of each datum at the hidden variables ``values`` of one pair of traces."""
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
-
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         scale = particles.outer_scale / self.num_particles
         total = scale * direct_terms(particles).sum()

@@ -11,7 +11,6 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, look, mlp, observed_features, require_width
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
-from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.ops.random_state import fork_rng
 
@@ -41,8 +40,7 @@ class NVIL(ParticleObjective):
     :param normalize: divide the learning signal by :math:`s`, as the paper does.  It keeps the direction of the
         score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
         the ELBO's.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
 
     Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.
@@ -77,9 +75,6 @@ class NVIL(ParticleObjective):
             return None
         with fork_rng():
             return Baseline(observed_features(particles), self.hidden, self.decay)
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights) if self.multi_sample else particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         if self.multi_sample:

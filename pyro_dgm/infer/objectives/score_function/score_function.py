@@ -32,8 +32,7 @@ class ScoreFunction(ParticleObjective):
 
     :param num_particles: number K of particles averaged over.
     :param baseline: ``"leave_one_out"``, or ``None`` for the plain estimator.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another baseline, or for a leave-one-out baseline with fewer than 2 particles.
 
     Source: R. Ranganath, S. Gerrish and D. Blei (2014), arXiv:1401.0118; the baseline: W. Kool, H. van Hoof and
@@ -64,9 +63,6 @@ class ScoreFunction(ParticleObjective):
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         with CutSamples():
             return super().particles(model, guide, args, kwargs, grad)
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         signal = particles.log_weights.detach()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["VIMCO"]
 
@@ -29,8 +28,7 @@ class VIMCO(ParticleObjective):
     pathwise IWAE gradient.
 
     :param num_particles: number K of particles, at least 2.
-    :param max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see
-        :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: there is no other to leave.
 
     Source: A. Mnih and D. J. Rezende (2016), arXiv:1602.06725.
@@ -46,9 +44,6 @@ class VIMCO(ParticleObjective):
     min_particles = 2
 
     num_particles: int = 5
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         log_w = particles.log_weights
