@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,11 @@ from pyro_dgm.programs.tensors import batch_length
 
 __all__ = ["Evaluation", "Objective", "ObjectiveModule", "Phase"]
 
+#: arguments of Pyro's ELBO that change no number, or next to none
+_COMMON = {
+    "max_plate_nesting", "vectorize_particles", "strict_enumeration_warning", "ignore_jit_warnings", "jit_options",
+    "retain_graph",
+}  # fmt: skip
 #: what a phase can train
 ROLES = ("program", "model", "guide", "objective")
 
@@ -239,4 +244,8 @@ class Objective(PyroELBO):
         return {**self.__dict__, "_seen": None}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        """The number of particles, and what else was asked for that is no default."""
+        known = fields(self) if is_dataclass(self) else ()
+        given = [f for f in known if f.init and f.name not in _COMMON]
+        shown = [f.name for f in given if f.name == "num_particles" or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

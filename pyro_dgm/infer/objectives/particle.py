@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -198,12 +198,3 @@ class ParticleObjective(Objective):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         structure = self.structure(model, guide, args, kwargs)
         return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
-
-    def __repr__(self) -> str:
-        given = [f for f in fields(self) if f.init and f.name not in _OPTIONS]
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join([f'num_particles={self.num_particles}', *changed])})"
-
-
-#: fields that all have, and that ``repr`` leaves out
-_OPTIONS = {f.name for f in fields(ParticleObjective)}
