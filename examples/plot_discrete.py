@@ -88,7 +88,7 @@ elbo = {
 }
 iwae = {
     "IWAE (score function)": IWAE(K),
-    "NVIL": trained(NVIL(K, bound="iwae")),
+    "NVIL": trained(NVIL(K, target="iwae")),
     "VIMCO": VIMCO(K),
     "reweighted wake-sleep*": ReweightedWakeSleep(K),
 }

@@ -20,7 +20,7 @@ DEFAULT_OBJECTIVES = (
     "IWAE(50)",
     "DReG(5)",
     "DReG(50)",
-    "RenyiELBO(0.5, num_particles=5)",
+    "RenyiELBO(5, alpha=0.5)",
     "TraceGraphELBO",
 )
 

@@ -29,7 +29,7 @@ OBJECTIVES = {
     "STL": "STL",
     "IWAE(5)": "IWAE(5)",
     "DReG(5)": "DReG(5)",
-    "RenyiELBO(0.5), K=5": "RenyiELBO(0.5, num_particles=5)",
+    "RenyiELBO(0.5), K=5": "RenyiELBO(5, alpha=0.5)",
     "TraceGraphELBO": "TraceGraphELBO",
 }
 BASELINE = "ELBO"
@@ -38,7 +38,7 @@ ESTIMATORS = {
     "ELBO": "ELBO",
     "STL": "STL",
     "TraceGraphELBO": "TraceGraphELBO",
-    "RenyiELBO(0.5), K=5": "RenyiELBO(0.5, num_particles=5)",
+    "RenyiELBO(0.5), K=5": "RenyiELBO(5, alpha=0.5)",
     "IWAE(5)": "IWAE(5)",
     "IWAE(50)": "IWAE(50)",
     "DReG(5)": "DReG(5)",

@@ -15,8 +15,8 @@ __all__ = ["parse_objective", "parse_rows", "parse_settings", "split_call"]
 def split_call(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
     """``"Name"``, ``"Name(5)"`` or ``"Name(alpha=0.5)"`` to name, positional and named arguments; literals only.
 
-    >>> split_call("RenyiELBO(0.5, num_particles=5)")
-    ('RenyiELBO', [0.5], {'num_particles': 5})
+    >>> split_call("RenyiELBO(5, alpha=0.5)")
+    ('RenyiELBO', [5], {'alpha': 0.5})
     """
     problem = f"{spec!r} is not of the form Name, Name(5) or Name(alpha=0.5, num_particles=5)"
     try:
@@ -34,11 +34,7 @@ def split_call(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def parse_objective(spec: str, num_particles: int | None = None) -> Any:
-    """An objective by its name and arguments.
-
-    A single integer in brackets is the number of particles, whatever the class takes first; a single fraction is what
-    the class takes first (the order of ``RenyiELBO`` or ``CUBO``, the share of ``CIWAE``).
-    """
+    """An objective by its name and arguments, of which the number of particles comes first."""
     from pyro_dgm.infer import OBJECTIVES
 
     name, args, named = split_call(spec)
@@ -46,8 +42,6 @@ def parse_objective(spec: str, num_particles: int | None = None) -> Any:
         raise UsageError(f"there is no objective {name!r}; there are {', '.join(sorted(OBJECTIVES))}")
     if num_particles is not None:
         named.setdefault("num_particles", num_particles)
-    if len(args) == 1 and type(args[0]) is int and "num_particles" not in named:
-        named["num_particles"] = args.pop()
     with bad_usage_if_raised(f"objective {spec!r}"):
         return OBJECTIVES[name](*args, **named)
 

@@ -25,7 +25,7 @@ def test_every_objective_is_known_by_its_name(name: str) -> None:
 
 
 def test_objective_arguments() -> None:
-    renyi = parse_objective("RenyiELBO(0.5, num_particles=5)")
+    renyi = parse_objective("RenyiELBO(5, alpha=0.5)")
     assert isinstance(renyi, RenyiELBO)
     assert (renyi.alpha, renyi.num_particles) == (0.5, 5)
     assert isinstance(parse_objective(" DReG( num_particles = 4 ) "), DReG)

@@ -28,7 +28,7 @@ PLAIN = {
 
 
 def _mean_of_two():
-    return CIWAE(1.0, 2, vectorize_particles=False)
+    return CIWAE(2, beta=1.0, vectorize_particles=False)
 
 
 def _importance_weighted():
@@ -41,7 +41,7 @@ SAME_AS = {
     "VarGrad": (_mean_of_two, _mean_of_two),
     "VIMCO": (_importance_weighted, _importance_weighted),
     "TVO": (_importance_weighted, _mean_of_two),
-    "CUBO": (lambda: RenyiELBO(-1.0, 2, vectorize_particles=False),) * 2,  # with the other sign
+    "CUBO": (lambda: RenyiELBO(2, alpha=-1.0, vectorize_particles=False),) * 2,  # with the other sign
     "MMDELBO": (ELBO, ELBO),
     "DIP": (ELBO, ELBO),
     "FactorVAE": (ELBO, ELBO),

@@ -44,43 +44,49 @@ from pyro_dgm.infer.objectives.score_function.vimco import VIMCO
 
 #: every objective for programs with latents by name, for the contract tests, the command line and the checkpoints
 OBJECTIVES: dict[str, type[ParticleObjective]] = {
-    "ELBO": ELBO,
-    "STL": STL,
-    "IWAE": IWAE,
-    "DReG": DReG,
-    "MIWAE": MIWAE,
-    "PIWAE": PIWAE,
-    "CIWAE": CIWAE,
-    "RenyiELBO": RenyiELBO,
-    "CUBO": CUBO,
-    "TVO": TVO,
-    "TraceGraphELBO": TraceGraphELBO,
-    "TraceEnumELBO": TraceEnumELBO,
-    "ScoreFunction": ScoreFunction,
-    "VIMCO": VIMCO,
-    "NVIL": NVIL,
-    "VarGrad": VarGrad,
-    "RELAX": RELAX,
-    "REBAR": REBAR,
-    "WakeSleep": WakeSleep,
-    "ReweightedWakeSleep": ReweightedWakeSleep,
-    "MMDELBO": MMDELBO,
-    "SlicedWasserstein": SlicedWasserstein,
-    "BetaTC": BetaTC,
-    "DIP": DIP,
-    "FactorVAE": FactorVAE,
-    "AdversarialELBO": AdversarialELBO,
+    cls.__name__: cls
+    for cls in (
+        ELBO,
+        STL,
+        IWAE,
+        DReG,
+        MIWAE,
+        PIWAE,
+        CIWAE,
+        RenyiELBO,
+        CUBO,
+        TVO,
+        TraceGraphELBO,
+        TraceEnumELBO,
+        ScoreFunction,
+        VIMCO,
+        NVIL,
+        VarGrad,
+        RELAX,
+        REBAR,
+        WakeSleep,
+        ReweightedWakeSleep,
+        MMDELBO,
+        SlicedWasserstein,
+        BetaTC,
+        DIP,
+        FactorVAE,
+        AdversarialELBO,
+    )
 }
 
 #: every objective for energies by name
 ENERGY_OBJECTIVES: dict[str, type[EnergyObjective]] = {
-    "ContrastiveDivergence": ContrastiveDivergence,
-    "PersistentCD": PersistentCD,
-    "ScoreMatching": ScoreMatching,
-    "SlicedScoreMatching": SlicedScoreMatching,
-    "DenoisingScoreMatching": DenoisingScoreMatching,
-    "NoiseContrastive": NoiseContrastive,
-    "ShortRunML": ShortRunML,
+    cls.__name__: cls
+    for cls in (
+        ContrastiveDivergence,
+        PersistentCD,
+        ScoreMatching,
+        SlicedScoreMatching,
+        DenoisingScoreMatching,
+        NoiseContrastive,
+        ShortRunML,
+    )
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +23,12 @@ from pyro_dgm.programs.structure import weak
 from pyro_dgm.programs.tensors import batch_length
 
 __all__ = ["Evaluation", "Objective", "ObjectiveModule"]
+
+#: arguments of Pyro's ELBO that change no number, or next to none
+_COMMON = {
+    "max_plate_nesting", "vectorize_particles", "strict_enumeration_warning", "ignore_jit_warnings", "jit_options",
+    "retain_graph",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Objective(PyroELBO):
 
     #: what the value per datum is called in a run's history, its unit, and which way is better
     metric: Metric = LOSS
+    #: what the value is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
+    side: str | None = None
     #: networks that the objective trains beside the program's (a baseline, a discriminator); built by :meth:`prepare`
     learned: torch.nn.Module | None = None
     #: training evaluations so far; schedules are functions of it
@@ -220,4 +228,8 @@ class Objective(PyroELBO):
         return {**self.__dict__, "_seen": None}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        """The number of particles, and what else was asked for that is no default."""
+        known = fields(self) if is_dataclass(self) else ()
+        given = [f for f in known if f.init and f.name not in _COMMON]
+        shown = [f.name for f in given if f.name == "num_particles" or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

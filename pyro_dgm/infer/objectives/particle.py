@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -18,7 +18,8 @@ from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
-from pyro_dgm.infer.objectives.metric import BOUND, Metric
+from pyro_dgm.infer.objectives.metric import BOUND
+from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing
 from pyro_dgm.programs.parameters import leaves_the_store
@@ -27,10 +28,12 @@ from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, gu
 __all__ = ["ParticleObjective"]
 
 
+@dataclass(eq=False, repr=False)
 class ParticleObjective(Objective):
     """Base of the ELBOs and of everything else that is estimated with particles.
 
-    A subclass gives :meth:`bound_of` and :meth:`surrogate_of`, functions of the shared evaluation
+    A subclass is a dataclass, whose fields are its arguments.  It gives :meth:`surrogate_of` and, where the bound is
+    neither the ELBO nor that of IWAE, :meth:`bound_of`: functions of the shared evaluation
     (:class:`~pyro_dgm.infer.objectives.evaluation.particles.Particles`).  The loss of a batch is
 
     .. math:: -s \\sum_d L_d
@@ -56,44 +59,50 @@ class ParticleObjective(Objective):
     sums_guide = False
     #: whether the bound is a logarithm of averaged weights, so that a scale inside of it matters
     averages_weights = True
-    #: fewest particles that the class works with on its defaults
+    #: fewest particles that it works with
     min_particles = 1
-    #: what ``bound`` is of log p(x) in expectation: ``"lower"``, ``"upper"``, or ``None`` where it is no bound
-    side: str | None = "lower"
-    metric: Metric = BOUND
+    side = cast("str | None", "lower")
+    metric = BOUND
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        max_plate_nesting: float = float("inf"),
-        vectorize_particles: bool = True,
-        strict_enumeration_warning: bool = True,
-        ignore_jit_warnings: bool = False,
-        jit_options: dict[str, Any] | None = None,
-        retain_graph: bool | None = None,
-    ) -> None:
-        check_count("num_particles", num_particles)
-        if max_plate_nesting != float("inf"):
-            check_count("max_plate_nesting", max_plate_nesting, 0)
-        super().__init__(
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            ignore_jit_warnings=ignore_jit_warnings,
-            jit_options=jit_options,
-            retain_graph=retain_graph,
-        )
+    num_particles: int = 1
+    max_plate_nesting: float = float("inf")
+    vectorize_particles: bool = True
+    strict_enumeration_warning: bool = True
+    ignore_jit_warnings: bool = False
+    jit_options: dict[str, Any] | None = None
+    retain_graph: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_count("num_particles", self.num_particles)
+        if self.num_particles < self.min_particles:
+            raise ValueError(
+                f"num_particles must be at least {self.min_particles} for {type(self).__name__}, got "
+                f"{self.num_particles}: with one particle use ELBO"
+            )
+        if self.max_plate_nesting != float("inf"):
+            check_count("max_plate_nesting", self.max_plate_nesting, 0)
         # Pyro's attribute counts the particle plate; ours keeps what was asked for.
-        self._given_nesting = max_plate_nesting
+        self._given_nesting = self.max_plate_nesting
+        super().__init__(
+            num_particles=self.num_particles,
+            max_plate_nesting=self.max_plate_nesting,
+            vectorize_particles=self.vectorize_particles,
+            strict_enumeration_warning=self.strict_enumeration_warning,
+            ignore_jit_warnings=self.ignore_jit_warnings,
+            jit_options=self.jit_options,
+            retain_graph=self.retain_graph,
+        )
         self._structures = StructureCache()
         self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
 
     # What a subclass gives
 
-    @abstractmethod
     def bound_of(self, particles: Particles) -> Tensor:
-        """The bound of each datum, nats, without the outer scale."""
+        """The bound of each datum, nats, without the outer scale: by default the IWAE bound, or the ELBO where the
+        objective does not average weights.
+        """
+        log_w = particles.log_weights
+        return log_mean_exp(log_w) if self.averages_weights else log_w.mean(0)
 
     @abstractmethod
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
@@ -101,14 +110,21 @@ class ParticleObjective(Objective):
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
+        return self.run(model, guide, args, kwargs)
+
+    def run(
+        self,
+        model: Any,
+        guide: Any,
+        args: tuple,
+        kwargs: dict,
+        rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> Particles:
+        """Run the pair with this objective's particles; see :func:`~.evaluation.evaluate.run_pairs`."""
+        structure = self.structure(model, guide, args, kwargs)
         return run_pairs(
-            model,
-            guide,
-            args,
-            kwargs,
-            self.num_particles,
-            self.structure(model, guide, args, kwargs),
-            self.vectorize_particles,
+            model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles, rewrite, before
         )
 
     # What is the same for all
@@ -185,6 +201,3 @@ class ParticleObjective(Objective):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         structure = self.structure(model, guide, args, kwargs)
         return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"

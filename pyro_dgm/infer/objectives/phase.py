@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyro_dgm.infer.objectives.metric import Metric, metric_of
 from pyro_dgm.ops.arguments import check_count
 
-__all__ = ["ROLES", "Phase"]
+__all__ = ["ROLES", "Phase", "main_phase"]
 
 #: what a phase may train, and whose parameters that is (see :func:`pyro_dgm.fit`, ``optimizer``)
 ROLES: dict[str, tuple[str, ...]] = {
@@ -25,8 +26,9 @@ class Phase:
 
     An objective whose ``phases(program)`` gives several of these is trained in phases: :func:`pyro_dgm.fit` runs them
     in turn on each step, every one with an optimiser over its own parameters.  A step is over as many batches as the
-    largest ``steps``: the i-th update of each phase sees the i-th batch.  The last phase is the main one, whose value
-    is ``run.history["train"]``; the others are in the history under their role.
+    largest ``steps``: the i-th update of each phase sees the i-th batch.  The main phase is the
+    last one that trains the program or its model: its value is ``run.history["train"]``.  The others are in the history
+    under their role.
 
     :param role: what is trained: ``"program"`` (all parameters of model and guide), ``"model"``, ``"guide"``, or
         ``"objective"`` (networks that the objective has beside the program).
@@ -50,3 +52,8 @@ class Phase:
     def measured(self) -> Metric:
         """The metric of the phase."""
         return metric_of(self.objective) if self.metric is None else self.metric
+
+
+def main_phase(phases: Sequence[Phase]) -> Phase:
+    """The phase whose value stands for the whole: the last one that trains the program or its model, else the last."""
+    return next((phase for phase in reversed(phases) if phase.role in ("program", "model")), phases[-1])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives.adapter import as_objective
 from pyro_dgm.infer.objectives.base import Objective
-from pyro_dgm.infer.objectives.phase import Phase
+from pyro_dgm.infer.objectives.phase import Phase, main_phase
 
 __all__ = ["Phased"]
 
@@ -17,7 +17,7 @@ __all__ = ["Phased"]
 class Phased(Objective):
     """Phases as an objective for :func:`pyro_dgm.fit`: adversarial training, wake and sleep, or any other alternation.
 
-    Its loss is that of the last phase.
+    Its loss is that of the main phase.
 
     :param phases: run in this order on each step.
     :param learned: networks that are trained beside the program, by the phases whose role is ``"objective"``.
@@ -57,12 +57,12 @@ class Phased(Objective):
         if learned is not None and not isinstance(learned, nn.Module):
             raise TypeError(f"learned must be a torch.nn.Module or None, got {type(learned).__name__}")
         self._phases = tuple(replace(phase, objective=as_objective(phase.objective)) for phase in phases)
-        self.learned, self.metric = learned, phases[-1].measured
+        self.learned, self.metric = learned, main_phase(phases).measured
 
     @property
     def main(self) -> Objective:
-        """The objective of the last phase."""
-        return self._phases[-1].objective
+        """The objective of the main phase."""
+        return main_phase(self._phases).objective
 
     def phases(self, program: Any) -> tuple[Phase, ...]:
         """The phases, whatever the program."""

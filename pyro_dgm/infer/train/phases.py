@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.adapter import as_objective
 from pyro_dgm.infer.objectives.base import Objective
-from pyro_dgm.infer.objectives.phase import ROLES, Phase
+from pyro_dgm.infer.objectives.phase import ROLES, Phase, main_phase
 from pyro_dgm.infer.train.batches import Batches, TensorBatches
 from pyro_dgm.infer.train.compilation import Compilation, choose_depth
 from pyro_dgm.infer.train.optimizers import Optimizers, from_mapping, make_one, make_optimizer
@@ -97,13 +97,13 @@ def make_updates(
     compile: bool | str,
     watched: bool,
 ) -> list[Update]:
-    """What a step does: the updates of each phase; the last one is the main phase."""
-    alone = len(phases) == 1
+    """What a step does: the updates of each phase."""
+    alone, main = len(phases) == 1, main_phase(phases)
     return [
         Update(
             run, phase.objective, module, run.optimizer if alone else _optimizer_of(phase, run.optimizer),
             _make_compilation(compile, run, phase.objective, settings, batches, first, saved, alone, watched),
-            settings, phase.role, phase.steps, main=phase is phases[-1], alone=alone,
+            settings, phase.role, phase.steps, main=phase is main, alone=alone,
         )
         for phase, module in zip(phases, modules, strict=True)
     ]  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives import Objective
-from pyro_dgm.infer.objectives.phase import Phase
+from pyro_dgm.infer.objectives.phase import Phase, main_phase
 from pyro_dgm.infer.train.batches import Batches, TensorBatches
 from pyro_dgm.infer.train.callbacks import EarlyStopping
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
@@ -257,8 +257,8 @@ def check_divisible(
 
 def name_metrics(run: Run, phases: Sequence[Phase], validation_objective: Any, validated: bool) -> None:
     """Say on the run what its numbers are, and which of them tells how good an epoch is."""
-    run.measured = {phase.role: phase.measured for phase in phases[:-1]}
-    run.measured["train"] = main = phases[-1].measured
+    run.measured = {phase.role: phase.measured for phase in phases}
+    run.measured["train"] = main = main_phase(phases).measured
     run.measured["validation"] = main if validation_objective is None else validation_objective.metric
     run.monitor = "validation" if validated else "train"
 

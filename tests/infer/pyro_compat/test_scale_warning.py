@@ -32,7 +32,7 @@ pytestmark = pytest.mark.uses_param_store
         *((o, False) for o in (ELBO(3), TraceGraphELBO(3), TraceEnumELBO(3, strict_enumeration_warning=False))),
         *((o, False) for o in (STL(3), VarGrad(3), ScoreFunction(3), NVIL(num_particles=3), WakeSleep(3))),
         *((o, True) for o in (IWAE(3), DReG(3), VIMCO(3), TVO(num_particles=3), ReweightedWakeSleep(3))),
-        (NVIL(num_particles=3, bound="iwae"), True),
+        (NVIL(num_particles=3, target="iwae"), True),
     ],
     ids=repr,
 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_dgm.infer.objectives.adversarial.discriminator import Discriminator, check_network, logistic_loss
+from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
+from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
-    AggregateObjective,
     counted,
     latent_sites,
     latents,
@@ -20,14 +20,14 @@ from pyro_dgm.infer.objectives.aggregate.aggregate import (
     spread,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.score_function.baselines import look, observed_features
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.infer.objectives.score_function.baselines import observed_features
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["AdversarialELBO"]
 
 
-class AdversarialELBO(AggregateObjective):
+@dataclass(eq=False, repr=False)
+class AdversarialELBO(DiscriminatorObjective):
     r"""The ELBO with its KL estimated by a discriminator (adversarial variational Bayes).
 
     .. math:: L = E_{q(z|x)}\left[\log p(x|z) - T_\psi(x, z)\right], \qquad
@@ -49,8 +49,9 @@ class AdversarialELBO(AggregateObjective):
     :param hidden: units of the discriminator's hidden layers.
     :param network: makes the discriminator from its number of inputs (observed values first, then latents), a module
         with one output; instead of ``hidden``.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
+        program's; by default one step trains both.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
         enumerated model, or a datum of another size than at first.
     :raises TypeError: for a ``network`` that is no function.
@@ -68,24 +69,6 @@ class AdversarialELBO(AggregateObjective):
 
     min_data = 0
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        hidden: Sequence[int] = (128, 128),
-        network: Callable[[int], nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        self.hidden, self.network = check_network(hidden, network), network
-
-    def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
-        self.require(particles)
-        rows = _rows(particles, latents(particles))
-        with fork_rng():
-            return Discriminator(rows.shape[-1], self.hidden, self.network, rows)
-
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         particles = super().particles(model, guide, args, kwargs, grad)
         if grad:
@@ -93,23 +76,23 @@ class AdversarialELBO(AggregateObjective):
             particles._cache["prior at numbers"] = self._log_prior(particles, model, args, kwargs)
         return particles
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        rows = _rows(particles, latents(particles))
-        return reconstruction(particles) - spread(particles, self._discriminator(rows).frozen(rows))
+    def rows(self, particles: Particles) -> Tensor:
+        return _rows(particles, latents(particles))
 
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        kept, prior = counted(particles), particles._cache["prior at numbers"]
-        program = bound.sum() + spread(particles, prior - prior.detach()).sum()
+    def bound_of(self, particles: Particles) -> Tensor:
+        rows = self.rows(particles)
+        return reconstruction(particles) - spread(particles, self.discriminator(rows).frozen(rows))
+
+    def program_surrogate(self, particles: Particles, bound: Tensor) -> Tensor:
+        prior = particles._cache["prior at numbers"]
+        return bound.sum() + spread(particles, prior - prior.detach()).sum()
+
+    def discriminator_loss(self, particles: Particles) -> Tensor:
+        kept = counted(particles)
         drawn = _rows(particles, latents(particles).detach())
         dreamt = _rows(particles, prior_draws(particles).detach())
-        net = self._discriminator(drawn)
-        loss = logistic_loss(net(drawn), 1.0, kept) + logistic_loss(net(dreamt), -1.0, kept)
-        return particles.outer_scale * (program - loss)
-
-    def _discriminator(self, rows: Tensor) -> Discriminator:
-        assert isinstance(self.learned, Discriminator)
-        self.learned.require(self, rows)
-        return self.learned
+        net = self.discriminator(drawn)
+        return logistic_loss(net(drawn), 1.0, kept) + logistic_loss(net(dreamt), -1.0, kept)
 
     def _log_prior(self, particles: Particles, model: Any, args: tuple, kwargs: dict) -> Tensor:
         """The prior's log-density at the latents taken as numbers: its gradient reaches the prior alone."""
@@ -124,9 +107,6 @@ class AdversarialELBO(AggregateObjective):
                 terms = [particles.reduce(sites[n]["fn"].log_prob(sites[n]["value"]), sites[n]) for n in names]
             rows.append(sum(terms[1:], terms[0]).reshape(-1, particles.shape.numel()).expand(lead, -1))
         return torch.cat(rows)
-
-    def __repr__(self) -> str:
-        return f"AdversarialELBO(num_particles={self.num_particles}, hidden={self.hidden})"
 
 
 def _rows(particles: Particles, z: Tensor) -> Tensor:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_dgm.infer.objectives.adversarial.discriminator import Discriminator, check_network, logistic_loss
-from pyro_dgm.infer.objectives.aggregate.aggregate import AggregateObjective, counted, elbo, latents, spread
+from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
+from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
+from pyro_dgm.infer.objectives.aggregate.aggregate import counted, elbo, latents, spread
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.score_function.baselines import look
 from pyro_dgm.ops.arguments import check_number
-from pyro_dgm.ops.random_state import fork_rng
 
 __all__ = ["FactorVAE"]
 
 
-class FactorVAE(AggregateObjective):
+@dataclass(eq=False, repr=False)
+class FactorVAE(DiscriminatorObjective):
     r"""The ELBO with a penalty on the total correlation of the latents, estimated by a discriminator.
 
     .. math:: L = \mathrm{ELBO} - \gamma\, E_{q(z)}\left[T_\psi(z)\right], \qquad
@@ -41,8 +40,9 @@ class FactorVAE(AggregateObjective):
     :param hidden: units of the discriminator's hidden layers.
     :param network: makes the discriminator from its number of inputs (all latents of a datum), a module with one
         output; instead of ``hidden``.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
+        program's; by default one step trains both.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a single datum, or a datum of another size than at
         first.
@@ -61,46 +61,25 @@ class FactorVAE(AggregateObjective):
 
     min_data = 2
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        gamma: float = 10.0,
-        hidden: Sequence[int] = (128, 128),
-        network: Callable[[int], nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_number("gamma", gamma)
-        if not gamma >= 0:
-            raise ValueError(f"gamma must be at least 0, got {gamma!r}")
-        self.gamma, self.hidden, self.network = float(gamma), check_network(hidden, network), network
+    gamma: float = 10.0
 
-    def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
-        self.require(particles)
-        rows = latents(particles)
-        with fork_rng():
-            return Discriminator(rows.shape[-1], self.hidden, self.network, rows)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not check_number("gamma", self.gamma) >= 0:
+            raise ValueError(f"gamma must be at least 0, got {self.gamma!r}")
+
+    def rows(self, particles: Particles) -> Tensor:
+        return latents(particles)
 
     def bound_of(self, particles: Particles) -> Tensor:
         z = latents(particles)
-        return elbo(particles) - self.gamma * spread(particles, self._discriminator(z).frozen(z))
+        return elbo(particles) - self.gamma * spread(particles, self.discriminator(z).frozen(z))
 
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
+    def discriminator_loss(self, particles: Particles) -> Tensor:
         z, kept = latents(particles).detach(), counted(particles)
-        net = self._discriminator(z)
+        net = self.discriminator(z)
         shuffled, left = shuffle(z, kept)
-        loss = logistic_loss(net(z), 1.0, kept) + logistic_loss(net(shuffled), -1.0, left)
-        return particles.outer_scale * (bound.sum() - loss)
-
-    def _discriminator(self, z: Tensor) -> Discriminator:
-        assert isinstance(self.learned, Discriminator)
-        self.learned.require(self, z)
-        return self.learned
-
-    def __repr__(self) -> str:
-        return f"FactorVAE(num_particles={self.num_particles}, gamma={self.gamma:g}, hidden={self.hidden})"
+        return logistic_loss(net(z), 1.0, kept) + logistic_loss(net(shuffled), -1.0, left)
 
 
 def shuffle(z: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,6 @@ from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.particle import ParticleObjective
@@ -60,17 +59,7 @@ class AggregateObjective(ParticleObjective):
     instead = "use ELBO"
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        guides: list[poutine.Trace] = []
-
-        def keep(trace: poutine.Trace, _: int) -> poutine.Trace:
-            guides.append(trace)
-            return trace
-
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
-        particles = run_pairs(*run, keep)
-        # With the index draws of subsampled plates, which ``pairs`` lacks.  A GuideMessenger makes its own traces.
-        particles._cache["guides"] = guides or [trace for _, trace in particles.pairs]
+        particles = self.run(model, guide, args, kwargs)
         self.require(particles)
         if self.draws_prior:
             particles._cache["prior"] = self._draw_prior(particles, model, args, kwargs)
@@ -152,7 +141,7 @@ def rerun_model(
 
     :param keep_latents: take the guide's latents, as numbers; else the model draws its own.
     """
-    guide: poutine.Trace = particles._cache["guides"][pair]
+    guide = particles.guides[pair]
     values, latent = poutine.Trace(), sample_sites(guide)
     nodes: dict[str, Any] = dict(guide.nodes)
     for name, site in nodes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from pyro_dgm.ops.arguments import check_count, check_number
 __all__ = ["BetaTC"]
 
 
+@dataclass(eq=False, repr=False)
 class BetaTC(FactorisedObjective):
     r"""The ELBO with its KL split into three parts: index-code information, total correlation, dimension-wise KL.
 
@@ -43,8 +44,7 @@ class BetaTC(FactorisedObjective):
     :param num_data: N; if not given, the full size of the plates, which is that of the batch where the program sees
         mini-batches only.
     :param sampling: ``"mws"`` or ``"mss"``.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, has no density of each dimension or is not in the model; for a program whose latents are in no plate
         of data; for more data in a batch than ``num_data``; for a single datum and ``"mss"``.
@@ -61,28 +61,21 @@ class BetaTC(FactorisedObjective):
         torch.Size([7])
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        alpha: float = 1.0,
-        beta: float = 6.0,
-        gamma: float = 1.0,
-        num_data: int | None = None,
-        sampling: str = "mws",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
-            check_number(name, value)
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value!r}")
-        check_count("num_data", num_data, optional=True)
-        if sampling not in ("mws", "mss"):
-            raise ValueError(f"sampling must be 'mws' or 'mss', got {sampling!r}")
-        self.alpha, self.beta, self.gamma = float(alpha), float(beta), float(gamma)
-        self.num_data, self.sampling = num_data, sampling
-        self.min_data = 2 if sampling == "mss" else 1
+    num_data: int | None = None
+    alpha: float = 1.0
+    beta: float = 6.0
+    gamma: float = 1.0
+    sampling: str = "mws"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta", "gamma"):
+            if not check_number(name, getattr(self, name)) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        check_count("num_data", self.num_data, optional=True)
+        if self.sampling not in ("mws", "mss"):
+            raise ValueError(f"sampling must be 'mws' or 'mss', got {self.sampling!r}")
+        self.min_data = 2 if self.sampling == "mss" else 1
 
     def bound_of(self, particles: Particles) -> Tensor:
         information, correlation, dimensions = self.parts_of(particles)
@@ -120,9 +113,3 @@ class BetaTC(FactorisedObjective):
             weights = torch.where(itself, joint.new_full((), -math.log(full)), other)
         # A masked datum is no part of the aggregate; it keeps its own term, so that no logarithm of zero is taken.
         return weights if kept is None else weights.masked_fill(~(kept[:, None, :] | itself), -torch.inf)
-
-    def __repr__(self) -> str:
-        return (
-            f"BetaTC(num_particles={self.num_particles}, alpha={self.alpha:g}, beta={self.beta:g}, "
-            f"gamma={self.gamma:g})"
-        )

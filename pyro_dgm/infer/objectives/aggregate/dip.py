@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pyro_dgm.ops.arguments import check_number
 __all__ = ["DIP"]
 
 
+@dataclass(eq=False, repr=False)
 class DIP(FactorisedObjective):
     r"""The ELBO with a penalty on the covariance of the aggregate posterior (DIP-VAE I and II).
 
@@ -34,8 +35,7 @@ class DIP(FactorisedObjective):
     :param off_diagonal: :math:`\lambda_{od} \ge 0`.
     :param diagonal: :math:`\lambda_d \ge 0`; if not given ten times ``off_diagonal`` for type I and as much for type
         II, as in the paper.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, is not in the model or has no mean (type II: covariance) in closed form; for a program whose latents
         are in no plate of data.
@@ -52,25 +52,22 @@ class DIP(FactorisedObjective):
         torch.Size([7])
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        kind: int = 1,
-        off_diagonal: float = 10.0,
-        diagonal: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        if isinstance(kind, bool) or kind not in (1, 2):
-            raise ValueError(f"kind must be 1 or 2, got {kind!r}")
-        check_number("off_diagonal", off_diagonal)
-        if diagonal is None:
-            diagonal = off_diagonal * (10 if kind == 1 else 1)
-        check_number("diagonal", diagonal)
-        if not off_diagonal >= 0 or not diagonal >= 0:
-            raise ValueError(f"off_diagonal and diagonal must be at least 0, got {off_diagonal!r} and {diagonal!r}")
-        self.kind, self.off_diagonal, self.diagonal = int(kind), float(off_diagonal), float(diagonal)
+    kind: int = 1
+    off_diagonal: float = 10.0
+    diagonal: float = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.kind, bool) or self.kind not in (1, 2):
+            raise ValueError(f"kind must be 1 or 2, got {self.kind!r}")
+        check_number("off_diagonal", self.off_diagonal)
+        if self.diagonal is None:
+            self.diagonal = self.off_diagonal * (10 if self.kind == 1 else 1)
+        check_number("diagonal", self.diagonal)
+        if not self.off_diagonal >= 0 or not self.diagonal >= 0:
+            raise ValueError(
+                f"off_diagonal and diagonal must be at least 0, got {self.off_diagonal!r} and {self.diagonal!r}"
+            )
 
     def bound_of(self, particles: Particles) -> Tensor:
         return elbo(particles) - spread(particles, self.penalty_of(particles)[None])
@@ -88,9 +85,3 @@ class DIP(FactorisedObjective):
         diagonal = covariance.diagonal()
         off = (covariance**2).sum() - (diagonal**2).sum()
         return self.off_diagonal * off + self.diagonal * ((diagonal - 1) ** 2).sum()
-
-    def __repr__(self) -> str:
-        return (
-            f"DIP(num_particles={self.num_particles}, kind={self.kind}, off_diagonal={self.off_diagonal:g}, "
-            f"diagonal={self.diagonal:g})"
-        )

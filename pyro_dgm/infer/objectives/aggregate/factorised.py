@@ -37,8 +37,8 @@ class FactorisedObjective(AggregateObjective):
 
     needs_replay = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._structures = _CheckedStructures(functools.partial(_require_independent, type(self).__name__))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from pyro_dgm.ops.divergences import KERNELS, mmd
 __all__ = ["MMDELBO"]
 
 
+@dataclass(eq=False, repr=False)
 class MMDELBO(AggregateObjective):
     r"""InfoVAE with the maximum mean discrepancy, and with ``alpha=1`` the Wasserstein autoencoder (WAE-MMD).
 
@@ -47,8 +48,7 @@ class MMDELBO(AggregateObjective):
     :param bandwidth: h of the kernel, in units of the latents; the square root of their number if not given.
     :param scales: multiples of :math:`h^2` that the kernel is averaged over.
     :param unbiased: estimate the squared discrepancy without bias (needs two data); else by the V-statistic.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a prior that is learned and not reparameterised, or
         a single datum where ``unbiased``.
@@ -68,33 +68,29 @@ class MMDELBO(AggregateObjective):
     min_data = 2
     draws_prior = moves_prior = True
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        alpha: float = 0.0,
-        lam: float = 10.0,
-        kernel: str = "rbf",
-        bandwidth: float | None = None,
-        scales: Sequence[float] = (1.0,),
-        unbiased: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_number("alpha", alpha)
-        if not alpha <= 1:
-            raise ValueError(f"alpha must be at most 1, got {alpha!r}")
-        check_number("lam", lam)
-        if not alpha + lam >= 1:
-            raise ValueError(f"lam must be at least 1 - alpha = {1 - alpha:g}, got {lam!r}: the MMD would be rewarded")
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel must be 'rbf' or 'imq', got {kernel!r}")
-        check_number("bandwidth", bandwidth, optional=True)
-        if (bandwidth is not None and not bandwidth > 0) or not scales or not min(scales) > 0:
-            raise ValueError(f"bandwidth and scales must be positive, got {bandwidth!r} and {tuple(scales)}")
-        self.alpha, self.lam, self.kernel = float(alpha), float(lam), kernel
-        self.bandwidth, self.scales, self.unbiased = bandwidth, tuple(scales), bool(unbiased)
-        self.min_data = 2 if unbiased else 1
+    alpha: float = 0.0
+    lam: float = 10.0
+    kernel: str = "rbf"
+    bandwidth: float | None = None
+    scales: Sequence[float] = (1.0,)
+    unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha", self.alpha)
+        if not self.alpha <= 1:
+            raise ValueError(f"alpha must be at most 1, got {self.alpha!r}")
+        check_number("lam", self.lam)
+        if not self.alpha + self.lam >= 1:
+            least = f"1 - alpha = {1 - self.alpha:g}"
+            raise ValueError(f"lam must be at least {least}, got {self.lam!r}: the MMD would be rewarded")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be 'rbf' or 'imq', got {self.kernel!r}")
+        check_number("bandwidth", self.bandwidth, optional=True)
+        self.scales = tuple(self.scales)
+        if (self.bandwidth is not None and not self.bandwidth > 0) or not self.scales or not min(self.scales) > 0:
+            raise ValueError(f"bandwidth and scales must be positive, got {self.bandwidth!r} and {self.scales}")
+        self.min_data = 2 if self.unbiased else 1
 
     def bound_of(self, particles: Particles) -> Tensor:
         z, prior = latents(particles), prior_draws(particles)
@@ -105,9 +101,3 @@ class MMDELBO(AggregateObjective):
         if self.alpha != 1:
             total = total + (1 - self.alpha) * elbo(particles)
         return total
-
-    def __repr__(self) -> str:
-        return (
-            f"MMDELBO(num_particles={self.num_particles}, alpha={self.alpha:g}, lam={self.lam:g}, "
-            f"kernel={self.kernel!r})"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from pyro_dgm.ops.divergences import sliced_wasserstein
 __all__ = ["SlicedWasserstein"]
 
 
+@dataclass(eq=False, repr=False)
 class SlicedWasserstein(AggregateObjective):
     r"""Reconstruction with the sliced Wasserstein distance between aggregate posterior and prior (SWAE).
 
@@ -40,8 +41,7 @@ class SlicedWasserstein(AggregateObjective):
     :param num_particles: number of particles averaged over.
     :param lam: weight :math:`\lambda \ge 0` of the distance.
     :param num_projections: directions that the distance is averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, or a prior that is learned and not reparameterised.
 
@@ -58,24 +58,17 @@ class SlicedWasserstein(AggregateObjective):
 
     draws_prior = moves_prior = True
 
-    def __init__(
-        self, num_particles: int = 1, *args: Any, lam: float = 10.0, num_projections: int = 50, **kwargs: Any
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_number("lam", lam)
-        if not lam >= 0:
-            raise ValueError(f"lam must be at least 0, got {lam!r}")
-        check_count("num_projections", num_projections)
-        self.lam, self.num_projections = float(lam), num_projections
+    num_projections: int = 50
+    lam: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not check_number("lam", self.lam) >= 0:
+            raise ValueError(f"lam must be at least 0, got {self.lam!r}")
+        check_count("num_projections", self.num_projections)
 
     def bound_of(self, particles: Particles) -> Tensor:
         distance = sliced_wasserstein(
             latents(particles), prior_draws(particles), self.num_projections, counted(particles)
         )
         return reconstruction(particles) - self.lam * spread(particles, distance)
-
-    def __repr__(self) -> str:
-        return (
-            f"SlicedWasserstein(num_particles={self.num_particles}, lam={self.lam:g}, "
-            f"num_projections={self.num_projections})"
-        )

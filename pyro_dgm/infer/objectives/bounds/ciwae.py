@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from pyro_dgm.ops import log_mean_exp
 __all__ = ["CIWAE"]
 
 
+@dataclass(eq=False, repr=False)
 class CIWAE(ParticleObjective):
     r"""A convex combination of the ELBO and the IWAE bound of K particles.
 
@@ -28,8 +29,7 @@ class CIWAE(ParticleObjective):
 
     :param beta: share of the ELBO, in [0, 1]: 0 is :class:`~pyro_dgm.infer.IWAE`, 1 the ELBO.
     :param num_particles: number K of particles.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``beta`` outside [0, 1].
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.
@@ -39,15 +39,18 @@ class CIWAE(ParticleObjective):
         >>> import torch, pyro_dgm
         >>> from pyro_dgm.infer import CIWAE
         >>> m = pyro_dgm.models.LinearGaussian(3, 2)
-        >>> CIWAE(0.3, num_particles=16).bound(m.model, m.guide, torch.zeros(7, 3)).shape
+        >>> CIWAE(16, beta=0.3).bound(m.model, m.guide, torch.zeros(7, 3)).shape
         torch.Size([7])
     """
 
-    def __init__(self, beta: float = 0.5, num_particles: int = 5, *args: Any, **kwargs: Any) -> None:
+    num_particles: int = 5
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        beta = self.beta
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
             raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
-        super().__init__(num_particles, *args, **kwargs)
-        self.beta = float(beta)
+        super().__post_init__()
 
     def bound_of(self, particles: Particles) -> Tensor:
         log_w = particles.log_weights
@@ -64,6 +67,3 @@ class CIWAE(ParticleObjective):
             signal = self.beta / self.num_particles * fixed + (1 - self.beta) * log_mean_exp(fixed)
             total = total + (signal * scores).sum()
         return particles.outer_scale * total
-
-    def __repr__(self) -> str:
-        return f"CIWAE(beta={self.beta:g}, num_particles={self.num_particles})"

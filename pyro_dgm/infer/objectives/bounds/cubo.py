@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from pyro_dgm.ops import log_mean_exp
 __all__ = ["CUBO"]
 
 
+@dataclass(eq=False, repr=False)
 class CUBO(ParticleObjective):
     r"""The chi upper bound of order n, which the *guide* minimises.
 
@@ -55,8 +57,7 @@ class CUBO(ParticleObjective):
 
     :param n: order, above 1 (at 1 the bound is :math:`\log p(x)`, whatever the guide).
     :param num_particles: number K of particles, at least 2.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``n`` not above 1 or fewer than 2 particles; when trained, if a guide site is a function
         of parameters (``Delta``).
     :raises TypeError: when used with a ``GuideMessenger`` guide.
@@ -79,13 +80,13 @@ class CUBO(ParticleObjective):
     side = "upper"
     metric = Metric("upper bound", better="lower")
 
-    def __init__(self, n: float = 2.0, num_particles: int = 10, *args: Any, **kwargs: Any) -> None:
-        if isinstance(n, bool) or not isinstance(n, (int, float)) or not 1 < n < math.inf:
-            raise ValueError(f"n must be a finite number above 1, got {n!r}")
-        super().__init__(num_particles, *args, **kwargs)
-        if num_particles < 2:
-            raise ValueError(f"num_particles must be at least 2 for CUBO, got {num_particles}: one is an ELBO")
-        self.n = float(n)
+    num_particles: int = 10
+    n: float = 2.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, (int, float)) or not 1 < self.n < math.inf:
+            raise ValueError(f"n must be a finite number above 1, got {self.n!r}")
+        super().__post_init__()
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         if not grad:
@@ -106,6 +107,3 @@ class CUBO(ParticleObjective):
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         loss, surrogate = super().estimate(model, guide, args, kwargs, grad)
         return -loss, None if surrogate is None else -surrogate
-
-    def __repr__(self) -> str:
-        return f"CUBO(n={self.n:g}, num_particles={self.num_particles})"

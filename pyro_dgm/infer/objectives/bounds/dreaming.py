@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.runners import run_guide
+from pyro_dgm.infer.objectives.score_function.logits import base_of
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["DetachSamples", "dream_log_q"]
@@ -30,7 +31,7 @@ class DetachSamples(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or not isinstance(msg["value"], Tensor):
             return
-        if msg["value"].requires_grad and isinstance(_base(msg["fn"]), Delta):
+        if msg["value"].requires_grad and isinstance(base_of(msg["fn"]), Delta):
             raise ValueError(
                 f"the guide computes {msg['name']!r} (Delta) from its parameters, so it has no density there whose "
                 "gradient at a fixed value could be taken: sample the site, or use ELBO"
@@ -62,7 +63,7 @@ def dream_log_q(particles: Particles, model: Any, guide: Any, args: tuple[Any, .
                 f"the guide draws {name!r}, which the model does not, so that its density at a dream of the model is "
                 'unknown: use ReweightedWakeSleep(phi="wake"), or a guide with the sites of the model'
             )
-        if isinstance(_base(site["fn"]), Delta):
+        if isinstance(base_of(site["fn"]), Delta):
             raise ValueError(
                 f"the guide puts {name!r} at a point (Delta), where no dream of the model falls: sample the site, or "
                 "use ELBO"
@@ -70,13 +71,6 @@ def dream_log_q(particles: Particles, model: Any, guide: Any, args: tuple[Any, .
         term = particles.reduce(particles.inner(particles.log_prob(site), site), site)
         total = term if total is None else total + term
     return particles.log_q.new_zeros((1, *particles.shape)) if total is None else total
-
-
-def _base(fn: Any) -> Any:
-    """A distribution without what expands, masks or reinterprets it."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def _with_dreamed_data(
@@ -87,7 +81,7 @@ def _with_dreamed_data(
     for name, site in sample_sites(dream).items():
         if not site["infer"].get("was_observed"):
             continue
-        if isinstance(_base(site["fn"]), Unit):
+        if isinstance(base_of(site["fn"]), Unit):
             raise ValueError(
                 f"the model has the factor {name!r}, which cannot be drawn from, so that the model cannot dream: use "
                 'ReweightedWakeSleep(phi="wake")'

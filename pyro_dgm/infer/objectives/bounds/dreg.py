@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pyro import poutine
@@ -9,15 +10,14 @@ from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.pathwise import log_q_stopped, with_values
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles, ScaleGradient
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["DReG"]
 
 
+@dataclass(eq=False, repr=False)
 class DReG(ParticleObjective):
     r"""The IWAE bound with doubly reparameterised gradients for the guide.
 
@@ -30,8 +30,7 @@ class DReG(ParticleObjective):
     with several particles when every guide site is reparameterised.
 
     :param num_particles: number K of particles.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used, if a guide site is not reparameterised: the identity behind it needs every one.
 
     Source: G. Tucker, D. Lawson, S. Gu and C. J. Maddison (2019), arXiv:1810.04152.
@@ -46,42 +45,31 @@ class DReG(ParticleObjective):
 
     needs_replay = True
 
-    def __init__(self, num_particles: int = 5, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
+    num_particles: int = 5
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
-            return run_pairs(*run)
-        originals: list[poutine.Trace] = []
+            return self.run(model, guide, args, kwargs)
         scaled: list[poutine.Trace] = []
         holders: list[tuple[int, list[Tensor], Any]] = []
 
-        def scale(name: str, site: Any) -> Any:
-            value = site["value"]
-            if name not in latents or not value.requires_grad:
-                return value
-            holder: list[Tensor] = []
-            holders.append((len(originals) - 1, holder, site))
-            return ScaleGradient.apply(value, holder)
-
-        latents: set[str] = set()
-
-        def rewrite(trace: poutine.Trace, _: int) -> poutine.Trace:
-            originals.append(trace)
-            latents.update(sample_sites(trace))
+        def rewrite(trace: poutine.Trace, k: int) -> poutine.Trace:
+            latents = sample_sites(trace)
             _require_reparameterised(trace)
+
+            def scale(name: str, site: Any) -> Any:
+                if name not in latents or not site["value"].requires_grad:
+                    return site["value"]
+                holders.append((k, [], site))
+                return ScaleGradient.apply(site["value"], holders[-1][1])
+
             scaled.append(with_values(trace, scale))
             return scaled[-1]
 
-        particles = run_pairs(*run, rewrite)
-        particles.stopped = log_q_stopped(particles, guide, args, kwargs, originals, scaled)
+        particles = self.run(model, guide, args, kwargs, rewrite)
+        particles.stopped = log_q_stopped(particles, guide, args, kwargs, scaled)
         particles.holders = holders
         return particles
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         weights = particles.log_weights.detach().softmax(0)

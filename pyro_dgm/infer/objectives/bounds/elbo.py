@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pyro_dgm.programs.structure import Structure, looking_at, sample_sites
 __all__ = ["ELBO"]
 
 
+@dataclass(eq=False, repr=False)
 class ELBO(ParticleObjective):
     r"""The evidence lower bound, for any mixture of reparameterised, score-function and enumerated sites.
 
@@ -55,8 +57,7 @@ class ELBO(ParticleObjective):
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for an option below 0 or not finite, or ``free_bits`` beside ``capacity``; when trained with an
         option, for a site that is marked for enumeration.
     :raises TypeError: for an option that is neither a number nor callable.
@@ -78,19 +79,14 @@ class ELBO(ParticleObjective):
     sums_guide = True
     averages_weights = False
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        analytic_kl: bool = True,
-        beta: Schedule = 1.0,
-        free_bits: float = 0.0,
-        capacity: Schedule | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        self.analytic_kl = bool(analytic_kl)
-        self.kl_weight = KLWeight(beta, free_bits, capacity)
+    analytic_kl: bool = True
+    beta: Schedule = 1.0
+    free_bits: float = 0.0
+    capacity: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kl_weight = KLWeight(self.beta, self.free_bits, self.capacity)
         if not self.kl_weight.trivial and type(self).estimate is not ELBO.estimate:
             raise ValueError(f"{type(self).__name__} has no {self.kl_weight}: use ELBO with unmarked sites")
 
@@ -262,7 +258,3 @@ class ELBO(ParticleObjective):
         if not structure.guide_enumerates:
             return super().bound(model, guide, *args, **kwargs)
         return enumerated_bound(self, structure, model, guide, args, kwargs)
-
-    def __repr__(self) -> str:
-        options = "" if self.kl_weight.trivial else f", {self.kl_weight}"
-        return f"{type(self).__name__}(num_particles={self.num_particles}{options})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
 from pyro_dgm.infer.objectives.bounds.renyi import RenyiELBO
 
 __all__ = ["IWAE"]
 
 
+@dataclass(eq=False, repr=False)
 class IWAE(RenyiELBO):
     r"""Importance weighted autoencoder bound: the log of the average of K importance weights.
 
@@ -20,8 +21,7 @@ class IWAE(RenyiELBO):
     :math:`1/\sqrt{K}`): to train a guide with many particles use :class:`~pyro_dgm.infer.DReG`.
 
     :param num_particles: number K of particles.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: Y. Burda, R. Grosse and R. Salakhutdinov (2016), arXiv:1509.00519; T. Rainforth et al. (2018),
     arXiv:1802.04537, for the signal-to-noise ratio.
@@ -34,8 +34,5 @@ class IWAE(RenyiELBO):
         torch.Size([7])
     """
 
-    def __init__(self, num_particles: int = 5, *args: Any, **kwargs: Any) -> None:
-        super().__init__(0.0, num_particles, *args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"IWAE(num_particles={self.num_particles})"
+    num_particles: int = 5
+    alpha: float = field(default=0.0, init=False)

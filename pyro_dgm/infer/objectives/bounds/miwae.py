@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from pyro_dgm.ops.arguments import check_count
 __all__ = ["MIWAE"]
 
 
+@dataclass(eq=False, repr=False)
 class MIWAE(ParticleObjective):
     r"""The mean of M importance weighted bounds of K particles each.
 
@@ -32,8 +33,7 @@ class MIWAE(ParticleObjective):
     :param num_inner: number K of particles in each, by default 4.
     :param num_particles: their product, in place of one of the two; given alone, it is split as evenly as it divides,
         the larger factor to K.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.
@@ -43,29 +43,24 @@ class MIWAE(ParticleObjective):
         >>> import torch, pyro_dgm
         >>> from pyro_dgm.infer import MIWAE
         >>> m = pyro_dgm.models.LinearGaussian(3, 2)
-        >>> MIWAE(8, 16).bound(m.model, m.guide, torch.zeros(7, 3)).shape
+        >>> MIWAE(num_outer=8, num_inner=16).bound(m.model, m.guide, torch.zeros(7, 3)).shape
         torch.Size([7])
-        >>> MIWAE(8, 16)
-        MIWAE(num_outer=8, num_inner=16, num_particles=128)
+        >>> MIWAE(num_outer=8, num_inner=16)
+        MIWAE(num_particles=128, num_outer=8, num_inner=16)
     """
 
-    def __init__(
-        self,
-        num_outer: int | None = None,
-        num_inner: int | None = None,
-        *args: Any,
-        num_particles: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        for name, value in {"num_outer": num_outer, "num_inner": num_inner}.items():
-            check_count(name, value, optional=True)
-        if num_particles is None:
-            num_outer, num_inner = num_outer or 4, num_inner or 4
-            super().__init__(num_outer * num_inner, *args, **kwargs)
-        else:
-            super().__init__(num_particles, *args, **kwargs)
-            num_outer, num_inner = _factors(num_particles, num_outer, num_inner)
-        self.num_outer, self.num_inner = num_outer, num_inner
+    num_particles: int = None  # type: ignore[assignment]
+    num_outer: int = None  # type: ignore[assignment]
+    num_inner: int = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("num_outer", "num_inner"):
+            check_count(name, getattr(self, name), optional=True)
+        if self.num_particles is None:
+            self.num_outer, self.num_inner = self.num_outer or 4, self.num_inner or 4
+            self.num_particles = self.num_outer * self.num_inner
+        super().__post_init__()
+        self.num_outer, self.num_inner = _factors(self.num_particles, self.num_outer, self.num_inner)
 
     def grouped(self, values: Tensor) -> Tensor:
         """``(M, K, *shape)`` of what is ``(M * K, *shape)``."""
@@ -81,12 +76,6 @@ class MIWAE(ParticleObjective):
         if scores is not None:
             total = total + (log_mean_exp(log_w.detach(), 1).unsqueeze(1) * self.grouped(scores)).sum()
         return particles.outer_scale * total / self.num_outer
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(num_outer={self.num_outer}, num_inner={self.num_inner}, "
-            f"num_particles={self.num_particles})"
-        )
 
 
 def _factors(num_particles: int, outer: int | None, inner: int | None) -> tuple[int, int]:

@@ -35,14 +35,12 @@ def log_q_stopped(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    originals: list[poutine.Trace],
     values: list[poutine.Trace] | None = None,
 ) -> Tensor:
     """:math:`\\log q` whose gradient reaches the guide's parameters through the samples only, ``(K, *shape)``.
 
     Sites that are not reparameterised are left out of the gradient: their direct term has expectation zero.
 
-    :param originals: the guide's traces, subsample sites included.
     :param values: traces of the values at which to evaluate, where they are not the guide's own.
     """
 
@@ -50,7 +48,7 @@ def log_q_stopped(
         return sample_sites(particles.runner.run(guide, args, kwargs, trace))
 
     parts = []
-    for k, ((_, guide_trace), original) in enumerate(zip(particles.pairs, originals, strict=True)):
+    for k, ((_, guide_trace), original) in enumerate(zip(particles.pairs, particles.guides, strict=True)):
         sites = {n: s for n, s in sample_sites(guide_trace).items() if n not in particles.score_sites}
         cut = with_values(original, lambda _, site: site["value"].detach())
         if len(sample_sites(guide_trace)) > 1:

@@ -31,8 +31,7 @@ class PIWAE(MIWAE):
     :param num_outer: number M of bounds in the guide's objective, by default 4.
     :param num_inner: number K of particles in each, by default 4.
     :param num_particles: their product, in place of one of the two: see :class:`~pyro_dgm.infer.MIWAE`.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
 
@@ -43,7 +42,7 @@ class PIWAE(MIWAE):
         >>> import torch, pyro_dgm
         >>> from pyro_dgm.infer import PIWAE
         >>> m = pyro_dgm.models.LinearGaussian(3, 2)
-        >>> PIWAE(8, 8)(m.model, m.guide)(torch.zeros(7, 3)).backward()
+        >>> PIWAE(num_outer=8, num_inner=8)(m.model, m.guide)(torch.zeros(7, 3)).backward()
     """
 
     needs_replay = True

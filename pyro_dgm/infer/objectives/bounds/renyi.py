@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from pyro_dgm.ops.arguments import check_number
 __all__ = ["RenyiELBO"]
 
 
+@dataclass(eq=False, repr=False)
 class RenyiELBO(ParticleObjective):
     r"""Variational Renyi bound of order :math:`\alpha`, estimated from K particles.
 
@@ -33,8 +34,7 @@ class RenyiELBO(ParticleObjective):
 
     :param alpha: order: a finite number, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`); or ``float("-inf")``.
     :param num_particles: number K of particles.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``alpha = 1``, positive infinity or NaN.
 
     Source: Y. Li and R. E. Turner (2016), arXiv:1602.02311.
@@ -47,14 +47,16 @@ class RenyiELBO(ParticleObjective):
         torch.Size([7])
     """
 
-    def __init__(self, alpha: float = 0.0, num_particles: int = 2, *args: Any, **kwargs: Any) -> None:
-        check_number("alpha", alpha)
-        if alpha == 1:
+    num_particles: int = 2
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha)
+        if self.alpha == 1:
             raise ValueError("alpha must not be 1: there the Renyi bound is the ELBO, use ELBO()")
-        if not float(alpha) < math.inf:  # NaN too
-            raise ValueError(f'alpha must be a finite number, or float("-inf") for VR-max, got {alpha!r}')
-        super().__init__(num_particles, *args, **kwargs)
-        self.alpha = float(alpha)
+        if not float(self.alpha) < math.inf:  # NaN too
+            raise ValueError(f'alpha must be a finite number, or float("-inf") for VR-max, got {self.alpha!r}')
+        super().__post_init__()
         if self.alpha < 0:
             self.side = None
 
@@ -75,6 +77,3 @@ class RenyiELBO(ParticleObjective):
         if scores is not None:
             total = total + (bound.detach() * scores).sum()
         return particles.outer_scale * total
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(alpha={self.alpha:g}, num_particles={self.num_particles})"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.wake_sleep import WakeSleep
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
 
 
+@dataclass(eq=False, repr=False)
 class ReweightedWakeSleep(WakeSleep):
     r"""Reweighted wake-sleep: K weighted samples train the model, and samples or dreams the guide.
 
@@ -35,10 +36,10 @@ class ReweightedWakeSleep(WakeSleep):
     two.  Dreams: see :class:`~pyro_dgm.infer.WakeSleep`.
 
     :param num_particles: number K of particles.
+    :param guide_steps: train model and guide in phases of their own: see :class:`~pyro_dgm.infer.WakeSleep`.
     :param phi: what trains the guide: ``"wake"`` (:math:`\lambda = 1`), ``"sleep"`` (:math:`\lambda = 0`) or
         :math:`\lambda` itself, in [0, 1].
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another ``phi``; when trained, if a guide site is a function of parameters (``Delta``), and
         with a sleep part where :class:`~pyro_dgm.infer.WakeSleep` raises.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
@@ -56,28 +57,27 @@ class ReweightedWakeSleep(WakeSleep):
 
     averages_weights = True
 
-    def __init__(self, num_particles: int = 5, phi: str | float = "wake", *args: Any, **kwargs: Any) -> None:
-        share = {"wake": 1.0, "sleep": 0.0}.get(phi) if isinstance(phi, str) else phi
+    num_particles: int = 5
+    phi: Any = "wake"
+
+    def __post_init__(self) -> None:
+        share = {"wake": 1.0, "sleep": 0.0}.get(self.phi) if isinstance(self.phi, str) else self.phi
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise ValueError(f'phi must be "wake", "sleep" or a number in [0, 1], got {phi!r}')
-        super().__init__(num_particles, *args, **kwargs)
+            raise ValueError(f'phi must be "wake", "sleep" or a number in [0, 1], got {self.phi!r}')
+        super().__post_init__()
         self.phi = float(share)
 
     @property
     def dreams(self) -> bool:
         return self.phi < 1
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
+    def model_surrogate(self, particles: Particles) -> Tensor:
+        return (particles.log_weights.detach().softmax(0) * particles.log_p).sum()
 
-    def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        weights = particles.log_weights.detach().softmax(0)
-        total = (weights * particles.log_p).sum()
+    def guide_surrogate(self, particles: Particles) -> Tensor:
+        total = particles.log_q.new_zeros(())
         if self.phi > 0:
-            total = total + self.phi * (weights * particles.log_q).sum()
+            total = total + self.phi * (particles.log_weights.detach().softmax(0) * particles.log_q).sum()
         if self.dreams:
             total = total + (1 - self.phi) * particles.dream_log_q.sum()
-        return particles.outer_scale * total
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles}, phi={self.phi:g})"
+        return total

@@ -13,7 +13,6 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.pathwise import with_values
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.structure import sample_sites
@@ -49,9 +48,7 @@ def run_split(objective: ParticleObjective, model: Any, guide: Any, args: tuple,
 
         return with_values(trace, copy)
 
-    structure = objective.structure(model, guide, args, kwargs)
-    count, vectorize = objective.num_particles, objective.vectorize_particles
-    particles = run_pairs(model, guide, args, kwargs, count, structure, vectorize, rewrite)
+    particles = objective.run(model, guide, args, kwargs, rewrite)
     particles.holders = holders
     return particles
 

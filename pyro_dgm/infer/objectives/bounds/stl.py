@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro import poutine
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.pathwise import log_q_stopped
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 
@@ -28,8 +26,7 @@ class STL(ParticleObjective):
     Sites that are not reparameterised get a score-function term (joint over each datum's costs).
 
     :param num_particles: number of particles averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: G. Roeder, Y. Wu and D. Duvenaud (2017), arXiv:1703.09194.
 
@@ -48,20 +45,10 @@ class STL(ParticleObjective):
     averages_weights = False
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        originals: list[poutine.Trace] = []
-
-        def keep(trace: poutine.Trace, _: int) -> poutine.Trace:
-            originals.append(trace)
-            return trace
-
-        structure = self.structure(model, guide, args, kwargs)
-        particles = run_pairs(model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles, keep)
+        particles = self.run(model, guide, args, kwargs)
         if grad:
-            particles.stopped = log_q_stopped(particles, guide, args, kwargs, originals)
+            particles.stopped = log_q_stopped(particles, guide, args, kwargs)
         return particles
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         total = (particles.log_p - particles.stopped).sum()

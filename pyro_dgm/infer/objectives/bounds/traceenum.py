@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyro.infer import TraceEnum_ELBO
@@ -15,6 +16,7 @@ from pyro_dgm.programs.structure import Structure, guide_messenger
 __all__ = ["TraceEnumELBO"]
 
 
+@dataclass(eq=False, repr=False)
 class TraceEnumELBO(ELBO):
     r"""Pyro's ``TraceEnum_ELBO``: the ELBO with every site that is marked for enumeration summed exactly.
 
@@ -31,8 +33,7 @@ class TraceEnumELBO(ELBO):
     replaced.
 
     :param num_particles: number of particles averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises TypeError: when used with a ``GuideMessenger`` guide, which Pyro cannot enumerate.
 
     Source: F. Obermeyer et al. (2019), arXiv:1902.03210, for the sums; J. Foerster et al. (2018), arXiv:1802.05098,
@@ -55,8 +56,7 @@ class TraceEnumELBO(ELBO):
         [-1.4196, -1.4852]
     """
 
-    def __init__(self, num_particles: int = 1, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, analytic_kl=False, **kwargs)
+    analytic_kl: bool = field(default=False, init=False)
 
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         if guide_messenger(guide) is not None:

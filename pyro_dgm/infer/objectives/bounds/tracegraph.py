@@ -12,7 +12,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.structure import sample_sites
@@ -33,8 +32,7 @@ class TraceGraphELBO(ParticleObjective):
     The option ``use_decaying_avg_baseline`` of a site keeps its average in Pyro's global param store, as in Pyro.
 
     :param num_particles: number of particles averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: J. Schulman, N. Heess, T. Weber and P. Abbeel (2015), arXiv:1506.05254; A. Mnih and K. Gregor (2014),
     arXiv:1402.0030.
@@ -51,17 +49,15 @@ class TraceGraphELBO(ParticleObjective):
     under_vmap = False  # a tensor's provenance is not tracked there
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        if structure.model_enumerates:
+        if self.structure(model, guide, args, kwargs).model_enumerates:
             raise ValueError(
                 "TraceGraphELBO does not enumerate, and the guide has no site for what the model marks: use ELBO, or "
                 "give the guide one"
             )
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
-            return run_pairs(*run)
+            return self.run(model, guide, args, kwargs)
         with TrackNonReparam(), ValuesRead() as reads, _NoteReads(reads):
-            return run_pairs(*run, before=reads.forget)
+            return self.run(model, guide, args, kwargs, before=reads.forget)
 
     def bound_of(self, particles: Particles) -> Tensor:
         return detach_provenance(particles.log_weights).mean(0)

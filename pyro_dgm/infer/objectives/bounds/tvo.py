@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["TVO"]
 SCHEDULES = ("log", "equal")
 
 
+@dataclass(eq=False, repr=False)
 class TVO(ParticleObjective):
     r"""The ELBO's one rectangle under the curve whose area is :math:`\log p(x)`, cut into several.
 
@@ -47,8 +49,7 @@ class TVO(ParticleObjective):
         zero; ``"equal"``: in equal steps.
     :param beta_1: first :math:`\beta` above zero with ``"log"``, in (0, 1); the bound is tightest where it meets the
         curve's bend.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range.
 
     Source: V. Masrani, T. A. Le and F. Wood (2019), arXiv:1907.00031.
@@ -59,31 +60,25 @@ class TVO(ParticleObjective):
         >>> from pyro_dgm.infer import TVO
         >>> m = pyro_dgm.models.LinearGaussian(3, 2)
         >>> TVO(num_partitions=3, num_particles=20)(m.model, m.guide)(torch.zeros(7, 3)).backward()
-        >>> TVO(4, schedule="equal").betas
+        >>> TVO(num_partitions=4, schedule="equal").betas
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
 
     min_particles = 2
 
-    def __init__(
-        self,
-        num_partitions: int = 5,
-        num_particles: int = 10,
-        *args: Any,
-        schedule: str = "log",
-        beta_1: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        check_count("num_partitions", num_partitions)
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be 'log' or 'equal', got {schedule!r}")
-        check_number("beta_1", beta_1)
-        if not 0 < beta_1 < 1:
-            raise ValueError(f"beta_1 must be between 0 and 1, got {beta_1!r}")
-        super().__init__(num_particles, *args, **kwargs)
-        if num_particles < 2:
-            raise ValueError(f"num_particles must be at least 2 for TVO, got {num_particles}: one is an ELBO")
-        self.num_partitions, self.schedule, self.beta_1 = num_partitions, schedule, float(beta_1)
+    num_particles: int = 10
+    num_partitions: int = 5
+    schedule: str = "log"
+    beta_1: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("num_partitions", self.num_partitions)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be 'log' or 'equal', got {self.schedule!r}")
+        check_number("beta_1", self.beta_1)
+        if not 0 < self.beta_1 < 1:
+            raise ValueError(f"beta_1 must be between 0 and 1, got {self.beta_1!r}")
+        super().__post_init__()
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -123,10 +118,6 @@ class TVO(ParticleObjective):
         """Left end, width and weights of the samples for each rectangle."""
         betas = self.betas
         return [(b, c - b, (b * log_w).softmax(0)) for b, c in zip(betas, betas[1:], strict=False)]
-
-    def __repr__(self) -> str:
-        shape = f"schedule={self.schedule!r}" + (f", beta_1={self.beta_1:g}" if self.schedule == "log" else "")
-        return f"TVO(num_partitions={self.num_partitions}, num_particles={self.num_particles}, {shape})"
 
 
 def _mean_of_others(log_w: Tensor, beta: float) -> Tensor:

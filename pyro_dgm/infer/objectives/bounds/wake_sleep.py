@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.dreaming import DetachSamples, dream_log_q
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.part import Part
 from pyro_dgm.infer.objectives.particle import ParticleObjective
+from pyro_dgm.infer.objectives.phase import Phase
+from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["WakeSleep"]
 
 
+@dataclass(eq=False, repr=False)
 class WakeSleep(ParticleObjective):
     r"""The wake-sleep algorithm: no gradient goes through a sample, so any site will do, discrete ones too.
 
@@ -35,8 +40,9 @@ class WakeSleep(ParticleObjective):
     two.
 
     :param num_particles: number of the guide's samples that the wake gradient is averaged over.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param guide_steps: train model and guide in phases of their own, with so many steps of the guide for each of the
+        model's; by default one step trains both.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when trained, if no argument is the value of an observed site; if the guide has a site that
         the model has not (most automatic guides draw such a one); or if one is a point mass.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
@@ -55,8 +61,11 @@ class WakeSleep(ParticleObjective):
     needs_replay = True
     averages_weights = False
 
-    def __init__(self, num_particles: int = 1, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
+    guide_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("guide_steps", self.guide_steps, optional=True)
 
     @property
     def dreams(self) -> bool:
@@ -64,18 +73,38 @@ class WakeSleep(ParticleObjective):
         return True
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
         if not grad:
-            return run_pairs(*run)
+            return self.run(model, guide, args, kwargs)
         with DetachSamples():
-            particles = run_pairs(*run)
+            particles = self.run(model, guide, args, kwargs)
         if self.dreams:
             particles.dream_log_q = dream_log_q(particles, model, guide, args, kwargs)
         return particles
 
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
+    def model_surrogate(self, particles: Particles) -> Tensor:
+        """What trains the model, without the outer scale."""
+        return particles.log_p.mean(0).sum()
+
+    def guide_surrogate(self, particles: Particles) -> Tensor:
+        """What trains the guide, without the outer scale."""
+        return particles.dream_log_q.sum()
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
-        return particles.outer_scale * (particles.log_p.mean(0).sum() + particles.dream_log_q.sum())
+        return particles.outer_scale * (self.model_surrogate(particles) + self.guide_surrogate(particles))
+
+    def phases(self, program: Any) -> tuple[Phase, ...]:
+        """One phase, or with ``guide_steps`` one for the model and one for the guide."""
+        if self.guide_steps is None:
+            return super().phases(program)
+
+        def part(surrogate: Callable[[Particles], Tensor]) -> Part:
+            def losses(particles: Particles) -> tuple[Tensor, Tensor]:
+                scale = particles.outer_scale
+                return -(scale * self.bound_of(particles).sum()), -(scale * surrogate(particles))
+
+            return Part(self, losses)
+
+        return (
+            Phase("model", part(self.model_surrogate)),
+            Phase("guide", part(self.guide_surrogate), self.guide_steps),
+        )

@@ -97,6 +97,7 @@ def energy_site(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     return EnergySite(site["name"], fn, value, site["scale"])
 
 
+@dataclass(eq=False, repr=False)
 class EnergyObjective(Objective):
     """Base of the objectives for energy-based programs.
 
@@ -112,7 +113,7 @@ class EnergyObjective(Objective):
     #: whether :meth:`check_finite` looks at values: not while a graph is recorded, or in every step
     _checking = False
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro_dgm.ops.random_state import fork_rng
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
 
+@dataclass(eq=False, repr=False)
 class ContrastiveDivergence(EnergyObjective):
     r"""Contrastive divergence, CD-k: energies down at the data, up at what k transitions make of the data.
 
@@ -49,10 +51,11 @@ class ContrastiveDivergence(EnergyObjective):
 
     metric = Metric("energy gap of chains and data", better=None)
 
-    def __init__(self, num_steps: int = 1) -> None:
-        super().__init__()
-        check_count("num_steps", num_steps)
-        self.num_steps = num_steps
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_steps", self.num_steps)
 
     def negative_state(self, site: EnergySite, move: bool) -> Tensor:
         """Where the chains of this step end, without gradients.
@@ -69,10 +72,8 @@ class ContrastiveDivergence(EnergyObjective):
         negative = self.check_energy(site.distribution.state_log_prob(state), site, "negative samples")
         return site.num_data * negative.mean() - positive.sum()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_steps={self.num_steps})"
 
-
+@dataclass(eq=False, repr=False)
 class PersistentCD(ContrastiveDivergence):
     r"""Persistent contrastive divergence, or stochastic maximum likelihood: the chains go on where they were.
 
@@ -117,29 +118,24 @@ class PersistentCD(ContrastiveDivergence):
     """
 
     metric = Metric("energy gap of persistent chains and data", better=None)
-    #: states of the chains, or of the whole buffer; ``None`` before the first batch
-    chains: Tensor | None = None
+    num_chains: int | None = None
+    buffer: int | None = None
+    reinit: float = 0.0
+    initial: str = "noise"
 
-    def __init__(
-        self,
-        num_steps: int = 1,
-        num_chains: int | None = None,
-        buffer: int | None = None,
-        reinit: float = 0.0,
-        initial: str = "noise",
-    ) -> None:
-        super().__init__(num_steps)
-        for argument, value in (("num_chains", num_chains), ("buffer", buffer)):
-            check_count(argument, value, optional=True)
-        if buffer is not None and buffer < (num_chains or 1):
-            raise ValueError(f"buffer must hold at least num_chains = {num_chains} states, got {buffer}")
-        check_number("reinit", reinit)
-        if not 0.0 <= reinit <= 1.0:
-            raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
-        if initial not in ("noise", "data"):
-            raise ValueError(f"initial must be 'noise' or 'data', got {initial!r}")
-        self.num_chains, self.buffer, self.reinit, self.initial = num_chains, buffer, float(reinit), initial
-        self._size = num_chains  # C, once it is known
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for argument in ("num_chains", "buffer"):
+            check_count(argument, getattr(self, argument), optional=True)
+        if self.buffer is not None and self.buffer < (self.num_chains or 1):
+            raise ValueError(f"buffer must hold at least num_chains = {self.num_chains} states, got {self.buffer}")
+        if not 0.0 <= check_number("reinit", self.reinit) <= 1.0:
+            raise ValueError(f"reinit must be in [0, 1], got {self.reinit!r}")
+        if self.initial not in ("noise", "data"):
+            raise ValueError(f"initial must be 'noise' or 'data', got {self.initial!r}")
+        #: states of the chains, or of the whole buffer; ``None`` before the first batch
+        self.chains: Tensor | None = None
+        self._size = self.num_chains  # C, once it is known
 
     def begin(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
         """Begin chains, unless a first program finds those of a checkpoint."""
@@ -196,6 +192,3 @@ class PersistentCD(ContrastiveDivergence):
             self.chains.copy_(chains)
         else:
             self.chains = chains
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_steps={self.num_steps}, num_chains={self.num_chains}, buffer={self.buffer})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from pyro_dgm.ops.arguments import check_number
 __all__ = ["DenoisingScoreMatching"]
 
 
+@dataclass(eq=False, repr=False)
 class DenoisingScoreMatching(ScoreObjective):
     r"""Denoising score matching: the score at a noisy datum points back to the datum.
 
@@ -59,13 +62,15 @@ class DenoisingScoreMatching(ScoreObjective):
 
     metric = Metric("denoising score matching loss", "per datum", "lower")
 
-    def __init__(self, noise_levels: float | Sequence[float] = 0.1) -> None:
-        super().__init__()
-        levels = list(noise_levels) if isinstance(noise_levels, Iterable) else [noise_levels]
+    noise_levels: Any = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        levels = list(self.noise_levels) if isinstance(self.noise_levels, Iterable) else [self.noise_levels]
         for level in levels:
             check_number("noise_levels", level)
         if not levels or not all(s > 0 and math.isfinite(s) for s in levels):
-            raise ValueError(f"noise_levels must be positive and finite, at least one, got {noise_levels!r}")
+            raise ValueError(f"noise_levels must be positive and finite, at least one, got {self.noise_levels!r}")
         self.noise_levels = tuple(float(s) for s in levels)
 
     def surrogate(self, site: EnergySite) -> Tensor:
@@ -86,6 +91,3 @@ class DenoisingScoreMatching(ScoreObjective):
     def _noisy_log_prob(site: EnergySite, sigma: Tensor) -> LogProb:
         law = site.distribution.expand(torch.Size())
         return lambda y: law.noisy_log_prob(y, sigma)
-
-    def __repr__(self) -> str:
-        return f"DenoisingScoreMatching(noise_levels={list(self.noise_levels)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pyro_dgm.programs.structure import sample_sites
 __all__ = ["ShortRunML"]
 
 
+@dataclass(eq=False, repr=False)
 class ShortRunML(EnergyObjective):
     r"""Maximum likelihood by short-run MCMC, for a latent variable model whose prior is an energy that learns.
 
@@ -64,21 +66,20 @@ class ShortRunML(EnergyObjective):
 
     metric = Metric("log-likelihood at posterior draws, plus the prior's gap", better=None)
 
-    def __init__(
-        self,
-        num_steps: int = 20,
-        num_prior_steps: int | None = None,
-        step_size: float = 0.1,
-        kernel: Any = None,
-    ) -> None:
-        super().__init__()
-        for argument, value in (("num_steps", num_steps), ("num_prior_steps", num_prior_steps)):
-            check_count(argument, value, optional=argument == "num_prior_steps")
-        check_number("step_size", step_size)
-        if not (step_size > 0 and math.isfinite(step_size)):
-            raise ValueError(f"step_size must be positive and finite, got {step_size}")
-        self.num_steps, self.step_size = num_steps, float(step_size)
-        self.num_prior_steps, self.kernel = num_prior_steps, None if kernel is None else check_kernel(kernel)
+    num_steps: int = 20
+    num_prior_steps: int | None = None
+    step_size: float = 0.1
+    kernel: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_steps", self.num_steps)
+        check_count("num_prior_steps", self.num_prior_steps, optional=True)
+        check_number("step_size", self.step_size)
+        if not (self.step_size > 0 and math.isfinite(self.step_size)):
+            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
+        if self.kernel is not None:
+            check_kernel(self.kernel)
 
     def energy_site(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnergySite:
         """The prior's site, its value where the posterior's chains begin.
@@ -156,9 +157,6 @@ class ShortRunML(EnergyObjective):
                 log_prob = torch.as_tensor(scale_and_mask(log_prob, 1.0, site["mask"]))
                 total = total + log_prob.movedim(plate.dim, 0).reshape(len(z), -1).sum(-1)
         return total
-
-    def __repr__(self) -> str:
-        return f"ShortRunML(num_steps={self.num_steps}, num_prior_steps={self.num_prior_steps})"
 
 
 class _AtLatent(Messenger):

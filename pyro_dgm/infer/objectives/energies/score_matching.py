@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from pyro_dgm.ops.arguments import check_count
 __all__ = ["ScoreMatching"]
 
 
+@dataclass(eq=False, repr=False)
 class ScoreMatching(ScoreObjective):
     r"""Score matching: the gradient of the log-density is fitted, in which :math:`\log Z` has no part.
 
@@ -47,10 +50,11 @@ class ScoreMatching(ScoreObjective):
 
     metric = Metric("score matching loss", "per datum", "lower")
 
-    def __init__(self, chunk_size: int | None = None) -> None:
-        super().__init__()
-        check_count("chunk_size", chunk_size, optional=True)
-        self.chunk_size = chunk_size
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("chunk_size", self.chunk_size, optional=True)
 
     def surrogate(self, site: EnergySite) -> Tensor:
         log_prob, x = self.log_prob_of(site), site.value
@@ -63,6 +67,3 @@ class ScoreMatching(ScoreObjective):
         self.check_energy(value, site, "data")
         loss = 0.5 * found.reshape(len(x), -1).square().sum(-1) + trace
         return self.check_score(loss, site, "data").sum()
-
-    def __repr__(self) -> str:
-        return f"ScoreMatching(chunk_size={self.chunk_size})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from pyro_dgm.ops.arguments import check_count
 __all__ = ["SlicedScoreMatching"]
 
 
+@dataclass(eq=False, repr=False)
 class SlicedScoreMatching(ScoreObjective):
     r"""Sliced score matching: scores are compared along random directions, at one product with the Hessian each.
 
@@ -48,12 +51,16 @@ class SlicedScoreMatching(ScoreObjective):
     metric = Metric("sliced score matching loss", "per datum", "lower")
     DIRECTIONS = ("rademacher", "normal", "sphere")
 
-    def __init__(self, num_slices: int = 1, directions: str = "rademacher", variance_reduction: bool = True) -> None:
-        super().__init__()
-        check_count("num_slices", num_slices)
-        if directions not in self.DIRECTIONS:
-            raise ValueError(f"directions must be one of {', '.join(map(repr, self.DIRECTIONS))}, got {directions!r}")
-        self.num_slices, self.directions, self.variance_reduction = num_slices, directions, bool(variance_reduction)
+    num_slices: int = 1
+    directions: str = "rademacher"
+    variance_reduction: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_slices", self.num_slices)
+        if self.directions not in self.DIRECTIONS:
+            known = ", ".join(map(repr, self.DIRECTIONS))
+            raise ValueError(f"directions must be one of {known}, got {self.directions!r}")
 
     def draw(self, x: Tensor) -> Tensor:
         """Directions for a batch, ``(num_slices, N, *event_shape)``, with the identity as second moment."""
@@ -77,9 +84,3 @@ class SlicedScoreMatching(ScoreObjective):
             length = (v * found).reshape(self.num_slices, len(x), -1).sum(-1).square().mean(0)
         loss = 0.5 * length + curvature.mean(0)
         return self.check_score(loss, site, "data").sum()
-
-    def __repr__(self) -> str:
-        return (
-            f"SlicedScoreMatching(num_slices={self.num_slices}, directions={self.directions!r}, "
-            f"variance_reduction={self.variance_reduction})"
-        )

@@ -50,6 +50,7 @@ def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, befor
     runner = strategy.runner(num_particles, pair.structure.nesting)
     state = State(strategy.buffers()) if runner.runs > 1 else None
     pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
+    guides: list[poutine.Trace] = []
     batch: poutine.Trace | None = None
     with pair.structure.gradients():
         for k in range(runner.runs):
@@ -57,6 +58,7 @@ def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, befor
                 state.again()
 
             def change(trace: poutine.Trace, k: int = k) -> poutine.Trace:
+                guides.append(trace)
                 return trace if rewrite is None else rewrite(trace, k)
 
             if before is not None:
@@ -70,6 +72,7 @@ def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, befor
     enumerates = pair.structure.model_enumerates
     particles = Particles(pairs, num_particles, runner.nesting, runner.vectorized, enumerates, runner)
     particles.sampled_kl = pair.structure.sampled_kl
+    particles.guides = guides or [trace for _, trace in pairs]  # a GuideMessenger makes its own traces
     return particles
 
 

@@ -40,6 +40,7 @@ class Particles:
     :ivar runner: how the particles were run, to run a program again on the same particles.
     :ivar plates: the plates that index the weights, leftmost dimension first.
     :ivar outer_scale: what multiplies the sum of the bounds (subsampling and mini-batch scale).
+    :ivar guides: the guide's traces as it made them, with the index draws of subsampled plates, which ``pairs`` lacks.
     :ivar stopped: for path-derivative estimators, ``log_q`` whose gradient comes through the samples alone.
     :ivar holders: for :class:`ScaleGradient`: ``(index of the pair, holder, guide site)`` of each scaled sample.
     :ivar dream_log_q: for wake-sleep objectives, the guide's log-density at a dream of the model, ``(1, *shape)``.
@@ -49,6 +50,7 @@ class Particles:
     sampled_kl: frozenset[str] = frozenset()
     #: whether their weights are averaged inside a logarithm
     averages_weights = True
+    guides: list[poutine.Trace]
     stopped: Tensor
     dream_log_q: Tensor
     holders: list[tuple[int, list[Tensor], Any]]

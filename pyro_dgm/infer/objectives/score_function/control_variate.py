@@ -11,7 +11,6 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.logits import Hidden, base_of
@@ -33,24 +32,13 @@ class ControlVariate(ParticleObjective):
     under_vmap = False  # logits of distributions are differentiated
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
-        structure = self.structure(model, guide, args, kwargs)
-        originals: list[poutine.Trace] = []
-
-        def keep(trace: poutine.Trace, _: int) -> poutine.Trace:
-            originals.append(trace)
-            return trace
-
-        run = (model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles)
-        particles = run_pairs(*run, keep)
-        particles._cache["program"] = (model, args, kwargs, originals)
+        particles = self.run(model, guide, args, kwargs)
+        particles._cache["program"] = (model, args, kwargs)
         return particles
 
     @abstractmethod
     def control(self, particles: Particles, pair: int, hidden: list[Hidden], values: list[Tensor]) -> Tensor:
         """The control variate of each datum at the hidden variables ``values`` of one pair of traces."""
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         scale = particles.outer_scale / self.num_particles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,13 +11,13 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, look, mlp, observed_features, require_width
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
-from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.ops.random_state import fork_rng
 
 __all__ = ["NVIL"]
 
 
+@dataclass(eq=False, repr=False)
 class NVIL(ParticleObjective):
     r"""Score-function gradients with a learned baseline that sees the data.
 
@@ -29,18 +30,17 @@ class NVIL(ParticleObjective):
     :class:`~pyro_dgm.infer.VIMCO` and :class:`~pyro_dgm.infer.ScoreFunction` need no training.  Reparameterised sites
     get pathwise gradients.
 
-    With ``bound="iwae"`` the bound is :math:`\hat L = \log \frac1K \sum_k w_k` and every particle has the one learning
+    With ``target="iwae"`` the bound is :math:`\hat L = \log \frac1K \sum_k w_k` and every particle has the one learning
     signal :math:`\hat L - c - s\, C_\psi(x)`: NVIL as VIMCO's paper compares itself with it.
 
     :param num_particles: number of particles.
-    :param bound: ``"elbo"``, the mean over particles, or ``"iwae"``.
+    :param target: ``"elbo"``, the mean over particles, or ``"iwae"``.
     :param hidden: units of the baseline's hidden layer.
     :param decay: of the running mean and variance, in [0, 1).
     :param normalize: divide the learning signal by :math:`s`, as the paper does.  It keeps the direction of the
         score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
         the ELBO's.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
 
     Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.
@@ -53,25 +53,20 @@ class NVIL(ParticleObjective):
         torch.Size([7])
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *args: Any,
-        bound: str = "elbo",
-        hidden: int = 64,
-        decay: float = 0.9,
-        normalize: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_count("hidden", hidden)
-        check_number("decay", decay)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
-        if bound not in ("elbo", "iwae"):
-            raise ValueError(f"bound must be 'elbo' or 'iwae', got {bound!r}")
-        self.multi_sample = self.averages_weights = bound == "iwae"
-        self.hidden, self.decay, self.normalize = hidden, float(decay), bool(normalize)
+    hidden: int = 64
+    target: str = "elbo"
+    decay: float = 0.9
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("hidden", self.hidden)
+        check_number("decay", self.decay)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay!r}")
+        if self.target not in ("elbo", "iwae"):
+            raise ValueError(f"target must be 'elbo' or 'iwae', got {self.target!r}")
+        self.multi_sample = self.averages_weights = self.target == "iwae"
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         structure = self._structures.get(model, guide, args, kwargs)
@@ -80,9 +75,6 @@ class NVIL(ParticleObjective):
             return None
         with fork_rng():
             return Baseline(observed_features(particles), self.hidden, self.decay)
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights) if self.multi_sample else particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         if self.multi_sample:
@@ -110,10 +102,6 @@ class NVIL(ParticleObjective):
         running.update(signal)
         credit = surprise.detach() if self.normalize else scale * surprise.detach()
         return particles.outer_scale * (total + share * (credit * scores).sum()) - (surprise**2).mean()
-
-    def __repr__(self) -> str:
-        bound = "iwae" if self.multi_sample else "elbo"
-        return f"NVIL(num_particles={self.num_particles}, bound={bound!r}, normalize={self.normalize})"
 
 
 class Baseline(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pyro_dgm.programs.structure import sample_sites
 __all__ = ["REBAR"]
 
 
+@dataclass(eq=False, repr=False)
 class REBAR(ControlVariate):
     r"""The ELBO with the relaxed program as control variate, for Bernoulli and one-hot categorical guide sites.
 
@@ -33,8 +35,7 @@ class REBAR(ControlVariate):
     :param num_particles: number of particles averaged over.
     :param temperature: where :math:`\lambda` starts.
     :param control_scale: where :math:`\eta` starts.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a temperature that is not positive; when used: for integer-valued or other discrete guide
         sites, for sites that depend on each other, for a mixed guide, or if the model cannot take relaxed values.
 
@@ -50,15 +51,15 @@ class REBAR(ControlVariate):
 
     needs_replay = True
 
-    def __init__(
-        self, num_particles: int = 1, *args: Any, temperature: float = 0.5, control_scale: float = 1.0, **kwargs: Any
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_number("temperature", temperature)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
-        check_number("control_scale", control_scale, finite=True)
-        self.temperature, self.control_scale = float(temperature), float(control_scale)
+    temperature: float = 0.5
+    control_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("temperature", self.temperature)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
+        check_number("control_scale", self.control_scale, finite=True)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         structure = self._structures.get(model, guide, args, kwargs)
@@ -82,8 +83,8 @@ class REBAR(ControlVariate):
         assert isinstance(self.learned, _Scales)
         temperature = self.learned.log_temperature.exp()
         soft = {h.name: h.soft(z, temperature) for h, z in zip(hidden, values, strict=True)}
-        model, args, kwargs, originals = particles._cache["program"]
-        relaxed = with_values(originals[pair], lambda name, site: soft.get(name, site["value"]))
+        model, args, kwargs = particles._cache["program"]
+        relaxed = with_values(particles.guides[pair], lambda name, site: soft.get(name, site["value"]))
         try:
             trace = particles.runner.run(model, args, kwargs, relaxed)
             for name, value in soft.items():
@@ -100,12 +101,6 @@ class REBAR(ControlVariate):
                 f"REBAR evaluates the model at values of {sorted(soft)} between 0 and 1, which it cannot take "
                 f"({error}): use RELAX"
             ) from error
-
-    def __repr__(self) -> str:
-        return (
-            f"REBAR(num_particles={self.num_particles}, temperature={self.temperature:g}, "
-            f"control_scale={self.control_scale:g})"
-        )
 
 
 class _Scales(nn.Module):

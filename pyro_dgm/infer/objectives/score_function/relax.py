@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from pyro_dgm.programs.structure import sample_sites
 __all__ = ["RELAX"]
 
 
+@dataclass(eq=False, repr=False)
 class RELAX(ControlVariate):
     r"""The ELBO with a learned network as control variate, for Bernoulli and categorical guide sites.
 
@@ -38,8 +40,7 @@ class RELAX(ControlVariate):
 
     :param num_particles: number of particles averaged over.
     :param hidden: units of the network's hidden layer.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used: for a discrete guide site of another kind, for discrete guide sites that depend on
         each other, or for a datum of another size than at first.
 
@@ -53,10 +54,11 @@ class RELAX(ControlVariate):
         torch.Size([7])
     """
 
-    def __init__(self, num_particles: int = 1, *args: Any, hidden: int = 64, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        check_count("hidden", hidden)
-        self.hidden = hidden
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("hidden", self.hidden)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         structure = self._structures.get(model, guide, args, kwargs)
@@ -80,9 +82,6 @@ class RELAX(ControlVariate):
     def finish(self, particles: Particles) -> None:
         assert isinstance(self.learned, _Network)
         self.learned.running.update(particles.log_weights.detach())
-
-    def __repr__(self) -> str:
-        return f"RELAX(num_particles={self.num_particles}, hidden={self.hidden})"
 
 
 class _Network(nn.Module):

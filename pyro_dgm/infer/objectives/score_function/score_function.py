@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pyro_dgm.programs.structure import is_point, sample_sites
 __all__ = ["CutSamples", "ScoreFunction", "cut_terms", "direct_terms", "leave_one_out"]
 
 
+@dataclass(eq=False, repr=False)
 class ScoreFunction(ParticleObjective):
     r"""The ELBO with score-function (REINFORCE) gradients for *every* guide site, reparameterised or not.
 
@@ -30,8 +32,7 @@ class ScoreFunction(ParticleObjective):
 
     :param num_particles: number K of particles averaged over.
     :param baseline: ``"leave_one_out"``, or ``None`` for the plain estimator.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another baseline, or for a leave-one-out baseline with fewer than 2 particles.
 
     Source: R. Ranganath, S. Gerrish and D. Blei (2014), arXiv:1401.0118; the baseline: W. Kool, H. van Hoof and
@@ -49,22 +50,19 @@ class ScoreFunction(ParticleObjective):
     min_particles = 2
     averages_weights = False
 
-    def __init__(
-        self, num_particles: int = 2, *args: Any, baseline: str | None = "leave_one_out", **kwargs: Any
-    ) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        if baseline not in ("leave_one_out", None):
-            raise ValueError(f"baseline must be 'leave_one_out' or None, got {baseline!r}")
-        if baseline is not None and num_particles < 2:
-            raise ValueError(f"num_particles must be at least 2 for a leave-one-out baseline, got {num_particles}")
-        self.baseline = baseline
+    num_particles: int = 2
+    baseline: str | None = "leave_one_out"
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("leave_one_out", None):
+            raise ValueError(f"baseline must be 'leave_one_out' or None, got {self.baseline!r}")
+        if self.baseline is None:
+            self.min_particles = 1
+        super().__post_init__()
 
     def particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool = True) -> Particles:
         with CutSamples():
             return super().particles(model, guide, args, kwargs, grad)
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return particles.log_weights.mean(0)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         signal = particles.log_weights.detach()
@@ -72,9 +70,6 @@ class ScoreFunction(ParticleObjective):
             signal = signal - leave_one_out(signal)
         direct, scores = cut_terms(particles)
         return particles.outer_scale * (direct + signal * scores).sum() / self.num_particles
-
-    def __repr__(self) -> str:
-        return f"ScoreFunction(num_particles={self.num_particles}, baseline={self.baseline!r})"
 
 
 class CutSamples(poutine.messenger.Messenger):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from pyro_dgm.infer.objectives.score_function.score_function import ScoreFunctio
 __all__ = ["VarGrad"]
 
 
+@dataclass(eq=False, repr=False)
 class VarGrad(ScoreFunction):
     r"""The ELBO, its guide trained on the variance of the log-weights over particles.
 
@@ -24,8 +25,7 @@ class VarGrad(ScoreFunction):
     numbers.  All guide sites are treated so; for discrete or black-box programs with a few particles.
 
     :param num_particles: number K of particles, at least 2.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: one has no variance.
 
     Source: L. Richter, A. Boustati, N. Nüsken, F. J. R. Ruiz and Ö. D. Akyildiz (2020), arXiv:2010.10436.
@@ -38,13 +38,9 @@ class VarGrad(ScoreFunction):
         >>> loss.backward()
     """
 
-    def __init__(self, num_particles: int = 2, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
+    baseline: str | None = field(default="leave_one_out", init=False)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         direct, scores = cut_terms(particles)
         log_w = particles.log_weights.detach() - (scores - scores.detach())
         return particles.outer_scale * (direct.mean(0) - 0.5 * log_w.var(0)).sum()
-
-    def __repr__(self) -> str:
-        return f"VarGrad(num_particles={self.num_particles})"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.ops import log_mean_exp
 
 __all__ = ["VIMCO"]
 
 
+@dataclass(eq=False, repr=False)
 class VIMCO(ParticleObjective):
     r"""The IWAE bound with a learning signal of its own for each particle.
 
@@ -28,8 +28,7 @@ class VIMCO(ParticleObjective):
     pathwise IWAE gradient.
 
     :param num_particles: number K of particles, at least 2.
-    :param kwargs: ``max_plate_nesting``, ``vectorize_particles``, ``strict_enumeration_warning``, ``retain_graph``:
-        see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: there is no other to leave.
 
     Source: A. Mnih and D. J. Rezende (2016), arXiv:1602.06725.
@@ -44,15 +43,7 @@ class VIMCO(ParticleObjective):
 
     min_particles = 2
 
-    def __init__(self, num_particles: int = 5, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_particles, *args, **kwargs)
-        if num_particles < 2:
-            raise ValueError(
-                f"num_particles must be at least 2 for VIMCO, got {num_particles}: use ScoreFunction or ELBO"
-            )
-
-    def bound_of(self, particles: Particles) -> Tensor:
-        return log_mean_exp(particles.log_weights)
+    num_particles: int = 5
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:
         log_w = particles.log_weights

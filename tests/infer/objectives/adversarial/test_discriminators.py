@@ -172,7 +172,7 @@ def test_whose_gradient_is_whose(cls, subsample):
         rows, others = z, other
         prior = 0.0
     else:
-        x = toy.x if subsample is None else toy.x[particles._cache["guides"][0].nodes["data"]["value"]]
+        x = toy.x if subsample is None else toy.x[particles.guides[0].nodes["data"]["value"]]
         x = x.expand(20, *x.shape)
         rows, others = torch.cat([x, z], -1), torch.cat([x, prior_draws(particles)], -1)
         prior = log_normal(z.detach(), toy.prior_loc, toy.prior_log_scale.exp()).mean(0)

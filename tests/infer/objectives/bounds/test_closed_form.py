@@ -104,7 +104,7 @@ def _settings(uses_param_store):
 def test_automatic_guides_on_constrained_supports(name, support):
     """The density of a transform is in the loss: with one particle it is that of a plain trace."""
     model, guide = made(name, support)
-    objectives = [ELBO()] if name in DIRECT else [ELBO(), IWAE(1), RenyiELBO(0.5, 1), STL(), TraceGraphELBO()]
+    objectives = [ELBO()] if name in DIRECT else [ELBO(), IWAE(1), RenyiELBO(1, alpha=0.5), STL(), TraceGraphELBO()]
     for objective in objectives:
         objective.structure(model, guide, (), {})
         if name in DIRECT:

@@ -59,7 +59,7 @@ def test_loss_and_mean_gradient_by_quadrature(n, layout, vectorize):
     log_w, log_q = (torch.stack(torch.broadcast_tensors(v[:, :, None], v[:, None]), -1) for v in (log_w, log_q))
     want = wanted(*self_normalised(n, mass[:, None] * mass, log_w, log_q, -1), list(toy.parameters()), 3)
     # `batches` divides by minus the replicates
-    rows = -batches(toy, CUBO(n, 2, vectorize_particles=vectorize), 100 if layout == "subsampled" else 60, 400)
+    rows = -batches(toy, CUBO(2, n=n, vectorize_particles=vectorize), 100 if layout == "subsampled" else 60, 400)
     assert (rows[:, 1:4] == 0).all(), "the model must get no gradient at all"
     assert_mean(rows, want)
 
@@ -72,7 +72,7 @@ def test_bound_and_mean_gradient_against_enumeration(vectorize):
     index = torch.tensor(list(itertools.product(range(4), repeat=3)))
     prob, log_w = log_q[index].sum(1).exp().detach(), (log_p - log_q)[index].detach()
     want = wanted(*self_normalised(2.0, prob, log_w, log_q[index], 1), list(toy.parameters()), MODEL_PARAMETERS)
-    assert_mean(draws(toy, CUBO(2.0, 3, vectorize_particles=vectorize), 60, 1000, sign=1), want)
+    assert_mean(draws(toy, CUBO(3, n=2.0, vectorize_particles=vectorize), 60, 1000, sign=1), want)
 
 
 @pytest.mark.parametrize("n", [1.5, 2.0])
@@ -81,7 +81,7 @@ def test_with_many_particles_it_is_the_gradient_of_the_bound(n):
     toy = Toy("nested")
     exact = exact_cubo(toy, n).sum()
     gradient = torch.stack(torch.autograd.grad(exact, list(toy.parameters())))[3:]
-    few, many = (-batches(toy, CUBO(n, k), 30, 4000 // k).mean(0) for k in (5, 1000))
+    few, many = (-batches(toy, CUBO(k, n=n), 30, 4000 // k).mean(0) for k in (5, 1000))
     assert many[0] == pytest.approx(exact.item(), abs=0.02)
     assert (many[4:] - gradient).norm() < 0.05 * gradient.norm()
     assert (many[4:] - gradient).norm() < 0.3 * (few[4:] - gradient).norm()
@@ -111,7 +111,7 @@ def test_what_is_a_bound(n):
     assert (estimates[0] < truth).all()
     assert (estimates[1] < truth).any()  # few particles are below: no upper bound
     assert (estimates[-1] > truth).all()
-    objective = CUBO(n, num_particles=50)
+    objective = CUBO(num_particles=50, n=n)
     torch.manual_seed(4)
     values = torch.stack([objective.bound(toy.model, toy.guide).flatten() for _ in range(400)])
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_what_is_a_bound(n):
 def test_the_estimate_is_renyis_of_order_one_minus_n():
     toy = Toy("nested")
     values = []
-    for objective in (CUBO(2.5, 7), RenyiELBO(-1.5, 7)):
+    for objective in (CUBO(7, n=2.5), RenyiELBO(7, alpha=-1.5)):
         torch.manual_seed(5)
         values.append(objective.bound(toy.model, toy.guide))
     torch.testing.assert_close(*values)
@@ -243,4 +243,4 @@ def test_what_is_refused():
 @pytest.mark.parametrize("n", [1.0, 0, -2, math.inf, math.nan, "two", True])
 def test_orders_that_are_refused(n):
     with pytest.raises(ValueError, match="n must be a finite number above 1"):
-        CUBO(n)
+        CUBO(n=n)

@@ -147,7 +147,7 @@ def test_enumerated_model_is_the_marginal_density():
 
     log_p, _ = toy.terms()
     want = torch.logsumexp(log_p, 0)
-    for estimator in (ELBO(), IWAE(3), IWAE(3, vectorize_particles=False), RenyiELBO(0.5)):
+    for estimator in (ELBO(), IWAE(3), IWAE(3, vectorize_particles=False), RenyiELBO(alpha=0.5)):
         torch.testing.assert_close(estimator.bound(model, guide), want.detach())
         loss = estimator.differentiable_loss(model, guide)
         torch.testing.assert_close(-loss, want.sum())

@@ -51,9 +51,9 @@ def by_quadrature(name, layout):
 
 def make(name, **kwargs):
     makers = {
-        "MIWAE": lambda: MIWAE(3, 5, **kwargs),
-        "PIWAE": lambda: PIWAE(3, 5, **kwargs),
-        "CIWAE": lambda: CIWAE(BETA, 5, **kwargs),
+        "MIWAE": lambda: MIWAE(num_outer=3, num_inner=5, **kwargs),
+        "PIWAE": lambda: PIWAE(num_outer=3, num_inner=5, **kwargs),
+        "CIWAE": lambda: CIWAE(5, beta=BETA, **kwargs),
         "VR-max": lambda: RenyiELBO(num_particles=2, **VR_MAX, **kwargs),
     }
     return makers[name]()
@@ -95,14 +95,18 @@ def test_score_function_gradients_against_enumeration(name, vectorize):
     torch.manual_seed(3)
     toy = Discrete()
     objectives = {
-        "MIWAE": (MIWAE(2, 2, vectorize_particles=vectorize), expectation(toy, 2, logmeanexp), None),
+        "MIWAE": (
+            MIWAE(num_outer=2, num_inner=2, vectorize_particles=vectorize),
+            expectation(toy, 2, logmeanexp),
+            None,
+        ),
         "PIWAE": (
-            PIWAE(2, 2, vectorize_particles=vectorize),
+            PIWAE(num_outer=2, num_inner=2, vectorize_particles=vectorize),
             expectation(toy, 4, logmeanexp),
             expectation(toy, 2, logmeanexp),
         ),
         "CIWAE": (
-            CIWAE(BETA, 3, vectorize_particles=vectorize),
+            CIWAE(3, beta=BETA, vectorize_particles=vectorize),
             expectation(toy, 3, lambda w: BETA * w.mean(1) + (1 - BETA) * logmeanexp(w)),
             None,
         ),
@@ -172,10 +176,10 @@ def test_mixed_guides_against_sums_and_quadrature(name, vectorize):
         return torch.logsumexp(w, -1) - math.log(2)
 
     objectives = {
-        "MIWAE": (MIWAE(3, 2, vectorize_particles=vectorize), iwae, None),
-        "PIWAE": (PIWAE(2, 1, vectorize_particles=vectorize), iwae, lambda w: w.mean(-1)),
+        "MIWAE": (MIWAE(num_outer=3, num_inner=2, vectorize_particles=vectorize), iwae, None),
+        "PIWAE": (PIWAE(num_outer=2, num_inner=1, vectorize_particles=vectorize), iwae, lambda w: w.mean(-1)),
         "CIWAE": (
-            CIWAE(BETA, 2, vectorize_particles=vectorize),
+            CIWAE(2, beta=BETA, vectorize_particles=vectorize),
             lambda w: BETA * w.mean(-1) + (1 - BETA) * iwae(w),
             None,
         ),
@@ -223,13 +227,13 @@ def test_piwae_draw_for_draw(toy, vectorize):
         loss = objective.differentiable_loss(toy.model, toy.guide)
         return loss.detach(), torch.autograd.grad(loss, list(toy.parameters()))
 
-    loss, got = gradient(PIWAE(3, 4, **options))
+    loss, got = gradient(PIWAE(num_outer=3, num_inner=4, **options))
     iwae, models = gradient(IWAE(12, **options))
-    _, guides = gradient(MIWAE(3, 4, **options))
+    _, guides = gradient(MIWAE(num_outer=3, num_inner=4, **options))
     torch.testing.assert_close(loss, iwae)
     for p, found, model, own in zip(toy.parameters(), got, models, guides, strict=True):
         torch.testing.assert_close(found, own if id(p) in guide else model)
-    torch.testing.assert_close(gradient(PIWAE(1, 6, **options)), gradient(IWAE(6, **options)))
+    torch.testing.assert_close(gradient(PIWAE(num_outer=1, num_inner=6, **options)), gradient(IWAE(6, **options)))
 
 
 def test_ends_of_the_families_are_known_objectives():
@@ -242,13 +246,13 @@ def test_ends_of_the_families_are_known_objectives():
         return [loss.detach(), *torch.autograd.grad(loss, list(toy.parameters()))]
 
     iwae = gradient(IWAE(6))
-    for same in (MIWAE(1, 6), PIWAE(1, 6), CIWAE(0.0, 6)):
+    for same in (MIWAE(num_outer=1, num_inner=6), PIWAE(num_outer=1, num_inner=6), CIWAE(6, beta=0.0)):
         torch.testing.assert_close(gradient(same), iwae)
     single = gradient(IWAE(1))
-    for same in (MIWAE(1, 1), CIWAE(0.7, 1), RenyiELBO(num_particles=1, **VR_MAX)):
+    for same in (MIWAE(num_outer=1, num_inner=1), CIWAE(1, beta=0.7), RenyiELBO(num_particles=1, **VR_MAX)):
         torch.testing.assert_close(gradient(same), single)
     # K = 1 in each of six bounds, or no share of the IWAE bound: each particle's own score, as RenyiELBO near order 1
-    torch.testing.assert_close(gradient(MIWAE(6, 1)), gradient(CIWAE(1.0, 6)))
+    torch.testing.assert_close(gradient(MIWAE(num_outer=6, num_inner=1)), gradient(CIWAE(6, beta=1.0)))
 
 
 def test_vr_max_is_the_limit_of_negative_orders():
@@ -256,7 +260,7 @@ def test_vr_max_is_the_limit_of_negative_orders():
 
     def bound(alpha):
         torch.manual_seed(7)
-        return RenyiELBO(alpha, num_particles=8).bound(toy.model, toy.guide)
+        return RenyiELBO(num_particles=8, alpha=alpha).bound(toy.model, toy.guide)
 
     top = bound(float("-inf"))
     gaps = [(bound(-(10.0**k)) - top).abs().max().item() for k in (1, 2, 3, 4)]
@@ -266,17 +270,17 @@ def test_vr_max_is_the_limit_of_negative_orders():
     assert (iwae <= top).all()
     assert (top <= iwae + math.log(8)).all()
     assert RenyiELBO(**VR_MAX).side is None
-    assert RenyiELBO(-0.5).side is None
-    assert RenyiELBO(0.5).side == "lower"
+    assert RenyiELBO(alpha=-0.5).side is None
+    assert RenyiELBO(alpha=0.5).side == "lower"
     assert "alpha=-inf" in repr(RenyiELBO(**VR_MAX))
 
 
 def test_orders_that_are_refused():
     for alpha in (math.inf, math.nan):
         with pytest.raises(ValueError, match="alpha must be a finite number"):
-            RenyiELBO(alpha)
+            RenyiELBO(alpha=alpha)
     with pytest.raises(ValueError, match="alpha must not be 1"):
-        RenyiELBO(1.0)
+        RenyiELBO(alpha=1.0)
 
 
 @pytest.mark.parametrize("cls", [MIWAE, PIWAE])
@@ -288,20 +292,20 @@ def test_how_particles_are_split(cls):
         return objective.num_outer, objective.num_inner
 
     assert sizes() == (4, 4)
-    assert sizes(3, 5) == (3, 5)
+    assert sizes(num_outer=3, num_inner=5) == (3, 5)
     assert sizes(num_outer=3) == (3, 4)
     assert sizes(num_particles=64) == (8, 8)
     assert sizes(num_particles=12) == (3, 4)
     assert sizes(num_particles=7) == (1, 7)
-    assert sizes(2, num_particles=12) == (2, 6)
+    assert sizes(num_outer=2, num_particles=12) == (2, 6)
     assert sizes(num_inner=3, num_particles=12) == (4, 3)
-    assert sizes(3, 5, 2).__len__() == 2  # max_plate_nesting comes next, as in all objectives
+    assert sizes(15, 2, num_outer=3) == (3, 5)  # max_plate_nesting comes next, as in all objectives
     with pytest.raises(ValueError, match="num_particles must be num_outer \\* num_inner, got num_particles=7"):
-        cls(2, num_particles=7)
+        cls(7, num_outer=2)
     with pytest.raises(ValueError, match="num_outer must be an integer of at least 1, or None, got 0"):
-        cls(0, 3)
+        cls(num_outer=0, num_inner=3)
     with pytest.raises(TypeError, match="num_inner must be an integer of at least 1, or None, got"):
-        cls(2, 1.5)
+        cls(num_outer=2, num_inner=1.5)
     with pytest.raises(ValueError, match="num_particles must be an integer of at least 1, got -1"):
         cls(num_particles=-1)
 
@@ -309,7 +313,7 @@ def test_how_particles_are_split(cls):
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "half", True])
 def test_ciwae_refuses_other_shares(beta):
     with pytest.raises(ValueError, match=r"beta must be a number in \[0, 1\]"):
-        CIWAE(beta)
+        CIWAE(beta=beta)
 
 
 def test_piwae_refuses_guides_that_run_the_model():
@@ -363,9 +367,9 @@ def test_signal_of_the_guides_gradient():
     assert iwae[0] > 2 * iwae[1] > 4 * iwae[2], iwae
     assert 1.3 * dreg[0] < dreg[1] < 0.5 * dreg[2], dreg
     others = {
-        "MIWAE": signal_to_noise(lambda k: MIWAE(10, k // 10), 100, 2000),
-        "PIWAE": signal_to_noise(lambda k: PIWAE(10, k // 10), 100, 2000),
-        "CIWAE": signal_to_noise(lambda k: CIWAE(0.5, k), 100, 2000),
+        "MIWAE": signal_to_noise(lambda k: MIWAE(num_outer=10, num_inner=k // 10), 100, 2000),
+        "PIWAE": signal_to_noise(lambda k: PIWAE(num_outer=10, num_inner=k // 10), 100, 2000),
+        "CIWAE": signal_to_noise(lambda k: CIWAE(k, beta=0.5), 100, 2000),
     }
     assert min(others.values()) > 2 * iwae[2], (others, iwae)
     assert others["PIWAE"] == pytest.approx(others["MIWAE"], rel=0.15)
@@ -390,7 +394,7 @@ def test_elbo_is_the_ground_floor():
         return objective.bound(toy.model, toy.guide)
 
     floor, roof = bound(ELBO(12, analytic_kl=False)), bound(IWAE(12))
-    for between in (CIWAE(BETA, 12), MIWAE(3, 4)):
+    for between in (CIWAE(12, beta=BETA), MIWAE(num_outer=3, num_inner=4)):
         assert (floor < bound(between)).all()
         assert (bound(between) < roof).all()
-    torch.testing.assert_close(bound(PIWAE(3, 4)), roof)
+    torch.testing.assert_close(bound(PIWAE(num_outer=3, num_inner=4)), roof)

@@ -37,19 +37,19 @@ EXACT = [
     (STL(num_particles=2), "bernoulli", 1, 0.0),
     (TraceGraphELBO(num_particles=2), "bernoulli", 1, 0.0),
     (IWAE(num_particles=2), "bernoulli", 2, 0.0),
-    (RenyiELBO(0.4, num_particles=2), "bernoulli", 2, 0.4),
+    (RenyiELBO(num_particles=2, alpha=0.4), "bernoulli", 2, 0.4),
     (ScoreFunction(), "bernoulli", 1, 0.0),
     (ScoreFunction(num_particles=1, baseline=None), "bernoulli", 1, 0.0),
-    (MIWAE(2, 2), "bernoulli", 2, 0.0),
-    (MIWAE(3, 1, vectorize_particles=False), "categorical", 1, 0.0),
+    (MIWAE(num_outer=2, num_inner=2), "bernoulli", 2, 0.0),
+    (MIWAE(num_outer=3, num_inner=1, vectorize_particles=False), "categorical", 1, 0.0),
     (VIMCO(num_particles=2), "bernoulli", 2, 0.0),
     (VIMCO(num_particles=2, vectorize_particles=False), "categorical", 2, 0.0),
     (VarGrad(), "bernoulli", 1, 0.0),
     (VarGrad(vectorize_particles=False), "onehot", 1, 0.0),
     (NVIL(), "bernoulli", 1, 0.0),
     (NVIL(num_particles=2), "categorical", 1, 0.0),
-    (NVIL(num_particles=2, bound="iwae"), "bernoulli", 2, 0.0),
-    (NVIL(num_particles=2, bound="iwae", vectorize_particles=False), "bernoulli", 2, 0.0),
+    (NVIL(num_particles=2, target="iwae"), "bernoulli", 2, 0.0),
+    (NVIL(num_particles=2, target="iwae", vectorize_particles=False), "bernoulli", 2, 0.0),
     (RELAX(), "bernoulli", 1, 0.0),
     (RELAX(num_particles=2), "categorical", 1, 0.0),
     (RELAX(num_particles=2, vectorize_particles=False), "onehot", 1, 0.0),
@@ -87,14 +87,14 @@ def elbo(log_w):
 
 
 TWO_PARTICLES = [
-    (CIWAE(0.3, 2), "bernoulli", lambda w: 0.3 * elbo(w) + 0.7 * iwae(w), None),
-    (CIWAE(0.3, 2, vectorize_particles=False), "onehot", lambda w: 0.3 * elbo(w) + 0.7 * iwae(w), None),
-    (PIWAE(2, 1), "bernoulli", iwae, elbo),
-    (PIWAE(2, 1, vectorize_particles=False), "categorical", iwae, elbo),
-    (RenyiELBO(float("-inf")), "bernoulli", lambda w: w.amax(2), None),
-    (RenyiELBO(float("-inf"), vectorize_particles=False), "categorical", lambda w: w.amax(2), None),
-    (TVO(3, 2, beta_1=0.2), "bernoulli", lambda w: rectangles(w, (0.0, 0.2, 0.2**0.5, 1.0), 2), None),
-    (TVO(2, 2, schedule="equal"), "onehot", lambda w: rectangles(w, (0.0, 0.5, 1.0), 2), None),
+    (CIWAE(2, beta=0.3), "bernoulli", lambda w: 0.3 * elbo(w) + 0.7 * iwae(w), None),
+    (CIWAE(2, beta=0.3, vectorize_particles=False), "onehot", lambda w: 0.3 * elbo(w) + 0.7 * iwae(w), None),
+    (PIWAE(num_outer=2, num_inner=1), "bernoulli", iwae, elbo),
+    (PIWAE(num_outer=2, num_inner=1, vectorize_particles=False), "categorical", iwae, elbo),
+    (RenyiELBO(alpha=float("-inf")), "bernoulli", lambda w: w.amax(2), None),
+    (RenyiELBO(alpha=float("-inf"), vectorize_particles=False), "categorical", lambda w: w.amax(2), None),
+    (TVO(2, num_partitions=3, beta_1=0.2), "bernoulli", lambda w: rectangles(w, (0.0, 0.2, 0.2**0.5, 1.0), 2), None),
+    (TVO(2, num_partitions=2, schedule="equal"), "onehot", lambda w: rectangles(w, (0.0, 0.5, 1.0), 2), None),
 ]
 
 
@@ -127,7 +127,7 @@ def test_upper_bound_of_two_particles_against_all_pairs_of_states(kind):
     gradients = torch.autograd.grad(slope, [net.guide_weight, net.guide_bias])
     zeros = [torch.zeros(p.numel(), dtype=p.dtype) for p in (net.prior, net.weight, net.bias)]
     want = torch.cat([total[None], *zeros, *(g.flatten() for g in gradients)])
-    objective = CUBO(2.0, 2, vectorize_particles=kind == "bernoulli")
+    objective = CUBO(2, n=2.0, vectorize_particles=kind == "bernoulli")
     assert_exact(-draws(net, objective, 100, 400), want)
 
 
@@ -186,7 +186,7 @@ def test_variance_orderings():
     with torch.no_grad():
         net.bias.add_(-2.0)  # log-weights far from zero, as they are on data of any size
     plain = guide_variance(net, IWAE(num_particles=5))
-    nvil = guide_variance(net, train(net, NVIL(num_particles=5, bound="iwae")))
+    nvil = guide_variance(net, train(net, NVIL(num_particles=5, target="iwae")))
     vimco = guide_variance(net, VIMCO(num_particles=5))
     assert vimco < 0.8 * nvil < 0.8 * 0.5 * plain, (vimco, nvil, plain)
     plain = guide_variance(net, ScoreFunction(num_particles=5, baseline=None))

@@ -29,7 +29,7 @@ def normal(loc, scale):
         (ELBO(4, analytic_kl=False), lambda w: w.mean(0)),
         (IWAE(4), lambda w: w.logsumexp(0) - math.log(4)),
         (DReG(4), lambda w: w.logsumexp(0) - math.log(4)),
-        (RenyiELBO(0.5, 4), lambda w: ((0.5 * w).logsumexp(0) - math.log(4)) / 0.5),
+        (RenyiELBO(4, alpha=0.5), lambda w: ((0.5 * w).logsumexp(0) - math.log(4)) / 0.5),
     ],
     ids=["ELBO", "IWAE", "DReG", "Renyi"],
 )
@@ -99,7 +99,7 @@ def test_bounds_of_data_partly_seen_are_bounds(auto, scale):
     for objective in (ELBO(2000), IWAE(20), TraceEnumELBO(2000)):
         assert objective.bound(partly_seen, guide, *data).item() < EXACT + 0.3
     if scale == 1.0:
-        assert CUBO(2, 50_000).bound(partly_seen, guide, *data).item() > EXACT - 0.3
+        assert CUBO(50_000, n=2).bound(partly_seen, guide, *data).item() > EXACT - 0.3
 
 
 @pytest.mark.uses_param_store

@@ -44,7 +44,7 @@ def test_bound_and_mean_gradient_against_enumeration(objective, vectorize):
 def test_reparameterised_guides_by_quadrature(layout):
     """Two particles, quadrature over both: the same without a pathwise gradient."""
     torch.manual_seed(2)
-    toy, objective = Toy(layout), TVO(3, 2, beta_1=0.3, vectorize_particles=layout != "inner")
+    toy, objective = Toy(layout), TVO(2, num_partitions=3, beta_1=0.3, vectorize_particles=layout != "inner")
     eps = torch.linspace(-6.5, 6.5, 131, dtype=DTYPE)
     mass = torch.softmax(-0.5 * eps**2, 0)
     log_w = toy.log_weight(eps)
@@ -71,7 +71,7 @@ def test_with_many_particles_it_is_the_bound_of_the_paper():
     """Value and gradient tend to those of the sums over all states, as 1/K."""
     torch.manual_seed(3)
     net = SigmoidBeliefNetwork("onehot")
-    objective = TVO(4, 300, beta_1=0.3)
+    objective = TVO(300, num_partitions=4, beta_1=0.3)
     exact, truth = exact_tvo(net, objective.betas)
     assert exact < truth
     grads = torch.autograd.grad(exact, list(net.parameters()))
@@ -83,7 +83,7 @@ def test_with_many_particles_it_is_the_bound_of_the_paper():
 def test_one_partition_is_the_elbo():
     """Draw for draw the score function with a leave-one-out baseline, value and gradient."""
     toy, results = Discrete(), []
-    for objective in (TVO(1, 6), ScoreFunction(6)):
+    for objective in (TVO(6, num_partitions=1), ScoreFunction(6)):
         torch.manual_seed(4)
         objective.structure(toy.model, toy.guide, (), {})
         loss = objective.differentiable_loss(toy.model, toy.guide)
@@ -98,22 +98,22 @@ def test_between_elbo_and_iwae_for_every_draw(toy):
         return objective.bound(toy.model, toy.guide)
 
     roof = bound(IWAE(7))
-    equal = [bound(TVO(p, 7, schedule="equal")) for p in (1, 2, 4, 8, 1000)]
+    equal = [bound(TVO(7, num_partitions=p, schedule="equal")) for p in (1, 2, 4, 8, 1000)]
     for loose, tight in zip(equal, equal[1:], strict=False):  # each cuts the rectangles of the one before in two
         assert (loose <= tight).all()
     assert (equal[-1] <= roof).all()
     torch.testing.assert_close(equal[-1], roof, atol=0.02, rtol=0)
-    log = bound(TVO(5, 7))
+    log = bound(TVO(7, num_partitions=5))
     assert (equal[0] <= log).all()
     assert (log <= roof).all()
 
 
 def test_partitions():
-    assert TVO(1).betas == (0.0, 1.0)
-    assert TVO(2, beta_1=0.2).betas == (0.0, 0.2, 1.0)
-    assert TVO(3, beta_1=0.04).betas == pytest.approx((0.0, 0.04, 0.2, 1.0))
-    assert TVO(2, schedule="equal").betas == (0.0, 0.5, 1.0)
-    assert repr(TVO()) == "TVO(num_partitions=5, num_particles=10, schedule='log', beta_1=0.1)"
+    assert TVO(num_partitions=1).betas == (0.0, 1.0)
+    assert TVO(num_partitions=2, beta_1=0.2).betas == (0.0, 0.2, 1.0)
+    assert TVO(num_partitions=3, beta_1=0.04).betas == pytest.approx((0.0, 0.04, 0.2, 1.0))
+    assert TVO(num_partitions=2, schedule="equal").betas == (0.0, 0.5, 1.0)
+    assert repr(TVO(beta_1=0.2)) == "TVO(num_particles=10, beta_1=0.2)"
 
 
 def test_one_weight_far_above_the_others():
@@ -131,7 +131,7 @@ def test_one_weight_far_above_the_others():
             pyro.sample("z", dist.Normal(loc, 2.0))
 
     torch.manual_seed(6)
-    loss = TVO(5, 4)(model, guide)()
+    loss = TVO(4, num_partitions=5)(model, guide)()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(loc.grad).all()
@@ -140,8 +140,8 @@ def test_one_weight_far_above_the_others():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: TVO(0), ValueError, "num_partitions must be an integer of at least 1, got 0"),
-        (lambda: TVO(2.0), TypeError, "num_partitions must be an integer of at least 1, got 2.0"),
+        (lambda: TVO(num_partitions=0), ValueError, "num_partitions must be an integer of at least 1, got 0"),
+        (lambda: TVO(num_partitions=2.0), TypeError, "num_partitions must be an integer of at least 1, got 2.0"),
         (lambda: TVO(schedule="cosine"), ValueError, "schedule must be 'log' or 'equal', got 'cosine'"),
         (lambda: TVO(beta_1=1.0), ValueError, "beta_1 must be between 0 and 1, got 1.0"),
         (lambda: TVO(num_particles=1), ValueError, "num_particles must be at least 2"),

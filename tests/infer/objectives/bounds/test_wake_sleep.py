@@ -59,9 +59,9 @@ class Net(SigmoidBeliefNetwork):
     ("make", "num_particles", "phi"),
     [
         (WakeSleep, 1, 0.0),
-        (lambda **kw: ReweightedWakeSleep(2, "wake", **kw), 2, 1.0),
-        (lambda **kw: ReweightedWakeSleep(2, "sleep", **kw), 2, 0.0),
-        (lambda **kw: ReweightedWakeSleep(2, 0.3, **kw), 2, 0.3),
+        (lambda **kw: ReweightedWakeSleep(2, phi="wake", **kw), 2, 1.0),
+        (lambda **kw: ReweightedWakeSleep(2, phi="sleep", **kw), 2, 0.0),
+        (lambda **kw: ReweightedWakeSleep(2, phi=0.3, **kw), 2, 0.3),
     ],
     ids=["wake-sleep", "wake-phi", "sleep-phi", "mixed"],
 )
@@ -90,7 +90,7 @@ def test_dreams_leave_the_model_alone_and_the_wake_phase_no_path():
     toy = Toy("flat")
     model, guide = on_argument(toy)
     x = toy.x[:, 0]
-    sleeping, waking = ReweightedWakeSleep(3, "sleep"), ReweightedWakeSleep(3, "wake")
+    sleeping, waking = ReweightedWakeSleep(3, phi="sleep"), ReweightedWakeSleep(3, phi="wake")
     torch.manual_seed(1)
     awake = torch.autograd.grad(waking.differentiable_loss(model, guide, x), [toy.w, toy.b, toy.log_s])
     torch.manual_seed(1)
@@ -120,7 +120,9 @@ def on_argument(toy):
     return model, guide
 
 
-@pytest.mark.parametrize("objective", [WakeSleep(num_particles=8), ReweightedWakeSleep(8), ReweightedWakeSleep(8, 0.5)])
+@pytest.mark.parametrize(
+    "objective", [WakeSleep(num_particles=8), ReweightedWakeSleep(8), ReweightedWakeSleep(8, phi=0.5)]
+)
 def test_two_optimisers_in_fit_find_the_exact_posterior(objective):
     """The toy's posterior is in the guide's family: training must end at the marginal likelihood."""
     torch.manual_seed(0)
@@ -208,7 +210,7 @@ def test_what_cannot_dream_is_refused_with_the_site_and_a_way_out():
         pyro.sample("aux", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
 
     refused(model, extra, x, "the guide draws 'aux', which the model does not")
-    ReweightedWakeSleep(2, "wake").differentiable_loss(model, extra, x)  # awake, it is no trouble
+    ReweightedWakeSleep(2, phi="wake").differentiable_loss(model, extra, x)  # awake, it is no trouble
     with pyro.settings.context(module_local_params=True):
         refused(model, AutoDelta(model), x, r"'z' \(Delta\)")
         messenger = AutoNormalMessenger(model)
@@ -222,4 +224,4 @@ def test_what_cannot_dream_is_refused_with_the_site_and_a_way_out():
 @pytest.mark.parametrize("phi", ["dream", -0.1, 1.5, True, None])
 def test_bad_phi(phi):
     with pytest.raises(ValueError, match=r'phi must be "wake", "sleep" or a number in \[0, 1\]'):
-        ReweightedWakeSleep(2, phi)
+        ReweightedWakeSleep(2, phi=phi)
