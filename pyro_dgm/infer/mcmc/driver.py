@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -286,15 +285,7 @@ class MCMC:
         source = torch.arange(len(stuck), device=chains.device)
         source[chains] = others[pick]
         self._restarted += chains.tolist()
-        count = state.num_chains
-        moved = replace(
-            state,
-            position={k: v[source] for k, v in state.position.items()},
-            potential=state.potential[source],
-            gradient={k: v[source] for k, v in state.gradient.items()},
-            extra={k: v[source] if v.dim() and v.shape[0] == count else v for k, v in state.extra.items()},
-        )
-        return kernel.restarted(moved)
+        return kernel.restarted(state.chains(source))
 
     @property
     def posterior(self) -> Posterior:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
@@ -201,9 +202,9 @@ class SMCSampler:
         state = path.kernel.init(position, generator)
         if before is not None:
             state = replace(state, step_size=before.step_size)
-        if set(state.inverse_mass) == set(position) and getattr(path.kernel, "adapt_mass_matrix", False):
-            state = replace(state, inverse_mass=scales)
-        if not getattr(path.kernel, "adapt_step_size", True):
+        if path.adapts_mass(state):
+            state = replace(state, mass=DiagonalMass(scales))
+        if not path.kernel.adaptation.step_size:
             return path.move(state, beta)
         return path.tune(state, self.num_moves if before is not None else max(self.num_moves, 15))
 
