@@ -32,7 +32,7 @@ class KernelPath:
 
     :param both: :math:`U_0` and :math:`U_1` over chains.
     :param kernel: one of :mod:`pyro_dgm.infer.mcmc`, without a model or potential of its own.
-    :param num_transitions: transitions at each temperature.
+    :param num_steps: transitions at each temperature.
     :param plates: shape of the data that have chains of their own; a position holds ``chains * data`` rows.
     """
 
@@ -40,14 +40,14 @@ class KernelPath:
         self,
         both: Callable[[Position], tuple[Tensor, Tensor]],
         kernel: Kernel,
-        num_transitions: int = 1,
+        num_steps: int = 1,
         plates: Sequence[int] = (),
     ) -> None:
         check_kernel(kernel)
-        check_count("num_transitions", num_transitions)
+        check_count("num_steps", num_steps)
         self.kernel = copy.copy(kernel)
         self.kernel.potential = self.potential = PathPotential(both)
-        self.num_transitions, self.data = num_transitions, torch.Size(plates).numel()
+        self.num_steps, self.data = num_steps, torch.Size(plates).numel()
         #: settings by inverse temperature, rising; ``None`` before the pilot run
         self.betas: Tensor | None = None
         self.log_steps: Tensor | None = None
@@ -101,16 +101,16 @@ class KernelPath:
             self.betas = betas[stops].double()
         self.log_steps, self.scales = torch.stack(steps).cpu(), scales
 
-    def tune(self, state: KernelState, num_transitions: int) -> KernelState:
+    def tune(self, state: KernelState, num_steps: int) -> KernelState:
         """Move, and let the step size follow the acceptance (Robbins and Monro's recursion)."""
         target = self.kernel.adaptation.target_accept_prob
         log_step = state.step_size.log()
         average, weight = torch.zeros_like(log_step), 0.0
-        for t in range(num_transitions):
+        for t in range(num_steps):
             state = self.kernel.finish_warmup(replace(state, step_size=log_step.exp()))
             state, info = self.kernel.step(state)
             log_step = log_step + 1.5 / (1.0 + 0.3 * t) * (info.acceptance_rate.mean() - target)
-            if 2 * t >= num_transitions - 1:
+            if 2 * t >= num_steps - 1:
                 average, weight = average + log_step, weight + 1.0
         return self.kernel.finish_warmup(replace(state, step_size=(average / weight).exp()))
 
@@ -142,7 +142,7 @@ class KernelPath:
     def move(self, state: KernelState, beta: float) -> KernelState:
         """Transitions at the temperature that the chains were taken to."""
         state = self.settle(state, beta)
-        for _ in range(self.num_transitions):
+        for _ in range(self.num_steps):
             state, _ = self.kernel.step(state)
         return state
 
