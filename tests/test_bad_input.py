@@ -257,7 +257,7 @@ def counted():
         "log_likelihood": (lambda **k: log_likelihood(f, X, **k), "num_particles chunk_size"),
         "log_likelihood of ais": (
             lambda **k: log_likelihood(f, X, "ais", **{"num_chains": 2, "num_temperatures": 2, **k}),
-            "num_chains num_temperatures num_transitions",
+            "num_chains num_temperatures num_steps",
         ),
         "compare_elbos": (
             lambda **k: compare_elbos(f, X, [ELBO()], **k),
@@ -267,9 +267,9 @@ def counted():
         "mutual_information": (lambda **k: mutual_information(f, X, **k), "num_samples chunk_size"),
         "active_units": (lambda **k: active_units(f, X, **k), "num_samples"),
         "to_arviz": (lambda **k: pyro_dgm.to_arviz(f, data=X, **k), "num_samples chunk_size prior"),
-        "AIS": (lambda **k: AIS(LAW, log_density, **k), "num_temperatures num_transitions"),
+        "AIS": (lambda **k: AIS(LAW, log_density, **k), "num_temperatures num_steps"),
         "AIS.forward": (lambda **k: AIS(LAW, log_density, num_temperatures=2).forward(**k), "num_chains"),
-        "SMCSampler": (lambda **k: SMCSampler(LAW, log_density, **k), "num_moves max_temperatures"),
+        "SMCSampler": (lambda **k: SMCSampler(LAW, log_density, **k), "num_steps max_temperatures"),
         "SMCSampler.run": (lambda **k: SMCSampler(LAW, log_density).run(**k), "num_particles"),
         "compare_energies": (
             lambda **k: compare_energies(lambda: models.EBM((2,)), X[:, :2], [energy.ScoreMatching()],

@@ -36,7 +36,7 @@ class Annealing:
     schedule: str | Callable[[Tensor], Tensor] | Tensor = "sigmoidal"
     initial: str = "prior"
     kernel: Kernel = field(default_factory=default_kernel)
-    num_transitions: int = 1
+    num_steps: int = 1
     chunk_size: int | None = 20_000
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ def bracketed(
 def _path(ends: ProgramEnds, settings: Annealing, start: Position) -> tuple[KernelPath, torch.Generator]:
     device = next(iter(start.values())).device
     generator = new_generator(int(torch.randint(2**62, (), device="cpu").item()), device)
-    path = KernelPath(ends.both, settings.kernel, settings.num_transitions, ends.shape)
+    path = KernelPath(ends.both, settings.kernel, settings.num_steps, ends.shape)
     path.pilot(start, settings.betas, generator)
     return path, generator
 

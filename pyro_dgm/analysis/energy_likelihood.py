@@ -43,9 +43,9 @@ def energy_log_likelihood(
     site = energy_site(program.model, args, kwargs, "log_likelihood")
     site.check_support()
     if callable(getattr(program, "log_normalizer", None)) and callable(getattr(program, "log_likelihood", None)):
-        if kernel is not None or settings.num_transitions != 1:
+        if kernel is not None or settings.num_steps != 1:
             raise ValueError(
-                f"kernel and num_transitions are for chains from a base: {type(program).__name__} anneals by sweeps of "
+                f"kernel and num_steps are for chains from a base: {type(program).__name__} anneals by sweeps of "
                 "its own, one at each temperature"
             )
         estimate = program.log_normalizer(
@@ -65,7 +65,7 @@ def energy_log_likelihood(
         settings.kernel,
         num_temperatures=settings.num_temperatures,
         schedule=settings.schedule,
-        num_transitions=settings.num_transitions,
+        num_steps=settings.num_steps,
     )
     estimate = ais.forward(settings.num_chains)
     parts = site.value.split(settings.chunk_size or len(site.value))

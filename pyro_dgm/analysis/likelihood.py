@@ -88,7 +88,7 @@ def log_likelihood(
     schedule: Any = "sigmoidal",
     initial: str = "prior",
     kernel: Any = None,
-    num_transitions: int = 1,
+    num_steps: int = 1,
 ) -> Any:
     r"""Estimate the marginal log-likelihood of each datum.
 
@@ -134,7 +134,7 @@ def log_likelihood(
     :param initial: of these: where chains start, ``"prior"`` or ``"guide"``.
     :param kernel: of these: a kernel of :mod:`pyro_dgm.infer.mcmc` without a model; HMC by a quarter
         turn by default.  Its step size is found at each temperature by a pilot run, one for all data.
-    :param num_transitions: of these: transitions at each temperature.
+    :param num_steps: of these: transitions at each temperature.
     :returns: :class:`LogLikelihood`, for ``"bdmc"`` a pair of them.  Its arrays have the shape of the plates that hold
         every site; with a global latent the weights are joint, and they are scalars, the log-likelihood of the whole
         batch.
@@ -167,7 +167,7 @@ def log_likelihood(
         return _exact(program, args, kwargs)
     if method in ("ais", "bdmc"):
         settings = annealed.Annealing(
-            num_chains, num_temperatures, schedule, initial, kernel or default_kernel(), num_transitions, chunk_size
+            num_chains, num_temperatures, schedule, initial, kernel or default_kernel(), num_steps, chunk_size
         )
         return _annealed(program, args, kwargs, method, settings, seed, kernel)
     if method != "iwae":

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from pyro_dgm.infer.mcmc.bar import Bar
-from pyro_dgm.infer.mcmc.driver import warn_of_trouble
-from pyro_dgm.infer.mcmc.keeping import constrain
+from pyro_dgm.infer.mcmc.diagnostics import warn_of_trouble
+from pyro_dgm.infer.mcmc.keeping import constrain, totals_of
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.interop.jax_density import JaxDensity
@@ -88,7 +88,7 @@ def run_nuts(
         draws, stats = _run(density, loop, num_samples, warmup_steps, num_chains, seed, bar)
         samples, log_det = constrain(cast(Any, density), draws)  # of a kernel it reads .potential alone
     stats["lp"] = stats["lp"] - log_det
-    warn_of_trouble(stats)
+    warn_of_trouble(totals_of(stats))
     made = stats["lp"].shape[1]
     attrs = {
         "num_warmup": warmup_steps,

@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["LARGEST_COUNT", "LARGEST_SEED", "check_count", "check_device", "check_number", "check_seed", "check_sizes"]
+__all__ = [
+    "LARGEST_COUNT",
+    "LARGEST_SEED",
+    "check_count",
+    "check_device",
+    "check_number",
+    "check_positive",
+    "check_seed",
+    "check_sizes",
+]
 
 #: largest count that is taken: more draws, particles or steps than this are a slip of the pen
 LARGEST_COUNT = 2**31 - 1
@@ -125,4 +134,17 @@ def check_number(argument: str, value: Any, *, optional: bool = False, finite: b
         raise TypeError(f"{argument} must be a number{', or None' if optional else ''}, got {value!r}")
     if finite and not math.isfinite(value):
         raise ValueError(f"{argument} must be a finite number, got {value!r}")
+    return value
+
+
+def check_positive(argument: str, value: Any, *, optional: bool = False) -> Any:
+    """Check that an argument is a positive, finite number.
+
+    :param optional: whether ``None`` is accepted too.
+    :raises TypeError: if it is no number.
+    :raises ValueError: if it is not positive, or not finite.
+    """
+    check_number(argument, value, optional=optional)
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{argument} must be positive and finite, got {value}")
     return value

@@ -22,7 +22,7 @@ def problem():
     return m, 1.5 * torch.randn(12, 5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"initial": "guide"}, {"kernel": MALA(), "num_transitions": 3}])
+@pytest.mark.parametrize("settings", [{}, {"initial": "guide"}, {"kernel": MALA(), "num_steps": 3}])
 def test_annealing_agrees_with_exact(problem, settings, rng_unchanged):
     m, x = problem
     m.set_guide_to_posterior()

@@ -63,7 +63,7 @@ def test_of_a_boltzmann_machine(make):
     assert found.mean_standard_error < 0.05
     by_name = log_likelihood(model, {"x": x}, method="ais", num_chains=200, num_temperatures=300, seed=0)
     assert torch.equal(by_name.values, found.values)
-    for options in ({"kernel": HMC()}, {"num_transitions": 2}):
+    for options in ({"kernel": HMC()}, {"num_steps": 2}):
         with pytest.raises(ValueError, match="sweeps of its own"):
             log_likelihood(model, x, method="ais", **options)
 

@@ -72,7 +72,7 @@ def test_init_and_step_keep_shapes_and_dtypes(make, chains, dtype):
             assert getattr(info, field).shape == (chains,)
         assert bool(((info.acceptance_rate >= 0) & (info.acceptance_rate <= 1)).all())
         torch.testing.assert_close(new.potential, potential(new.position))
-        assert {k: v.shape for k, v in new.extra.items()} == {k: v.shape for k, v in state.extra.items()}
+        assert {k: v.shape for k, v in new.tensors().items()} == {k: v.shape for k, v in state.tensors().items()}
         assert new.iteration == state.iteration + 1
         state = new
 
@@ -121,20 +121,16 @@ def test_chains_are_independent(make):
 def test_transition_is_operations_on_tensors(make):
     """Recorded once, it gives what the kernel gives at another state with other numbers."""
     kernel, state = begun(make, start(4))
-    kinds = ("position", "gradient", "extra")
-    names = [(kind, k) for kind in kinds for k in getattr(state, kind)]
-    drawn = list(kernel.noise(state))
+    names, drawn = list(state.tensors()), list(kernel.noise(state))
 
-    def flat(potential, *values):
-        parts = dict(zip(names, values, strict=False))
-        tensors = {kind: {k: v for (of, k), v in parts.items() if of == kind} for kind in kinds}
+    def flat(*values):
+        tensors = dict(zip(names, values, strict=False))
         numbers = dict(zip(drawn, values[len(names) :], strict=True))
-        new, info = kernel.transition(replace(state, potential=potential, **tensors), numbers)
-        found = [getattr(new, kind)[k] for kind, k in names]
-        return [new.potential, *found, *(getattr(info, field) for field in FIELDS)]
+        new, info = kernel.transition(state.with_tensors(tensors), numbers)
+        return [*new.tensors().values(), *(getattr(info, field) for field in FIELDS)]
 
     def inputs(at):
-        return [at.potential, *(getattr(at, kind)[k] for kind, k in names), *kernel.noise(at).values()]
+        return [*at.tensors().values(), *kernel.noise(at).values()]
 
     graph = record(flat, inputs(state))
     other, _ = kernel.step(state)

@@ -1,26 +1,18 @@
-"""Warm-up, pooled over chains: step size by dual averaging, mass by Welford's recursion, Stan's windows."""
+"""The warm-up, pooled over chains: its settings, the step size by dual averaging, Stan's windows."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "COVARIANCE",
-    "WHITENING",
-    "DualAveraging",
-    "Warmup",
-    "Welford",
-    "WelfordDense",
-    "dense_inverse_mass",
-    "flatten",
-    "search_steps",
-    "unflatten",
-    "warmup_windows",
-]
+from pyro_dgm.infer.mcmc.mass_matrix import Estimate, MassMatrix
+from pyro_dgm.ops.arguments import check_number
+
+__all__ = ["Adaptation", "DualAveraging", "StepSizeWarmup", "Warmup", "search_steps", "warmup_windows"]
 
 
 @dataclass(frozen=True)
@@ -68,99 +60,6 @@ class DualAveraging:
         return replace(self, log_step=log_step, log_step_average=average, gradient_average=gradient, count=t)
 
 
-@dataclass(frozen=True)
-class Welford:
-    """Running mean and sum of squared deviations, pooled over chains and transitions (Chan's parallel update)."""
-
-    count: int
-    mean: dict[str, Tensor]
-    squares: dict[str, Tensor]
-
-    @classmethod
-    def start(cls, position: dict[str, Tensor]) -> Welford:
-        """Begin with nothing seen; ``position`` gives shapes, ``(chains, ...)``."""
-        zeros = {k: torch.zeros_like(v[0]) for k, v in position.items()}
-        return cls(0, zeros, {k: torch.zeros_like(v) for k, v in zeros.items()})
-
-    def update(self, position: dict[str, Tensor]) -> Welford:
-        """Take in one ``(chains, ...)`` position."""
-        chains = next(iter(position.values())).shape[0]
-        total = self.count + chains
-        mean, squares = {}, {}
-        for k, v in position.items():
-            centre = v.mean(0)
-            delta = centre - self.mean[k]
-            mean[k] = self.mean[k] + delta * (chains / total)
-            squares[k] = self.squares[k] + (v - centre).square().sum(0) + delta.square() * (self.count * chains / total)
-        return Welford(total, mean, squares)
-
-    def variance(self) -> dict[str, Tensor]:
-        """Sample variances, drawn a little towards 1e-3 as Stan does when draws are few."""
-        n = self.count
-        shrink = n / (n + 5.0)
-        return {k: shrink * s / max(n - 1, 1) + 1e-3 * (1.0 - shrink) for k, s in self.squares.items()}
-
-    def inverse_mass(self) -> dict[str, Tensor]:
-        """What kernels take for the inverse mass: the variances, by site."""
-        return self.variance()
-
-
-@dataclass(frozen=True)
-class WelfordDense:
-    """As :class:`Welford`, of the covariance matrix of all sites' elements, one after another."""
-
-    count: int
-    mean: Tensor
-    squares: Tensor
-
-    @classmethod
-    def start(cls, position: dict[str, Tensor]) -> WelfordDense:
-        """Begin with nothing seen; ``position`` gives shapes, ``(chains, ...)``."""
-        flat = flatten(position)[0]
-        return cls(0, torch.zeros_like(flat), flat.new_zeros(len(flat), len(flat)))
-
-    def update(self, position: dict[str, Tensor]) -> WelfordDense:
-        """Take in one ``(chains, ...)`` position."""
-        flat = flatten(position)
-        total = self.count + len(flat)
-        centre = flat.mean(0)
-        delta = centre - self.mean
-        centred = flat - centre
-        squares = centred.T @ centred + delta.outer(delta) * (self.count * len(flat) / total)
-        return WelfordDense(total, self.mean + delta * (len(flat) / total), self.squares + squares)
-
-    def inverse_mass(self) -> dict[str, Tensor]:
-        """The sample covariance, drawn a little towards 1e-3 times the identity, and its Cholesky factor's inverse."""
-        n = self.count
-        shrink = n / (n + 5.0)
-        eye = torch.eye(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
-        covariance = shrink * self.squares / max(n - 1, 1) + 1e-3 * (1.0 - shrink) * eye
-        return dense_inverse_mass(covariance)
-
-
-#: names under which a dense inverse mass matrix, and the inverse of its Cholesky factor, stand in a state's
-COVARIANCE, WHITENING = " covariance", " whitening"
-
-
-def dense_inverse_mass(covariance: Tensor) -> dict[str, Tensor]:
-    """An inverse mass matrix over all sites' elements, with what draws its momenta."""
-    factor = torch.linalg.cholesky(covariance)
-    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    return {COVARIANCE: covariance, WHITENING: torch.linalg.solve_triangular(factor, eye, upper=False)}
-
-
-def flatten(position: dict[str, Tensor]) -> Tensor:
-    """All sites' elements one after another, ``(chains, D)``."""
-    parts = [v.reshape(len(v), -1) for v in position.values()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def unflatten(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`flatten`."""
-    sizes = [v[0].numel() for v in like.values()]
-    return {k: part.reshape(v.shape) for (k, v), part in zip(like.items(), flat.split(sizes, 1), strict=True)}
-
-
 def warmup_windows(num_steps: int, start: int = 75, first: int = 25, end: int = 50) -> list[tuple[int, int]]:
     """Windows over which the mass matrix is estimated, each twice as long as the one before.
 
@@ -202,28 +101,18 @@ def search_steps(num_steps: int) -> int:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Where a warm-up stands: transition ``count`` of ``num_steps``, and what has been learnt.
+    """Where a warm-up stands.
 
-    ``moving`` is each chain's running mean of its acceptance probability, ``(chains,)``.
+    :ivar num_steps: transitions that it has.
+    :ivar count: of them, those taken.
+    :ivar windows: transitions over which the mass matrix is estimated.
+    :ivar estimate: of the mass matrix, in the present window.
     """
 
     num_steps: int
     count: int
     windows: tuple[tuple[int, int], ...]
-    dual: DualAveraging
-    moments: Welford | WelfordDense
-    moving: Tensor | None = None
-
-    def see(self, acceptance: Tensor) -> tuple[Warmup, Tensor]:
-        """Take in one transition's acceptance of each chain, and give the one number that the step size follows.
-
-        That is the mean over chains, except while chains still look for the typical set: there it is the least of
-        their running means, or a chain stuck where the density is steep would be outvoted and never leave.
-        """
-        moving = torch.ones_like(acceptance) if self.moving is None else self.moving
-        moving = 0.8 * moving + 0.2 * acceptance
-        warmup = replace(self, count=self.count + 1, moving=moving)
-        return warmup, moving.min() if warmup.searching else acceptance.mean()
+    estimate: Estimate
 
     @property
     def searching(self) -> bool:
@@ -231,16 +120,86 @@ class Warmup:
         return self.count <= search_steps(self.num_steps)
 
     @property
-    def in_window(self) -> bool:
-        """Whether the transition just taken counts for the mass matrix."""
-        return any(left <= self.count - 1 < right for left, right in self.windows)
-
-    @property
     def steps_left(self) -> int:
         """Transitions until the next window closes, or until the end."""
         return next((right for _, right in self.windows if right > self.count), self.num_steps) - self.count
 
+    def observe(self, position: dict[str, Tensor]) -> tuple[Self, MassMatrix | None]:
+        """Take in a position, if the transition just taken is in a window.
+
+        :returns: the warm-up, and a new mass matrix where that transition was the window's last.
+        """
+        if not any(left < self.count <= right for left, right in self.windows):
+            return self, None
+        estimate = self.estimate.update(position)
+        if not any(self.count == right for _, right in self.windows):
+            return replace(self, estimate=estimate), None
+        mass = estimate.mass()
+        return replace(self, estimate=mass.estimate()), mass
+
+
+@dataclass(frozen=True)
+class StepSizeWarmup(Warmup):
+    """A warm-up in which the step size follows the acceptance probability.
+
+    :ivar dual: the step size's recursion.
+    :ivar recent: running mean of each chain's acceptance probability, ``(chains,)``; ``None`` at the beginning.
+    """
+
+    dual: DualAveraging
+    recent: Tensor | None = None
+
+    def accept(self, acceptance: Tensor) -> tuple[Self, Tensor]:
+        """Take in one transition's acceptance of each chain, and give the one number that the step size follows.
+
+        That is the mean over chains, except while chains still look for the typical set: there it is the least of
+        their running means, or a chain stuck where the density is steep would be outvoted and never leave.
+        """
+        recent = torch.ones_like(acceptance) if self.recent is None else self.recent
+        recent = 0.8 * recent + 0.2 * acceptance
+        warmup = replace(self, count=self.count + 1, recent=recent)
+        return warmup, recent.min() if warmup.searching else acceptance.mean()
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a kernel learns in its warm-up, from all chains together.
+
+    :param step_size: whether to learn the step size.
+    :param mass_matrix: whether to learn the mass matrix.
+    :param target_accept_prob: mean acceptance probability that the step size is adapted to.
+    :param dense_mass: whether the mass matrix is dense.
+    :param min_stepsize: least step size that adaptation may take.
+    :param max_stepsize: largest one.
+    :raises ValueError: for a number out of range; the message names it.
+    """
+
+    step_size: bool = True
+    mass_matrix: bool = True
+    target_accept_prob: float = 0.8
+    dense_mass: bool = False
+    min_stepsize: float = 0.0
+    max_stepsize: float = math.inf
+
+    def __post_init__(self) -> None:
+        for argument in ("target_accept_prob", "min_stepsize", "max_stepsize"):
+            check_number(argument, getattr(self, argument))
+        if not 0.0 < self.target_accept_prob < 1.0:
+            raise ValueError(f"target_accept_prob must be in (0, 1), got {self.target_accept_prob}")
+        if not 0.0 <= self.min_stepsize < self.max_stepsize:
+            raise ValueError(
+                f"min_stepsize must be below max_stepsize and at least 0, got {self.min_stepsize}, {self.max_stepsize}"
+            )
+
     @property
-    def closes_window(self) -> bool:
-        """Whether the transition just taken was the last of a window."""
-        return any(self.count == right for _, right in self.windows)
+    def anything(self) -> bool:
+        """Whether anything is learnt."""
+        return self.step_size or self.mass_matrix
+
+    def windows(self, num_steps: int) -> tuple[tuple[int, int], ...]:
+        """Transitions over which the mass matrix is estimated; none where it is not learnt."""
+        return tuple(warmup_windows(num_steps)) if self.mass_matrix else ()
+
+    def bounded(self, step_size: Tensor) -> Tensor:
+        """A step size within its bounds."""
+        return step_size.clamp(self.min_stepsize, self.max_stepsize)

@@ -54,7 +54,7 @@ class Block:
         self.group, chains = group, state.num_chains
         state = _rows_of(state, slice(0, group))
         noise = {k: _cut(v, slice(0, group), chains) for k, v in noise.items()}
-        self.names = list(_tensors(state))
+        self.names = list(state.tensors())
         self.changed: list[str] = []
         self.changed_at: list[int] = []
         self.rows: list[str] = []
@@ -62,14 +62,14 @@ class Block:
 
         def flat(*values: Tensor) -> list[Tensor]:
             tensors = dict(zip(self.names, values[: len(self.names)], strict=True))
-            now = _with(state, tensors)
+            now = state.with_tensors(tensors)
             rest = values[len(self.names) :]
             rows = []
             for i in range(length):
                 part = rest[i * len(self.noise_names) : (i + 1) * len(self.noise_names)]
                 now, info = kernel.transition(now, dict(zip(self.noise_names, part, strict=True)))
                 rows.append(row_of(now, info, stack=False))
-            new = _tensors(now)
+            new = now.tensors()
             self.changed = [k for k in self.names if new[k] is not tensors[k]]
             merged = {k: torch.stack([r[k] for r in rows], 1) if length > 1 else rows[0][k] for k in rows[0]}
             merged = {k: v for k, v in merged.items() if length > 1 or v is not new.get(k)}
@@ -87,7 +87,7 @@ class Block:
         simplify(self.graph.graph)
 
     def _inputs(self, state: KernelState, noises: Sequence[Noise]) -> list[Tensor]:
-        tensors = [*_tensors(state).values(), *(noise[k] for noise in noises for k in self.noise_names)]
+        tensors = [*state.tensors().values(), *(noise[k] for noise in noises for k in self.noise_names)]
         return [t if t.is_contiguous() else t.contiguous() for t in tensors]
 
     def compile(self, state: KernelState, noises: Sequence[Noise]) -> None:
@@ -108,7 +108,7 @@ class Block:
         """Hold the graph against what the kernel did."""
 
         def flat(now: KernelState, made: Rows) -> list[Tensor]:
-            return [*_tensors(now).values(), *made.position.values(), *made.stats.values()]
+            return [*now.tensors().values(), *made.position.values(), *made.stats.values()]
 
         def found() -> list[Tensor]:
             try:
@@ -154,10 +154,10 @@ class Block:
             failure = error
         new = state
         if done:
-            tensors = dict(_tensors(state))
+            tensors = dict(state.tensors())
             for at in self.changed_at:
                 tensors[self.names[at]] = flats[0][at] if len(parts) == 1 else torch.cat([f[at] for f in flats])
-            new = replace(_with(state, tensors), iteration=state.iteration + done * self.length)
+            new = replace(state.with_tensors(tensors), iteration=state.iteration + done * self.length)
         rows = Rows.join([self._joined(state, flat) for flat in made], 0) if done else None
         if failure is not None:
             raise FailedCall(new, rows, drawn) from failure
@@ -224,36 +224,9 @@ def row_of(state: KernelState, info: Info, stack: bool = True) -> Any:
     return Rows({k: v.unsqueeze(1) for k, v in state.position.items()}, {k: v.unsqueeze(1) for k, v in stats.items()})
 
 
-def _tensors(state: KernelState) -> dict[str, Tensor]:
-    """The tensors of a state, by name."""
-    named = {f"position {k}": v for k, v in state.position.items()}
-    named["potential"], named["step_size"] = state.potential, state.step_size
-    for kind in ("gradient", "inverse_mass", "extra"):
-        named.update({f"{kind} {k}": v for k, v in getattr(state, kind).items()})
-    return named
-
-
-def _with(state: KernelState, tensors: Mapping[str, Tensor]) -> KernelState:
-    """A state with these tensors."""
-    kinds: dict[str, Any] = {
-        kind: {k: tensors[f"{kind} {k}"] for k in getattr(state, kind)}
-        for kind in ("position", "gradient", "inverse_mass", "extra")
-    }
-    return replace(state, potential=tensors["potential"], step_size=tensors["step_size"], warmup=None, **kinds)
-
-
 def _rows_of(state: KernelState, rows: slice) -> KernelState:
     """Some of the chains."""
-    chains = state.num_chains
-    if rows == slice(0, chains):
-        return state
-    return replace(
-        state,
-        position={k: v[rows] for k, v in state.position.items()},
-        gradient={k: v[rows] for k, v in state.gradient.items()},
-        potential=state.potential[rows],
-        extra={k: _cut(v, rows, chains) for k, v in state.extra.items()},
-    )
+    return state if rows == slice(0, state.num_chains) else state.chains(rows)
 
 
 def _cut(value: Tensor, rows: slice, chains: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["finite_chains", "normals_like", "per_chain", "select", "uniform_per_chain"]
+__all__ = ["finite_chains", "normals_like", "per_chain", "uniform_per_chain"]
 
 Position = dict[str, Tensor]
 
@@ -15,12 +15,7 @@ Position = dict[str, Tensor]
 def per_chain(value: Tensor, like: Tensor) -> Tensor:
     """One number a chain, ``(chains,)``, or one for all, laid out to multiply ``(chains, ...)``."""
     value = value.to(like.dtype) if like.is_floating_point() else value
-    return value if value.dim() == 0 else value.reshape(-1, *(1 for _ in like.shape[1:]))
-
-
-def select(mask: Tensor, yes: Position, no: Position) -> Position:
-    """``yes`` on the chains where ``mask`` holds, ``no`` elsewhere."""
-    return {k: torch.where(mask.reshape(-1, *(1 for _ in v.shape[1:])), yes[k], v) for k, v in no.items()}
+    return value if value.dim() == 0 else value.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def finite_chains(value: Tensor, *tensors: Position) -> Tensor:

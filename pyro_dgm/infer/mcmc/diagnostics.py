@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,15 @@ import torch
 from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.posterior import Posterior
 
-__all__ = ["Summary", "convergence", "convergence_of", "nested_r_hat", "summarize", "summarize_moments"]
+__all__ = [
+    "Summary",
+    "convergence",
+    "convergence_of",
+    "nested_r_hat",
+    "summarize",
+    "summarize_moments",
+    "warn_of_trouble",
+]
 
 
 def _over_elements(draws: np.ndarray, fn: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -145,3 +154,27 @@ def nested_r_hat(draws: torch.Tensor, num_superchains: int) -> torch.Tensor:
     over_chains = means.var(1) if means.shape[1] > 1 else torch.zeros_like(means[:, 0])
     over_draws = grouped.var(2).mean(1) if grouped.shape[2] > 1 else torch.zeros_like(means[:, 0])
     return (1.0 + between / (over_chains + over_draws).mean(0)).sqrt()
+
+
+def warn_of_trouble(totals: dict[str, torch.Tensor]) -> None:
+    """Say which chains diverged or stood still: their draws are kept, and would pass unnoticed.
+
+    :param totals: of each chain, as :func:`pyro_dgm.infer.mcmc.keeping.totals_of` gives them.
+    """
+    diverging = totals["diverging"]
+    stuck = (totals["acceptance_rate"] < 0.01).nonzero().flatten().tolist()
+    if stuck:
+        warnings.warn(
+            f"chains {stuck} hardly moved (mean acceptance below 1 %): warm up longer, begin elsewhere "
+            "(init_strategy='prior' or a function of Pyro's), or leave them out",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    chains = int((diverging > 0).sum())
+    if chains:
+        warnings.warn(
+            f"{int(diverging.sum())} of {int(totals['draws'].sum())} draws diverged, on {chains} of "
+            f"{len(diverging)} chains: raise target_accept_prob, or reparameterise the model",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.bar import Bar
-from pyro_dgm.infer.mcmc.diagnostics import Summary, convergence, convergence_of, summarize, summarize_moments
-from pyro_dgm.infer.mcmc.initial import far_behind
-from pyro_dgm.infer.mcmc.keeping import Draws, Sums
-from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.diagnostics import (
+    Summary,
+    convergence,
+    convergence_of,
+    summarize,
+    summarize_moments,
+    warn_of_trouble,
+)
+from pyro_dgm.infer.mcmc.kernels.base import Kernel
 from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potentials.base import Position
-from pyro_dgm.infer.mcmc.recorded import Transitions, compile_large_gradient
+from pyro_dgm.infer.mcmc.run import ChainRun, RunSettings, run_chains
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.programs.batch import checked_arguments
@@ -28,11 +31,6 @@ from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import local_parameters
 
 __all__ = ["MCMC"]
-
-#: transitions of the warm-up between two looks for chains that stand still
-RESTART_EVERY = 20
-#: looks in sequence at which a chain has stood still before it is put elsewhere: shorter stalls are the posterior's own
-STILL_LOOKS = 5
 
 
 class MCMC:
@@ -129,12 +127,12 @@ class MCMC:
         if chain_method == "sequential" and not keep_draws:
             raise ValueError("keep_draws=False needs chain_method='vectorized'")
         self.thinning, self.keep_draws, self.chunk_size = thinning, bool(keep_draws), chunk_size
-        self.restart_diverged = bool(restart_diverged)
-        self._moments: Moments | None = None
-        self._totals: dict[str, Tensor] = {}
+        self._settings = RunSettings(num_samples, warmup_steps, thinning, bool(keep_draws), bool(restart_diverged))
         self.kernel, self.num_samples, self.warmup_steps = kernel, num_samples, warmup_steps
         self.num_chains, self.chain_method, self.seed, self.progress = num_chains, chain_method, seed, progress
         self._posterior: Posterior | None = None
+        self._moments: Moments | None = None
+        self._totals: Position = {}
 
     @one_at_a_time
     def run(self, *args: Any, initial_params: Position | None = None, **kwargs: Any) -> None:
@@ -150,151 +148,58 @@ class MCMC:
         if self.kernel.model is not None:
             args, kwargs = checked_arguments(self.kernel.model, args, kwargs, "args", gradients=True)
         began = time.perf_counter()
-        self._restarted: list[int] = []
-        self._of_kernel: list[dict[str, Tensor]] = []
         with local_parameters(self.kernel.model), poutine.block(), Bar(self.progress) as bar:
             if self.chain_method == "vectorized":
-                samples, stats, done = self._run_chains(args, kwargs, seed, self.num_chains, initial_params, bar)
+                kernel = copy.copy(self.kernel)
+                state = kernel.start(args, kwargs, seed, self.num_chains, initial_params, self.chunk_size)
+                runs = [run_chains(self._settings, kernel, state, bar)]
             else:
-                samples, stats, done = self._run_in_turn(args, kwargs, seed, initial_params, bar)
-        warn_of_trouble(stats if self.keep_draws else self._totals)
+                runs = self._run_in_turn(args, kwargs, seed, initial_params, bar)
+        samples, stats = (_joined([getattr(run, part) for run in runs]) for part in ("samples", "stats"))
+        self._moments = runs[0].moments
+        self._totals = _joined([run.totals for run in runs])
+        warn_of_trouble(self._totals)
+        restarted = sorted(set().union(*(run.restarted for run in runs)))
         attrs = {
             "num_warmup": self.warmup_steps,
             "seconds": time.perf_counter() - began,
             "seed": seed,
             "chain_method": self.chain_method,
             "temperature": self.kernel.temperature,
-            "interrupted": not done,
+            "interrupted": not runs[-1].complete or sum(run.num_chains for run in runs) < self.num_chains,
             "thinning": self.thinning,
-            **({"restarted": sorted(set(self._restarted))} if self._restarted else {}),
-            **_lists(self._of_kernel),
+            **({"restarted": restarted} if restarted else {}),
+            **_lists([run.of_kernel for run in runs]),
         }
         self._posterior = Posterior(samples, stats, self.kernel.name, self.kernel.model, args, kwargs, attrs)
 
     def _run_in_turn(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int, params: Position | None, bar: Bar
-    ) -> tuple[Position, Position, bool]:
+    ) -> list[ChainRun]:
+        """One chain after another, each with a seed of its own."""
+        if params is not None and any(v.shape[:1] != (self.num_chains,) for v in params.values()):
+            raise ValueError(f"initial_params must have num_chains = {self.num_chains} as leading size")
         seeds = torch.randint(2**62, (self.num_chains,), generator=torch.Generator().manual_seed(seed)).tolist()
-        runs: list[tuple[Position, Position]] = []
-        done = True
+        runs: list[ChainRun] = []
         kernel = copy.copy(self.kernel)
         for c, chain_seed in enumerate(seeds):
             start = None if params is None else {k: v[c : c + 1] for k, v in params.items()}
             try:
-                samples, stats, done = self._run_chains(args, kwargs, chain_seed, 1, start, bar, c, kernel)
+                state = kernel.start(args, kwargs, chain_seed, 1, start, self.chunk_size, bound=c > 0)
+                run = run_chains(self._settings, kernel, state, bar, f" chain {c + 1} of {self.num_chains}")
             except KeyboardInterrupt:
                 if not runs:
                     raise
-                done = False
-            if done or not runs:
-                runs.append((samples, stats))
-            if not done:
+                run = None
+            if run is not None and (run.complete or not runs):
+                runs.append(run)
+            if run is None or not run.complete:
                 # A chain cut short would make the others ragged: whole chains are kept, or the first one's draws.
                 warnings.warn(
-                    f"interrupted: {len(runs)} of {self.num_chains} chains are kept", RuntimeWarning, stacklevel=3
+                    f"interrupted: {len(runs)} of {self.num_chains} chains are kept", RuntimeWarning, stacklevel=5
                 )
                 break
-        first = runs[0]
-        merged = tuple({k: torch.cat([r[i][k] for r in runs]) for k in first[i]} for i in (0, 1))
-        return merged[0], merged[1], done
-
-    def _run_chains(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        seed: int,
-        num_chains: int,
-        params: Position | None,
-        bar: Bar,
-        which: int | None = None,
-        kernel: Kernel | None = None,
-    ) -> tuple[Position, Position, bool]:
-        kernel = copy.copy(self.kernel) if kernel is None else kernel
-        label = "" if which is None else f" chain {which + 1} of {self.num_chains}"
-        if params is not None and which is not None and next(iter(params.values())).shape[0] != 1:
-            raise ValueError(f"initial_params must have num_chains = {self.num_chains} as leading size")
-        state = kernel.start(args, kwargs, seed, num_chains, params, self.chunk_size, bound=bool(which))
-        if self.warmup_steps > 0:
-            state = self._warm_up(kernel, state, bar, label)
-        transitions = Transitions(kernel, kernel.compile)
-        keep: Draws | Sums = Draws(state, self.num_samples, self.thinning)
-        if not self.keep_draws:
-            keep = Sums(kernel, self.num_samples, self.thinning)
-            self._moments = keep.moments
-        made = 0
-        try:
-            with bar.track(self.num_samples, f"drawing{label}") as advance:
-                while made < self.num_samples:
-                    left = self.num_samples - made
-                    state, rows = transitions.run(state, left)
-                    keep.add(rows, made)
-                    made += rows.count
-                    advance(made)
-        except KeyboardInterrupt:
-            if made // self.thinning == 0:
-                raise
-            if which is None:
-                warnings.warn(
-                    f"interrupted: {made // self.thinning} of {self.num_samples // self.thinning} draws a chain are "
-                    "kept",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-        self._of_kernel.append(kernel.statistics(state))
-        if isinstance(keep, Sums):
-            self._totals = keep.totals_of(made)
-            return {}, {}, made == self.num_samples
-        samples, stats = keep.results(kernel, made)
-        return samples, stats, made == self.num_samples
-
-    def _warm_up(self, kernel: Kernel, state: KernelState, bar: Bar, label: str) -> KernelState:
-        state = kernel.start_warmup(state, self.warmup_steps)
-        moved, still = torch.zeros_like(state.potential), torch.zeros_like(state.potential, dtype=torch.int64)
-        looked = False
-        with bar.track(self.warmup_steps, f"warm-up{label}") as advance:
-            for i in range(self.warmup_steps):
-                if not looked and kernel.potential.can_be_recorded:
-                    looked = compile_large_gradient(kernel, state, self.warmup_steps - i + self.num_samples)
-                state, info = kernel.step(state)
-                state = kernel.adapt(state, info)
-                if self.restart_diverged and kernel.adjusted:
-                    moved = moved + info.acceptance_rate
-                    since = i + 1 - search_steps(self.warmup_steps)
-                    if since % RESTART_EVERY == 0:
-                        still = torch.where(moved < 0.01 * RESTART_EVERY, still + 1, 0)
-                        if since >= 0:
-                            state = self._restart(kernel, state, still >= STILL_LOOKS)
-                        moved = torch.zeros_like(moved)
-                advance(i + 1)
-        state = kernel.finish_warmup(state)
-        if self._restarted:
-            chains = sorted(set(self._restarted))
-            warnings.warn(
-                f"chains {chains[:20]}{'...' * (len(chains) > 20)} stood still in the warm-up, or far from where the "
-                "others were, and were put there: they do not begin independently",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-        return state
-
-    def _restart(self, kernel: Kernel, state: KernelState, stuck: Tensor) -> KernelState:
-        stuck = stuck | far_behind(state.potential, state.position)
-        chains, others = stuck.nonzero().flatten(), (~stuck).nonzero().flatten()
-        if len(chains) == 0 or len(others) < len(chains):
-            return state  # where most stand still the step size is at fault, not where they are
-        pick = torch.randint(len(others), chains.shape, generator=state.generator, device=chains.device)
-        source = torch.arange(len(stuck), device=chains.device)
-        source[chains] = others[pick]
-        self._restarted += chains.tolist()
-        count = state.num_chains
-        moved = replace(
-            state,
-            position={k: v[source] for k, v in state.position.items()},
-            potential=state.potential[source],
-            gradient={k: v[source] for k, v in state.gradient.items()},
-            extra={k: v[source] if v.dim() and v.shape[0] == count else v for k, v in state.extra.items()},
-        )
-        return kernel.restarted(moved)
+        return runs
 
     @property
     def posterior(self) -> Posterior:
@@ -339,29 +244,9 @@ class MCMC:
         return summarize(self.posterior) if self.keep_draws else summarize_moments(self.moments)
 
 
-def warn_of_trouble(stats: Position) -> None:
-    """Say which chains diverged or stood still: their draws are kept, and would pass unnoticed."""
-    # Sums over draws, from a run that kept none; or the draws' own.
-    summed = "draws" in stats
-    acceptance = stats["acceptance_rate"] if summed else stats["acceptance_rate"].mean(1)
-    diverging = stats["diverging"] if summed else stats["diverging"].sum(1)
-    total = int(stats["draws"].sum()) if summed else stats["diverging"].numel()
-    stuck = (acceptance < 0.01).nonzero().flatten().tolist()
-    if stuck:
-        warnings.warn(
-            f"chains {stuck} hardly moved (mean acceptance below 1 %): warm up longer, begin elsewhere "
-            "(init_strategy='prior' or a function of Pyro's), or leave them out",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    if bool((diverging > 0).any()):
-        chains = diverging.nonzero().flatten().tolist()
-        warnings.warn(
-            f"{int(diverging.sum())} of {total} draws diverged, on {len(chains)} of "
-            f"{len(diverging)} chains: raise target_accept_prob, or reparameterise the model",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+def _joined(parts: list[Position]) -> Position:
+    """Results of chains in turn, one after another."""
+    return parts[0] if len(parts) == 1 else {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
 def _lists(runs: list[dict[str, Tensor]]) -> dict[str, Any]:

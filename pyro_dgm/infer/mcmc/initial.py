@@ -63,7 +63,7 @@ def initial_position(
     model = _of_model(potential)
     if params is not None:
         position = _checked(potential, params, num_chains)
-        if not getattr(potential, "known", True):
+        if not potential.known:
             return position
         bad = _bad_chains(*potential(position))
         if bool(bad.any()):
@@ -171,7 +171,7 @@ def _bad_chains(values: Tensor, gradients: Position) -> Tensor:
 def _checked(potential: Potential, params: Position, num_chains: int) -> Position:
     if not isinstance(params, Mapping) or not params:
         raise ValueError(f"initial_params must be a non-empty dict of tensors, got {type(params).__name__}")
-    discrete = getattr(potential, "discrete", False)
+    discrete = potential.discrete
     for name, value in params.items():
         if not isinstance(value, Tensor) or value.is_complex() or not (value.is_floating_point() or discrete):
             raise TypeError(
@@ -183,8 +183,7 @@ def _checked(potential: Potential, params: Position, num_chains: int) -> Positio
                 f"initial_params[{name!r}] must have num_chains = {num_chains} as leading size, "
                 f"got shape {tuple(value.shape)}"
             )
-    if hasattr(potential, "check"):
-        potential.check(params)
+    potential.check(params)
     model = _of_model(potential)
     if model is not None:
         if set(params) != set(model.latents):

@@ -10,7 +10,7 @@ from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.recorded import Rows
 
-__all__ = ["Draws", "Sums", "constrain"]
+__all__ = ["Draws", "Sums", "constrain", "totals_of"]
 
 #: elements of unconstrained latents that are brought to constrained space at once
 CHUNK = 2**22
@@ -72,6 +72,13 @@ class Sums:
             "diverging": diverging,
             "draws": torch.full_like(diverging, made),
         }
+
+
+def totals_of(stats: Position) -> Position:
+    """Mean acceptance, divergent draws and number of draws of each chain, from statistics ``(chains, draws)``."""
+    acceptance, diverging = stats["acceptance_rate"], stats["diverging"].sum(1)
+    draws = torch.full_like(diverging, acceptance.shape[1])
+    return {"acceptance_rate": acceptance.mean(1), "diverging": diverging, "draws": draws}
 
 
 def constrain(kernel: Kernel, draws: Position) -> tuple[Position, Tensor]:

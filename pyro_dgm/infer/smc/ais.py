@@ -46,7 +46,7 @@ class AIS:
         (a Gibbs sweep, say), with random numbers of torch's global generator.
     :param num_temperatures: inverse temperatures, 0 and 1 counted; at least 2.
     :param schedule: see :func:`pyro_dgm.ops.annealing_schedule`.
-    :param num_transitions: transitions at each temperature.
+    :param num_steps: transitions at each temperature.
     :param tune: whether to have the pilot run; without it the kernel keeps the step size that it was made with.
     :raises ValueError: for fewer than 2 temperatures, or a kernel that a path cannot be walked with; in a run, for
         log-densities that are NaN or plus infinity.
@@ -75,7 +75,7 @@ class AIS:
         transition: Callable[[Any, float], Any] | None = None,
         num_temperatures: int = 1000,
         schedule: str | Callable[[Tensor], Tensor] | Tensor = "sigmoidal",
-        num_transitions: int = 1,
+        num_steps: int = 1,
         tune: bool = True,
     ) -> None:
         self.ends = Ends(initial, target)
@@ -83,10 +83,10 @@ class AIS:
             raise ValueError("give kernel or transition, not both")
         if transition is not None and not callable(transition):
             raise TypeError(f"transition must be a function of x and beta, got {type(transition).__name__}")
-        check_count("num_transitions", num_transitions)
+        check_count("num_steps", num_steps)
         self.kernel = default_kernel() if kernel is None else kernel
         check_kernel(self.kernel)
-        self.transition, self.num_transitions, self.tune = transition, num_transitions, bool(tune)
+        self.transition, self.num_steps, self.tune = transition, num_steps, bool(tune)
         self.betas = annealing_schedule(schedule, num_temperatures)
         self._path: KernelPath | None = None
 
@@ -133,7 +133,7 @@ class AIS:
     def _tuned(self, num_chains: int, generator: torch.Generator) -> KernelPath:
         if self._path is None:
             # Kept for the reverse run: one path, one kernel at each of its temperatures.
-            path = KernelPath(self.ends.both, self.kernel, self.num_transitions)
+            path = KernelPath(self.ends.both, self.kernel, self.num_steps)
             if self.tune:
                 path.pilot(self.ends.unconstrain(self.ends.draw(num_chains)), self.betas, generator)
             self._path = path
@@ -145,7 +145,7 @@ class AIS:
             return x, (beta - previous) * (self.ends.log_target(x) - self.ends.log_initial(x)).double()
 
         def move(x: Any, beta: float) -> Any:
-            for _ in range(self.num_transitions):
+            for _ in range(self.num_steps):
                 assert self.transition is not None
                 x = self.ends.named(self.transition(self.ends.values(x), beta))
             return x

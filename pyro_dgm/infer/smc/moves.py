@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.potential import PathPotential
 from pyro_dgm.ops.annealing import anneal
@@ -31,7 +32,7 @@ class KernelPath:
 
     :param both: :math:`U_0` and :math:`U_1` over chains.
     :param kernel: one of :mod:`pyro_dgm.infer.mcmc`, without a model or potential of its own.
-    :param num_transitions: transitions at each temperature.
+    :param num_steps: transitions at each temperature.
     :param plates: shape of the data that have chains of their own; a position holds ``chains * data`` rows.
     """
 
@@ -39,14 +40,14 @@ class KernelPath:
         self,
         both: Callable[[Position], tuple[Tensor, Tensor]],
         kernel: Kernel,
-        num_transitions: int = 1,
+        num_steps: int = 1,
         plates: Sequence[int] = (),
     ) -> None:
         check_kernel(kernel)
-        check_count("num_transitions", num_transitions)
+        check_count("num_steps", num_steps)
         self.kernel = copy.copy(kernel)
         self.kernel.potential = self.potential = PathPotential(both)
-        self.num_transitions, self.data = num_transitions, torch.Size(plates).numel()
+        self.num_steps, self.data = num_steps, torch.Size(plates).numel()
         #: settings by inverse temperature, rising; ``None`` before the pilot run
         self.betas: Tensor | None = None
         self.log_steps: Tensor | None = None
@@ -67,8 +68,8 @@ class KernelPath:
         state = replace(state, step_size=log_step.exp().to(state.step_size))
         if self.scales:
             low, high = self.scales[left], self.scales[right]
-            mass = {k: torch.lerp(low[k], high[k], weight).exp() for k in low}
-            state = replace(state, inverse_mass=mass)
+            variances = {k: torch.lerp(low[k], high[k], weight).exp() for k in low}
+            state = replace(state, mass=DiagonalMass(variances))
         return self.kernel.finish_warmup(state)
 
     def pilot(self, position: Position, betas: Tensor, generator: torch.Generator) -> None:
@@ -76,23 +77,23 @@ class KernelPath:
 
         :param position: rows at inverse temperature 0; they are not changed.
         """
-        if not getattr(self.kernel, "adapt_step_size", True):
+        if not self.kernel.adaptation.step_size:
             return
         last = len(betas) - 1
         stops = torch.linspace(1, last, min(PILOT_TEMPERATURES, last), device="cpu").round().long().unique()
         state = self._start(position, float(betas[stops[0]]), generator)
-        masses = getattr(self.kernel, "adapt_mass_matrix", False) and set(state.inverse_mass) == set(position)
+        masses = self.adapts_mass(state)
         steps, scales = [], []
         for i, beta in enumerate(betas[stops].tolist()):
             self.potential.beta = beta
             value, gradient, _ = self.potential.with_slope(state.position)
             state = replace(state, potential=value, gradient=gradient)
             if masses and i > 0:
-                state = replace(state, inverse_mass=self.variances(state.position, state.inverse_mass))
+                state = replace(state, mass=self.estimated_mass(state))
             state = self.tune(state, FIRST_TRANSITIONS if i == 0 else PILOT_TRANSITIONS)
             steps.append(state.step_size.double().log())
             if masses:
-                scales.append({k: v.log() for k, v in self.variances(state.position, state.inverse_mass).items()})
+                scales.append({k: v.log() for k, v in self.estimated_mass(state).variances.items()})
         if len(steps) == 1:
             steps, scales = steps * 2, scales * 2
             self.betas = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -100,28 +101,30 @@ class KernelPath:
             self.betas = betas[stops].double()
         self.log_steps, self.scales = torch.stack(steps).cpu(), scales
 
-    def tune(self, state: KernelState, num_transitions: int) -> KernelState:
+    def tune(self, state: KernelState, num_steps: int) -> KernelState:
         """Move, and let the step size follow the acceptance (Robbins and Monro's recursion)."""
-        target = getattr(self.kernel, "target_accept_prob", 0.8)
+        target = self.kernel.adaptation.target_accept_prob
         log_step = state.step_size.log()
         average, weight = torch.zeros_like(log_step), 0.0
-        for t in range(num_transitions):
+        for t in range(num_steps):
             state = self.kernel.finish_warmup(replace(state, step_size=log_step.exp()))
             state, info = self.kernel.step(state)
             log_step = log_step + 1.5 / (1.0 + 0.3 * t) * (info.acceptance_rate.mean() - target)
-            if 2 * t >= num_transitions - 1:
+            if 2 * t >= num_steps - 1:
                 average, weight = average + log_step, weight + 1.0
         return self.kernel.finish_warmup(replace(state, step_size=(average / weight).exp()))
 
-    def variances(self, position: Position, present: Position) -> Position:
-        """Variances over the chains of a datum, averaged over data; those known where there are too few chains."""
-        found = {}
-        for k, v in position.items():
-            chains = v.reshape(-1, self.data, *v.shape[1:])
-            if chains.shape[0] < 8:
-                return present
-            found[k] = chains.var(0).mean(0).clamp_min(1e-10)
-        return found
+    def adapts_mass(self, state: KernelState) -> bool:
+        """Whether a mass matrix is to be estimated from the chains: a diagonal one."""
+        return self.kernel.adaptation.mass_matrix and isinstance(state.mass, DiagonalMass)
+
+    def estimated_mass(self, state: KernelState) -> DiagonalMass:
+        """From variances over the chains of a datum, averaged over data; the present one for fewer than 8 chains."""
+        assert isinstance(state.mass, DiagonalMass)
+        rows = {k: v.reshape(-1, self.data, *v.shape[1:]) for k, v in state.position.items()}
+        if state.num_chains < 8 * self.data:
+            return state.mass
+        return DiagonalMass({k: v.var(0).mean(0).clamp_min(1e-10) for k, v in rows.items()})
 
     # Chains
 
@@ -139,7 +142,7 @@ class KernelPath:
     def move(self, state: KernelState, beta: float) -> KernelState:
         """Transitions at the temperature that the chains were taken to."""
         state = self.settle(state, beta)
-        for _ in range(self.num_transitions):
+        for _ in range(self.num_steps):
             state, _ = self.kernel.step(state)
         return state
 
@@ -173,5 +176,5 @@ def check_kernel(kernel: Kernel) -> None:
         raise ValueError(
             f"kernel must have temperature 1, got {kernel.temperature}: the path has temperatures of its own"
         )
-    if not getattr(kernel, "adjusted", True):
+    if not kernel.adjusted:
         raise ValueError(f"kernel must leave its target invariant, which {name} does not: take HMC() or MALA()")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.mcmc.initial import new_generator
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
@@ -58,7 +59,7 @@ class SMCSampler:
     :param initial: see :class:`AIS`.
     :param target: see :class:`AIS`.
     :param kernel: of :mod:`pyro_dgm.infer.mcmc`; HMC by a quarter turn by default.
-    :param num_moves: transitions at each temperature.
+    :param num_steps: transitions at each temperature.
     :param target_ess: conditional effective sample size at which the next temperature is put, a share in (0, 1).
     :param resample_at: effective sample size of the weights under which particles are resampled, a share in (0, 1].
     :param max_temperatures: most temperatures, against paths that never arrive.
@@ -88,7 +89,7 @@ class SMCSampler:
         target: Any,
         kernel: Kernel | None = None,
         *,
-        num_moves: int = 5,
+        num_steps: int = 5,
         target_ess: float = 0.9,
         resample_at: float = 0.5,
         max_temperatures: int = 1000,
@@ -99,14 +100,14 @@ class SMCSampler:
         check_number("resample_at", resample_at)
         if not 0.0 < resample_at <= 1.0:
             raise ValueError(f"resample_at must be in (0, 1], got {resample_at!r}")
-        for argument, value in (("num_moves", num_moves), ("max_temperatures", max_temperatures)):
+        for argument, value in (("num_steps", num_steps), ("max_temperatures", max_temperatures)):
             check_count(argument, value)
         self.ends = Ends(initial, target)
         self.kernel = default_kernel() if kernel is None else kernel
-        self.num_moves, self.max_temperatures = num_moves, max_temperatures
+        self.num_steps, self.max_temperatures = num_steps, max_temperatures
         self.target_ess, self.resample_at = float(target_ess), float(resample_at)
         # One for all runs: its potential's graph is recorded once.
-        self._path = KernelPath(self.ends.both, self.kernel, num_moves)
+        self._path = KernelPath(self.ends.both, self.kernel, num_steps)
 
     @one_at_a_time
     def run(self, num_particles: int = 1000, seed: int | None = None) -> SMCResult:
@@ -201,11 +202,11 @@ class SMCSampler:
         state = path.kernel.init(position, generator)
         if before is not None:
             state = replace(state, step_size=before.step_size)
-        if set(state.inverse_mass) == set(position) and getattr(path.kernel, "adapt_mass_matrix", False):
-            state = replace(state, inverse_mass=scales)
-        if not getattr(path.kernel, "adapt_step_size", True):
+        if path.adapts_mass(state):
+            state = replace(state, mass=DiagonalMass(scales))
+        if not path.kernel.adaptation.step_size:
             return path.move(state, beta)
-        return path.tune(state, self.num_moves if before is not None else max(self.num_moves, 15))
+        return path.tune(state, self.num_steps if before is not None else max(self.num_steps, 15))
 
 
 def _variances(position: Position, log_weights: Tensor) -> Position:

@@ -257,8 +257,9 @@ def check_divisible(
 
 def name_metrics(run: Run, phases: Sequence[Phase], validation_objective: Any, validated: bool) -> None:
     """Say on the run what its numbers are, and which of them tells how good an epoch is."""
-    run.measured = {phase.role: phase.measured for phase in phases}
-    run.measured["train"] = main = main_phase(phases).measured
+    chief = main_phase(phases)
+    run.measured = {phase.role: phase.measured for phase in phases if phase is not chief}
+    run.measured["train"] = main = chief.measured
     run.measured["validation"] = main if validation_objective is None else validation_objective.metric
     run.monitor = "validation" if validated else "train"
 

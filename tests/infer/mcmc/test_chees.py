@@ -29,8 +29,8 @@ def test_slope_of_the_criterion(length):
     state = replace(kernel.init(start, g), num_steps=40)
     slopes = []
     for _ in range(10):
-        noise = {**kernel.noise(state), "length": torch.tensor(length, dtype=torch.float64)}
-        trajectory = kernel._trajectory(state, noise)
+        step_size = torch.full((chains,), length / state.num_steps, dtype=torch.float64)
+        trajectory = kernel.integrate(state, kernel.noise(state), step_size, state.num_steps)
         slopes.append(kernel._length_gradient(state, trajectory, torch.ones(chains, dtype=torch.float64)))
     slopes = torch.stack(slopes)
     # One dimension alone gives sin 2T; with D of them the squares of all go with the products of each.
@@ -43,11 +43,12 @@ def test_a_chain_that_left_the_support_does_not_count():
     kernel.condition()
     g = torch.Generator().manual_seed(1)
     state = kernel.init({"x": torch.randn(6, 2, generator=g, dtype=torch.float64)}, g)
-    trajectory = kernel._trajectory(replace(state, num_steps=3), kernel.noise(state))
+    noise = kernel.noise(state)
+    trajectory = kernel.integrate(state, noise, (noise["length"] / 3).expand(6), 3)
     acceptance = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-    position = trajectory.end.position["x"].clone()
+    position = trajectory.position["x"].clone()
     position[5] = float("nan")
-    broken = replace(trajectory, end=replace(trajectory.end, position={"x": position}))
+    broken = replace(trajectory, position={"x": position})
     want = kernel._length_gradient(state, trajectory, acceptance)
     assert torch.isfinite(want)
     torch.testing.assert_close(kernel._length_gradient(state, broken, acceptance), want)

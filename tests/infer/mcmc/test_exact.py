@@ -201,7 +201,7 @@ def test_mass_matrix_and_step_size_are_learnt():
         state, info = kernel.step(state)
         state = kernel.adapt(state, info)
     state = kernel.finish_warmup(state)
-    ratio = state.inverse_mass["x"] / scale.square()
+    ratio = state.mass.variances["x"] / scale.square()
     assert bool((ratio > 0.8).all() and (ratio < 1.25).all()), ratio
     rates = []
     for _ in range(200):

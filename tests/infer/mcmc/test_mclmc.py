@@ -103,7 +103,7 @@ def test_energy_variance_is_what_was_asked_for():
     kernel = MCLMC(potential_fn=scales, energy_variance=1e-6)
     g = torch.Generator().manual_seed(3)
     start = {"x": SCALES * torch.randn(64, 40, generator=g, dtype=DTYPE)}
-    _, seen = walk(kernel, start, 30, warmup=300, after=lambda s, _: s.extra["squared energy"])
+    _, seen = walk(kernel, start, 30, warmup=300, after=lambda s, _: s.squared_energy)
     assert 0.6e-6 < float(torch.stack(seen).mean()) / 40 < 1.6e-6
 
 

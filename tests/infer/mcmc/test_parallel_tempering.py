@@ -105,11 +105,12 @@ def test_every_rung_has_its_own_law():
     start = {"x": torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
 
     def look(state, info):
-        replicas = kernel._all(state)
-        torch.testing.assert_close(replicas[" U"], 0.5 * replicas["x"].square())
-        torch.testing.assert_close(replicas[" g x"], replicas["x"])
-        torch.testing.assert_close(state.position["x"], replicas["x"][:, 0])
-        return replicas["x"].square()
+        replicas = state.replicas()
+        x = replicas.position["x"]
+        torch.testing.assert_close(replicas.potential, 0.5 * x.square())
+        torch.testing.assert_close(replicas.gradient["x"], x)
+        torch.testing.assert_close(state.position["x"], x[:, 0])
+        return x.square()
 
     _, seen = walk(kernel, start, 30, after=look)
     last = seen[-1]
@@ -131,11 +132,11 @@ def test_swaps_alone_are_exact(monkeypatch):
         g = torch.Generator().manual_seed(3)
         x = torch.randn(50000, 3, generator=g, dtype=torch.float64) / betas.sqrt()
         state = kernel.init({"x": x[:, 0]}, torch.Generator().manual_seed(4))
-        hot = {"hot x": x[:, 1:], "hot  U": 0.5 * x[:, 1:].square()}
-        state = replace(state, extra={**state.extra, **hot})
+        hot = replace(state.hot, position={"x": x[:, 1:]}, potential=0.5 * x[:, 1:].square())
+        state = replace(state, hot=hot)
         for _ in range(5):
             state, _ = kernel.step(state)
-        squares = kernel._all(state)["x"].square()
+        squares = state.replicas().position["x"].square()
         return float(((squares.mean(0) - 1 / betas).abs() / (squares.std(0) / len(x) ** 0.5)).max())
 
     assert run(swap_acceptance) < SIGMAS
@@ -159,13 +160,13 @@ def test_even_and_odd_pairs_take_turns():
     kernel.condition()
     state = kernel.init(start, torch.Generator().manual_seed(0))
     marked = torch.arange(5, dtype=torch.float64).expand(3, 5) * 1000.0
-    state = replace(state, position={"x": marked[:, 0]}, extra={**state.extra, "hot x": marked[:, 1:]})
+    state = replace(state, position={"x": marked[:, 0]}, hot=replace(state.hot, position={"x": marked[:, 1:]}))
     where, trips = [], []
     for _ in range(20):
         state, _ = kernel.step(state)
-        order = (kernel._all(state)["x"][0] / 1000).round().to(torch.int64)
+        order = (state.replicas().position["x"][0] / 1000).round().to(torch.int64)
         where.append(int((order == 0).nonzero()))
-        trips.append(int(state.extra["round trips"][0]))
+        trips.append(int(state.round_trips[0]))
     assert where == [1, 2, 3, 4, 4, 3, 2, 1, 0, 0] * 2
     # replica 0 is back at 9, and then each of the others once it has been cold first
     assert trips[8] == 1
@@ -206,7 +207,7 @@ def test_ladder_is_tuned_to_equal_rejection():
             HMC(potential_fn=lambda u: 0.5 * u["x"].square().sum(-1)), inverse_temperatures=crowded, adapt_ladder=adapt
         )
         start = {"x": torch.randn(50, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
-        state, seen = walk(kernel, start, 200, warmup=300, after=lambda s, _: s.extra["swap acceptance"].mean(0))
+        state, seen = walk(kernel, start, 200, warmup=300, after=lambda s, _: s.swap_acceptance.mean(0))
         results[adapt] = torch.stack(seen).mean(0), kernel.statistics(state)["round_trips"].double().mean()
     before, after = results[False][0], results[True][0]
     assert before.max() - before.min() > 0.6

@@ -92,12 +92,12 @@ def test_preconditioned_and_frozen(step_size):
         state, info = kernel.step(state)
         state = kernel.adapt(state, info)
     state = kernel.finish_warmup(state)
-    square = state.extra["square mean"].clone()
+    square = state.squares["mean"].clone()
     draws = []
     for _ in range(300):
         state, _ = kernel.step(state)
         draws.append(state.position["mean"])
-    assert torch.equal(state.extra["square mean"], square)
+    assert torch.equal(state.squares["mean"], square)
     x = torch.stack(draws, 1)
     assert in_standard_errors(x, torch.tensor(MEAN)).max() < SIGMAS
     steps = step_size * (1 / (1e-5 + square.sqrt())).sqrt()
@@ -115,11 +115,11 @@ def test_published_preconditioner_keeps_moving_and_is_the_recursion():
     noise = kernel.noise(state)
     new, _ = kernel.transition(state, noise)
     g = state.gradient["mean"]
-    v = 0.9 * state.extra["square mean"] + 0.1 * g**2
+    v = 0.9 * state.squares["mean"] + 0.1 * g**2
     scale = 1 / (0.5 + v.sqrt())
     by_hand = state.position["mean"] - 0.005 * scale * g + 0.1 * scale.sqrt() * noise["noise mean"]
     torch.testing.assert_close(new.position["mean"], by_hand)
-    torch.testing.assert_close(new.extra["square mean"], v)
+    torch.testing.assert_close(new.squares["mean"], v)
 
 
 def test_preconditioning_evens_out_scales():

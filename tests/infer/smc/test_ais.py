@@ -88,7 +88,7 @@ def test_a_transition_of_the_users_own():
         accept = torch.rand(len(v), dtype=v.dtype).log() < gain
         return torch.where(accept[:, None], proposal, v)
 
-    ais = AIS(initial, rbm, transition=flip, num_temperatures=200, num_transitions=2)
+    ais = AIS(initial, rbm, transition=flip, num_temperatures=200, num_steps=2)
     found = bdmc(ais, rbm.exact_sample(300), seed=0)
     exact = float(rbm.exact_log_normalizer())
     assert abs(float(found.lower) - exact) < 4 * float(found.lower.standard_error)
@@ -133,7 +133,7 @@ def test_zero_density_is_a_weight_of_zero_and_nan_is_an_error():
     ("arguments", "error", "message"),
     [
         ({"num_temperatures": 1}, ValueError, "num_temperatures must be an integer of at least 2"),
-        ({"num_transitions": 0}, ValueError, "num_transitions must be an integer of at least 1"),
+        ({"num_steps": 0}, ValueError, "num_steps must be an integer of at least 1"),
         ({"kernel": "hmc"}, TypeError, "kernel must be one of pyro_dgm.infer.mcmc"),
         ({"kernel": HMC(potential_fn=lambda u: u["x"].sum(-1))}, ValueError, "no model or potential of its own"),
         ({"kernel": HMC(temperature=2.0)}, ValueError, "kernel must have temperature 1, got 2.0"),

@@ -86,7 +86,7 @@ def test_bad_input_is_named():
     for arguments, message in (
         ({"target_ess": 1.0}, "target_ess must be in"),
         ({"resample_at": 0.0}, "resample_at must be in"),
-        ({"num_moves": 0}, "num_moves must be an integer of at least 1"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             SMCSampler(start(), log_f, **arguments)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import flatten, unflatten
-from pyro_dgm.infer.mcmc.kernels.base import KernelState
-from pyro_dgm.infer.mcmc.kernels.hmc import HMC, Trajectory
+from pyro_dgm.infer.mcmc.adaptation import Adaptation
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
+from pyro_dgm.infer.mcmc.kernels.hmc import TRAJECTORY_LENGTH
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass, flatten, unflatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
 __all__ = ["AdjustedMCLMC", "Whitened", "require_two_dimensions"]
 
 
-class AdjustedMCLMC(HMC):
+class AdjustedMCLMC(Hamiltonian):
     r"""Microcanonical Hamiltonian Monte Carlo with a Metropolis step: :class:`HMC` at constant speed.
 
     A fresh direction, uniform on the sphere, then a trajectory of the isokinetic dynamics
@@ -83,18 +84,28 @@ class AdjustedMCLMC(HMC):
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
         compile: bool | str = "auto",
     ) -> None:
+        if trajectory_length is None and num_steps is None:
+            trajectory_length = TRAJECTORY_LENGTH
         super().__init__(
-            model, potential_fn, step_size, trajectory_length, num_steps, jitter=jitter,
-            adapt_step_size=adapt_step_size, adapt_mass_matrix=adapt_mass_matrix,
-            target_accept_prob=target_accept_prob, max_num_steps=max_num_steps, max_energy_error=max_energy_error,
-            temperature=temperature, init_strategy=init_strategy, compile=compile,
-        )  # fmt: skip
+            model,
+            potential_fn,
+            step_size=step_size,
+            trajectory_length=trajectory_length,
+            num_steps=num_steps,
+            jitter=jitter,
+            max_num_steps=max_num_steps,
+            max_energy_error=max_energy_error,
+            adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob),
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+        )
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         require_two_dimensions(self, params)
         return super().init(params, generator)
 
-    def _integrate(
+    def integrate(
         self, state: KernelState, noise: Mapping[str, Tensor], step_size: Tensor, num_steps: int
     ) -> Trajectory:
         white = Whitened(self, state)
@@ -107,51 +118,52 @@ class AdjustedMCLMC(HMC):
                 x, velocity, gradient, size, white.evaluate, white.slope
             )
             kinetic = kinetic + change
-        return Trajectory(white.state_at(x, value, gradient), white.value, value + kinetic, {})
+        return Trajectory(*white.unwhitened(x, value, gradient), white.value, value + kinetic, {})
 
 
 class Whitened:
-    """A state in coordinates of unit variance, one row of numbers a chain, its potential over the temperature.
+    """A potential over its temperature, in coordinates of unit variance, one row of numbers a chain.
 
     :param kernel: has the potential and the temperature.
-    :param state: with a diagonal mass.
+    :param state: of that kernel, with a diagonal mass matrix.
+    :ivar position: the state's, ``(chains, D)``.
+    :ivar value: potential over temperature there, ``(chains,)``.
+    :ivar gradient: of that, ``(chains, D)``.
     """
 
-    def __init__(self, kernel: Any, state: KernelState) -> None:
-        self.kernel, self.state = kernel, state
-        self.roots = {k: v.sqrt() for k, v in state.inverse_mass.items()}
-        self.position = flatten({k: v / self.roots[k] for k, v in state.position.items()})
-        self.value = state.potential / kernel.temperature
-        self.gradient = self._whiten(state.gradient)
+    def __init__(self, kernel: Kernel, state: KernelState) -> None:
+        assert isinstance(state.mass, DiagonalMass)
+        self.potential, self.temperature, self.like = kernel.potential, kernel.temperature, state.position
+        self.scales = state.mass.scales
+        self.position = state.mass.whiten(state.position)
+        self.value, self.gradient = state.potential / self.temperature, self._whiten(state.gradient)
 
     def _whiten(self, gradient: Position) -> Tensor:
-        return flatten({k: v * self.roots[k] for k, v in gradient.items()}) / self.kernel.temperature
+        return flatten({k: v * self.scales[k] for k, v in gradient.items()}) / self.temperature
 
-    def unwhiten(self, x: Tensor) -> Position:
-        """The latents at whitened coordinates."""
-        return {k: v * self.roots[k] for k, v in unflatten(x, self.state.position).items()}
+    def _unwhiten(self, x: Tensor) -> Position:
+        return {k: v * self.scales[k] for k, v in unflatten(x, self.like).items()}
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Potential over temperature, and its gradient."""
-        value, gradient = self.kernel.potential(self.unwhiten(x))
-        return value / self.kernel.temperature, self._whiten(gradient)
+        value, gradient = self.potential(self._unwhiten(x))
+        return value / self.temperature, self._whiten(gradient)
 
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of :meth:`evaluate` alone."""
-        return self._whiten(self.kernel.potential.gradient(self.unwhiten(x)))
+        return self._whiten(self.potential.gradient(self._unwhiten(x)))
 
-    def state_at(self, x: Tensor, value: Tensor, gradient: Tensor) -> KernelState:
-        """The state at whitened coordinates, of what :meth:`evaluate` gave there."""
-        slopes = unflatten(gradient * self.kernel.temperature, self.state.position)
-        return replace(
-            self.state,
-            position=self.unwhiten(x),
-            potential=value * self.kernel.temperature,
-            gradient={k: v / self.roots[k] for k, v in slopes.items()},
+    def unwhitened(self, x: Tensor, value: Tensor, gradient: Tensor) -> tuple[Position, Tensor, Position]:
+        """Latents, potential and its gradient, from whitened coordinates and what :meth:`evaluate` gave there."""
+        slopes = unflatten(gradient * self.temperature, self.like)
+        return (
+            self._unwhiten(x),
+            value * self.temperature,
+            {k: v / self.scales[k] for k, v in slopes.items()},
         )
 
 
-def require_two_dimensions(kernel: Any, params: Position) -> None:
+def require_two_dimensions(kernel: Kernel, params: Position) -> None:
     """:raises ValueError: for a target of one dimension, in which a direction cannot turn."""
     if sum(v[0].numel() for v in params.values()) < 2:
         raise ValueError(

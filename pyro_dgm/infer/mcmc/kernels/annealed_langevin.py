@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,20 @@ from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 from pyro_dgm.ops.arguments import check_number
 
 __all__ = ["AnnealedLangevin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedState(KernelState):
+    """A state with the way down the ladder.
+
+    :ivar descent: transitions that it takes, a scalar; 0 without a warm-up.
+    :ivar ladder: temperatures or noise levels.
+    """
+
+    descent: Tensor
+    ladder: Tensor
+
+    shared = KernelState.shared | {"descent", "ladder"}
 
 
 class AnnealedLangevin(Langevin):
@@ -69,8 +83,7 @@ class AnnealedLangevin(Langevin):
 
     name = "annealed-langevin"
     independent_chains = False  # they share the ladder
-    #: a ladder of its own: it cannot ride in another
-    tempers = False
+    tempers = False  # it has a ladder of its own
 
     def __init__(
         self,
@@ -110,23 +123,17 @@ class AnnealedLangevin(Langevin):
         self.noise_levels = None if noise_levels is None else _falling("noise_levels", noise_levels)
         self.temperatures = ladder
 
-    def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        if self.noise_levels is None or self.potential_fn is None:
-            return super().condition(*args, **kwargs)
-        if args or kwargs:
-            raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
-        self.potential: Potential = _Blurred(self.potential_fn, self.noise_levels[-1])
-        return self.potential
+    def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
+        return super().potential_of_function(fn) if self.noise_levels is None else _Blurred(fn, self.noise_levels[-1])
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         state = super().init(params, generator)
         descent = torch.zeros((), dtype=torch.int64, device=state.potential.device)
-        ladder = state.potential.new_tensor([self._ladder])
-        return replace(state, extra={**state.extra, "descent": descent, "ladder": ladder})
+        return AnnealedState.extending(state, descent=descent, ladder=state.potential.new_tensor(self._ladder))
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
-        descent = state.extra["descent"].new_full((), num_steps)
-        state = replace(state, extra={**state.extra, "descent": descent})
+        assert isinstance(state, AnnealedState)
+        state = replace(state, descent=torch.full_like(state.descent, num_steps))
         if self.noise_levels is not None:
             value, gradient = self._evaluate(state.position, {"next level": self._rung(state, 0)})
             state = replace(state, potential=value, gradient=gradient)
@@ -138,11 +145,10 @@ class AnnealedLangevin(Langevin):
 
     def _rung(self, state: KernelState, iteration: int) -> Tensor:
         """Temperature or noise level at a transition, chosen without a look at the descent's length."""
-        descent, ladder = state.extra["descent"], state.extra["ladder"]
-        last = ladder.shape[1] - 1
-        rung = ((descent.new_zeros(()) + iteration * ladder.shape[1]) // descent.clamp(min=1)).clamp(max=last)
-        rung = torch.where(descent == 0, last, rung)
-        return ladder[0, rung]
+        assert isinstance(state, AnnealedState)
+        descent, count = state.descent, len(state.ladder)
+        rung = ((descent.new_zeros(()) + iteration * count) // descent.clamp(min=1)).clamp(max=count - 1)
+        return state.ladder[torch.where(descent == 0, count - 1, rung)]
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         noise = super().noise(state)

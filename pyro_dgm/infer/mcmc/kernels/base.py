@@ -1,85 +1,32 @@
-"""The kernel contract: a functional core over a leading chain dimension, and a thin adapter to ``pyro.infer.MCMC``."""
+"""The kernel contract: a functional core over a leading chain dimension."""
 
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_dgm.infer.mcmc.adaptation import Warmup
+from pyro_dgm.infer.mcmc.adaptation import Adaptation
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
-from pyro_dgm.infer.mcmc.potentials.sites import NoLatents
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.infer.mcmc.pyro_adapter import PyroAdapter
+from pyro_dgm.infer.mcmc.state import Info, KernelState
+from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.ops.random_state import forked_rng
 
 __all__ = ["Info", "Kernel", "KernelState"]
 
 
-@dataclass(frozen=True)
-class KernelState:
-    """Where the chains are; a new one comes from every step.
-
-    :ivar position: unconstrained latents, each ``(chains, ...)``.
-    :ivar potential: ``U`` at the position, ``(chains,)``, nats, at temperature 1.
-    :ivar gradient: of ``U``, as ``position``; empty for a kernel that takes none.
-    :ivar step_size: shared by all chains, scalar tensor.
-    :ivar inverse_mass: diagonal of the inverse mass matrix (estimated variances), each ``(...)``, shared by all chains;
-        or the whole matrix, by the names of ``adaptation.dense_inverse_mass``.
-    :ivar num_steps: gradients a transition.
-    :ivar generator: what all randomness comes from.
-    :ivar warmup: adaptation under way, or ``None``.
-    :ivar extra: what a kernel carries besides (momenta, ladders), each ``(chains, ...)`` or shared by all chains.
-    :ivar iteration: transitions taken since :meth:`Kernel.init`; what follows a schedule is a function of it.
-    """
-
-    position: Position
-    potential: Tensor
-    gradient: Position
-    step_size: Tensor
-    inverse_mass: Position
-    num_steps: int
-    generator: torch.Generator
-    warmup: Warmup | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    iteration: int = 0
-
-    @property
-    def num_chains(self) -> int:
-        """Number of chains."""
-        return self.potential.shape[0]
-
-
-@dataclass(frozen=True)
-class Info:
-    """What one transition did, each ``(chains,)``.
-
-    :ivar acceptance_rate: Metropolis acceptance probability, 0 where the proposal's energy was not finite.
-    :ivar accepted: whether the chain moved.
-    :ivar diverging: whether the energy error was above the kernel's bound, or not finite.
-    :ivar energy: Hamiltonian of the state kept, nats.
-    :ivar n_steps: gradients taken.
-    """
-
-    acceptance_rate: Tensor
-    accepted: Tensor
-    diverging: Tensor
-    energy: Tensor
-    n_steps: Tensor
-
-
-class Kernel(MCMCKernel):
+class Kernel(PyroAdapter):
     r"""Base of the kernels: :math:`\pi(u) \propto e^{-U(u) / T}` left invariant, all chains at once.
 
     A kernel gives :meth:`noise` and :meth:`transition`: all random numbers of a transition, and the transition as a
@@ -106,10 +53,16 @@ class Kernel(MCMCKernel):
     name = "kernel"
     #: whether transitions use the gradient of the potential; without it ``potential_fn`` need not be differentiable
     uses_gradient = True
-    #: whether a transition of some chains is that of all, cut: noise and ``extra`` are each ``(chains, ...)`` or scalar
+    #: whether chains do not interact: noise and what a state adds are each ``(chains, ...)`` or scalar
     independent_chains = False
     #: whether transitions leave the target invariant; where not, nothing is rejected, and draws have a bias
     adjusted = True
+    #: whether positions may be integers or booleans
+    discrete = False
+    #: whether the kernel may run inside of :class:`ParallelTempering`
+    tempers = True
+    #: what there is to learn in a warm-up
+    adaptation = Adaptation(mass_matrix=False)
     #: whether :meth:`steps_at` changes from one transition to the next
     varying_steps = False
     #: fewest chains that the kernel adapts with
@@ -133,9 +86,7 @@ class Kernel(MCMCKernel):
         for argument, fn in (("model", model), ("potential_fn", potential_fn)):
             if fn is not None and not callable(fn):
                 raise TypeError(f"{argument} must be callable, got {type(fn).__name__}")
-        check_number("temperature", temperature)
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_positive("temperature", temperature)
         if not callable(init_strategy) and init_strategy not in ("uniform", "prior"):
             raise ValueError(f"init_strategy must be 'uniform', 'prior' or a function of a site, got {init_strategy!r}")
         for name, transform in (transforms or {}).items():
@@ -169,23 +120,32 @@ class Kernel(MCMCKernel):
         if self.potential_fn is not None:
             if args or kwargs:
                 raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
-            self.potential: Potential = FunctionPotential(self.potential_fn, self.given_transforms)
+            self.potential = self.potential_of_function(self.potential_fn)
         elif self.model is not None:
-            self.potential = ModelPotential(
-                self.model, args, kwargs, transforms=self.given_transforms, max_plate_nesting=self.max_plate_nesting
-            )
+            self.potential = self.potential_of_model(self.model, args, kwargs)
         else:
             raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
         self.potential.compile = self.compile is True
         return self.potential
+
+    def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
+        """The potential that a ``potential_fn`` stands for."""
+        return FunctionPotential(fn, self.given_transforms)
+
+    def potential_of_model(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Potential:
+        """The potential of a model given its data."""
+        return ModelPotential(
+            model, args, kwargs, transforms=self.given_transforms, max_plate_nesting=self.max_plate_nesting
+        )
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         """The state at unconstrained ``params``, each ``(chains, ...)``."""
         params = {k: v.detach().clone() for k, v in params.items()}
         value, gradient = self.potential(params) if self.uses_gradient else (self.potential.value(params), {})
         step_size = value.new_tensor(self.initial_step_size)
-        inverse_mass = {k: torch.ones_like(v[0]) for k, v in params.items()}
-        return KernelState(params, value, gradient, step_size, inverse_mass, 1, generator)
+        return KernelState(params, value, gradient, step_size, DiagonalMass.identity(params), 1, generator)
 
     @abstractmethod
     def noise(self, state: KernelState) -> dict[str, Tensor]:
@@ -258,116 +218,3 @@ class Kernel(MCMCKernel):
                 self.condition(*args, **kwargs).chunk_size = chunk_size
             params = initial_position(self.potential, self.init_strategy, num_chains, generator, params)
         return self.init(params, generator)
-
-    # The adapter to pyro.infer.MCMC
-
-    def _reset(self) -> None:
-        self._state: KernelState | None = None
-        self._last: Position | None = None
-        self._count = self._num_warmup = 0
-        self._divergences: list[int] = []
-        self._acceptance = 0.0
-        self._step_size = float("nan")
-        self._nothing = False
-        if "potential" in self.__dict__:
-            del self.potential
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What belongs to a run is rebuilt by setup; a vmapped function or a generator need not travel to a worker.
-        runtime = {"potential", "_state", "_last"}
-        return {k: v for k, v in self.__dict__.items() if k not in runtime}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run of one chain in ``pyro.infer.MCMC``; the seed is drawn from torch's global generator.
-
-        As with Pyro's kernels, a model without latents has one draw, which is empty, and a ``potential_fn`` is given no
-        data.
-        """
-        self._reset()
-        seed = int(torch.randint(2**62, ()).item())
-        params = None if self._given_params is None else {k: v[None] for k, v in self._given_params.items()}
-        if self.potential_fn is not None:
-            args, kwargs = (), {}
-            self._nothing = params == {}
-        try:
-            state = None if self._nothing else self.start(args, kwargs, seed, 1, params)
-        except NoLatents:
-            state, self._nothing = None, True
-        if state is None:
-            self._last, self._acceptance, self._num_warmup = {}, 1.0, warmup_steps
-            return
-        if warmup_steps > 0:
-            state = self.start_warmup(state, warmup_steps)
-        self._num_warmup = warmup_steps
-        self._keep(state)
-
-    def _keep(self, state: KernelState) -> Position:
-        self._state = state
-        self._last = {k: v[0] for k, v in state.position.items()}
-        return self._last
-
-    def sample(self, params: Position) -> Position:
-        """One transition of one chain from ``params`` (unconstrained, no chain dimension)."""
-        if self._nothing:
-            return params
-        if self._state is None:
-            raise RuntimeError("sample() before setup(): run the kernel in pyro.infer.MCMC or pyro_dgm.infer.mcmc.MCMC")
-        state = self._state
-        if params is not self._last:
-            # Someone moved the chain (composition with another kernel): energies must follow.
-            position = {k: v.detach()[None] for k, v in params.items()}
-            value, gradient = self.potential(position)
-            state = replace(state, position=position, potential=value, gradient=gradient)
-        state, info = self.step(state)
-        self._count += 1
-        if self._count <= self._num_warmup:
-            state = self.adapt(state, info)
-            if self._count == self._num_warmup:
-                state = self.finish_warmup(state)
-        else:
-            n = self._count - self._num_warmup
-            self._acceptance += (float(info.acceptance_rate[0]) - self._acceptance) / n
-            if bool(info.diverging[0]):
-                self._divergences.append(n - 1)
-        return self._keep(state)
-
-    @property
-    def initial_params(self) -> Position | None:
-        """Unconstrained values that a run in ``pyro.infer.MCMC`` begins at, without a chain dimension."""
-        return self._given_params if self._last is None else self._last
-
-    @initial_params.setter
-    def initial_params(self, params: Position | None) -> None:
-        self._given_params = params
-
-    @property
-    def transforms(self) -> dict[str, Any] | None:
-        """Constrained to unconstrained space, by latent; ``None`` before a model has met its data."""
-        if self.potential_fn is not None:
-            return self.given_transforms
-        if self._nothing:
-            return {}
-        return self.potential.transforms if "potential" in self.__dict__ else None
-
-    def diagnostics(self) -> dict[str, Any]:
-        """Divergent draws, mean acceptance probability and step size of the one chain run."""
-        step_size = self._step_size if self._state is None else float(self._state.step_size)
-        return {"divergences": list(self._divergences), "acceptance rate": self._acceptance, "step size": step_size}
-
-    def logging(self) -> OrderedDict[str, str]:
-        """Step size and acceptance, for Pyro's progress bar."""
-        step_size = self._step_size if self._state is None else float(self._state.step_size)
-        return OrderedDict([("step size", f"{step_size:.2e}"), ("acc. prob", f"{self._acceptance:.3f}")])
-
-    def clear_cache(self) -> None:
-        """Nothing: :meth:`sample` sees by itself that a chain was moved.  Pyro's HMC has it."""
-
-    def cleanup(self) -> None:
-        """Forget the run, keep what ``diagnostics`` and ``transforms`` need."""
-        if self._state is not None:
-            self._step_size = float(self._state.step_size)
-        self._state = self._last = None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import WHITENING, flatten
+from pyro_dgm.infer.mcmc.adaptation import Adaptation
 from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
-from pyro_dgm.infer.mcmc.kernels.hmc import HMC, Trajectory
+from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.potentials.base import Position
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_positive
 
 __all__ = ["ChEES"]
 
@@ -22,23 +22,27 @@ __all__ = ["ChEES"]
 LEARNING_RATE, SECOND_MOMENT, EPSILON = 0.025, 0.95, 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChEESState(KernelState):
     """A state with the length of trajectories, numbers of the host that the number of steps follows.
 
+    :ivar length_gradient: of the criterion, from the last transition of the warm-up; scalar.
     :ivar log_length: logarithm of the longest trajectory, in units of the mass-scaled space.
     :ivar average: its running average, which draws are made with.
     :ivar second_moment: Adam's.
     :ivar updates: how often the length was moved.
     """
 
+    length_gradient: Tensor
     log_length: float = 0.0
     average: float = 0.0
     second_moment: float = 0.0
     updates: int = 0
 
+    shared = KernelState.shared | {"length_gradient"}
 
-class ChEES(HMC):
+
+class ChEES(Hamiltonian):
     r"""Hamiltonian Monte Carlo whose trajectory length is learnt across chains: what to take where :class:`HMC`'s
     quarter turn is too short or too long, and nothing is known of the posterior's correlations.
 
@@ -112,26 +116,28 @@ class ChEES(HMC):
         compile: bool | str = "auto",
     ) -> None:
         super().__init__(
-            model, potential_fn, step_size, trajectory_length, jitter=0.0, adapt_step_size=adapt_step_size,
-            adapt_mass_matrix=adapt_mass_matrix, dense_mass=dense_mass, target_accept_prob=target_accept_prob,
-            max_num_steps=max_num_steps, max_energy_error=max_energy_error, temperature=temperature,
-            init_strategy=init_strategy, compile=compile,
-        )  # fmt: skip
-        check_number("learning_rate", learning_rate)
-        if not (learning_rate > 0 and math.isfinite(learning_rate)):
-            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+            model,
+            potential_fn,
+            step_size=step_size,
+            trajectory_length=trajectory_length,
+            max_num_steps=max_num_steps,
+            max_energy_error=max_energy_error,
+            adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+        )
+        check_positive("learning_rate", learning_rate)
         self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)
 
-    def init(self, params: Position, generator: torch.Generator) -> KernelState:
-        plain = super().init(params, generator)
+    def init(self, params: Position, generator: torch.Generator) -> ChEESState:
+        state = super().init(params, generator)
         assert self.trajectory_length is not None
-        length = math.log(self.trajectory_length)
-        extra = {"length gradient": plain.potential.new_zeros(())}
-        values = {f.name: getattr(plain, f.name) for f in fields(plain)}
-        return ChEESState(**{**values, "extra": extra}, log_length=length, average=length)
+        length, zero = math.log(self.trajectory_length), state.potential.new_zeros(())
+        return ChEESState.extending(state, length_gradient=zero, log_length=length, average=length)
 
     def steps_at(self, state: KernelState) -> int:
-        return max(1, min(self._most_steps(state), math.ceil(self._length(state) / float(state.step_size))))
+        return max(1, min(self.most_steps(state), math.ceil(self._length(state) / float(state.step_size))))
 
     def _length(self, state: KernelState) -> float:
         """How far the next transition goes."""
@@ -139,28 +145,25 @@ class ChEES(HMC):
         longest = math.exp(state.average if state.warmup is None else state.log_length)
         # Shorter than a step, acceptance would say nothing of the step size, which then grows without end.
         longest = max(longest, float(state.step_size))
-        return min(halton(state.iteration + 1) * longest, self._most_steps(state) * float(state.step_size))
+        return min(halton(state.iteration + 1) * longest, self.most_steps(state) * float(state.step_size))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         return {**super().noise(state), "length": state.step_size.new_full((), self._length(state))}
 
-    def _trajectory(self, state: KernelState, noise: Mapping[str, Tensor]) -> Trajectory:
+    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
         # Equal steps that make the length to the end: the length is learnt, not the nearest number of steps.
         size = (noise["length"] / state.num_steps).expand(state.potential.shape)
-        return self._integrate(state, noise, size, state.num_steps)
-
-    def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
-        trajectory = self._trajectory(state, noise)
-        new, info = self._metropolis(state, noise, trajectory)
-        if state.warmup is None or not self.adapt_trajectory_length:
+        trajectory = self.integrate(state, noise, size, state.num_steps)
+        new, info = self.metropolis(state, noise, trajectory)
+        if not isinstance(new, ChEESState) or state.warmup is None or not self.adapt_trajectory_length:
             return new, info
-        gradient = self._length_gradient(state, trajectory, info.acceptance_rate)
-        return replace(new, extra={**new.extra, "length gradient": gradient}), info
+        return replace(new, length_gradient=self._length_gradient(state, trajectory, info.acceptance_rate)), info
 
     def _length_gradient(self, state: KernelState, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
         """The criterion's derivative with respect to the length that was gone, over that length's share of T."""
-        before, after = self._scaled(state, state.position), self._scaled(state, trajectory.end.position)
-        velocity = self._scaled(state, self._velocity(state, trajectory.momentum))
+        whiten = state.mass.whiten
+        before, after = whiten(state.position), whiten(trajectory.position)
+        velocity = whiten(state.mass.velocity(trajectory.momentum))
         # A chain that left the support counts nothing, and must not spoil the means of the others.
         fine = (acceptance > 0) & torch.isfinite(after).all(-1) & torch.isfinite(velocity).all(-1)
         weight = torch.where(fine, acceptance, torch.zeros_like(acceptance))
@@ -173,12 +176,6 @@ class ChEES(HMC):
         slope = (weight * change * (centred * velocity).sum(-1)).sum() / total.clamp(min=1e-12)
         return torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope))
 
-    def _scaled(self, state: KernelState, values: Position) -> Tensor:
-        """In coordinates in which the estimated covariance is the identity, ``(chains, D)``."""
-        if self.dense_mass:
-            return flatten(values) @ state.inverse_mass[WHITENING].T
-        return flatten({k: v / state.inverse_mass[k].sqrt() for k, v in values.items()})
-
     def adapt(self, state: KernelState, info: Info) -> KernelState:
         if isinstance(state, ChEESState) and state.warmup is not None and self.adapt_trajectory_length:
             # On their way to the typical set chains come nearer to each other, and the shorter the better.
@@ -190,7 +187,7 @@ class ChEES(HMC):
 
     def _move_length(self, state: ChEESState) -> ChEESState:
         share = halton(state.iteration)  # of the transition just taken
-        slope = float(state.extra["length gradient"]) * share * math.exp(state.log_length)
+        slope = float(state.length_gradient) * share * math.exp(state.log_length)
         updates = state.updates + 1
         second = SECOND_MOMENT * state.second_moment + (1 - SECOND_MOMENT) * slope * slope
         move = slope / (math.sqrt(second / (1 - SECOND_MOMENT**updates)) + EPSILON)
@@ -201,12 +198,13 @@ class ChEES(HMC):
         average = weight * length + (1 - weight) * state.average
         return replace(state, log_length=length, average=average, second_moment=second, updates=updates)
 
-    def _refresh(self, state: KernelState) -> KernelState:
+    def refresh(self, state: KernelState) -> KernelState:
         return state  # the number of steps is another one each time
 
-    def finish_warmup(self, state: KernelState) -> KernelState:
+    def finish_warmup(self, state: KernelState) -> ChEESState:
         state = super().finish_warmup(state)
-        return replace(state, extra={k: torch.zeros_like(v) for k, v in state.extra.items()})
+        assert isinstance(state, ChEESState)
+        return replace(state, length_gradient=torch.zeros_like(state.length_gradient))
 
 
 def halton(index: int) -> float:

@@ -74,10 +74,8 @@ class Gibbs(Kernel):
 
     name = "gibbs"
     uses_gradient = False
-    #: positions may be integers
     discrete = True
-    #: conditionals know no temperature
-    tempers = False
+    tempers = False  # conditionals know no temperature
 
     def __init__(
         self,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.chains import per_chain, select
+from pyro_dgm.infer.mcmc.chains import per_chain
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.mass_matrix import unflatten
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
-from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.infer.mcmc.potentials.relaxed import RelaxedPotential, RelaxedSites
 from pyro_dgm.ops.arguments import check_count
 
@@ -73,7 +73,6 @@ class GibbsWithGradients(Kernel):
     """
 
     name = "gibbs-with-gradients"
-    #: positions may be integers
     discrete = True
 
     def __init__(
@@ -96,19 +95,19 @@ class GibbsWithGradients(Kernel):
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         self.num_categories, self.num_updates, self.dtype = num_categories, num_updates, dtype
 
-    def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        if self.model is None:
-            base = super().condition(*args, **kwargs)
-            self._relaxed = RelaxedPotential(base, self.num_categories, self.dtype)
-        else:
-            if self.num_categories is not None:
-                raise ValueError("num_categories is for potential_fn: a model's sites say what they are")
-            sites = RelaxedSites(self.model)
-            of_model = ModelPotential(sites, args, kwargs)
-            of_model.compile = self.compile is True
-            self._relaxed = RelaxedPotential(of_model, sites.num_categories, None)
-        self.potential: Potential = self._relaxed
-        return self.potential
+    def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
+        self._relaxed = RelaxedPotential(super().potential_of_function(fn), self.num_categories, self.dtype)
+        return self._relaxed
+
+    def potential_of_model(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Potential:
+        if self.num_categories is not None:
+            raise ValueError("num_categories is for potential_fn: a model's sites say what they are")
+        sites = RelaxedSites(model)
+        base = super().potential_of_model(sites, args, kwargs)
+        self._relaxed = RelaxedPotential(base, sites.num_categories, None)
+        return self._relaxed
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_relaxed"}
@@ -148,7 +147,7 @@ class GibbsWithGradients(Kernel):
         forward = log_q.gather(-1, choice).squeeze(-1)
         chosen = torch.arange(log_q.shape[-1], device=log_q.device) == choice
         proposal, back = {}, []
-        for k, mask in self._split(chosen, x).items():
+        for k, mask in unflatten(chosen, x).items():
             if self._relaxed.categories(k) is None:
                 proposal[k] = torch.where(mask, 1.0 - x[k], x[k])
                 back.append(mask)
@@ -164,13 +163,7 @@ class GibbsWithGradients(Kernel):
         usable = torch.isfinite(log_ratio)
         rate = torch.where(usable, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
         accepted = uniform < rate
-        new = replace(
-            state,
-            position=select(accepted, proposal, x),
-            potential=torch.where(accepted, value, state.potential),
-            gradient=select(accepted, gradient, state.gradient),
-        )
-        return new, rate, accepted, ~usable & (value != math.inf)
+        return state.moved(accepted, proposal, value, gradient), rate, accepted, ~usable & (value != math.inf)
 
     def _log_proposal(self, x: Position, gradient: Position) -> Tensor:
         """Log-probability of each change, ``(chains, changes)``; of none where a category would stay what it is."""
@@ -184,8 +177,3 @@ class GibbsWithGradients(Kernel):
                 gain = gain.masked_fill(v > 0.5, -math.inf)
             gains.append(gain.reshape(len(v), -1))
         return torch.log_softmax(0.5 * torch.cat(gains, -1), -1)
-
-    @staticmethod
-    def _split(flat: Tensor, like: Position) -> Position:
-        sizes = [v[0].numel() for v in like.values()]
-        return {k: part.reshape(v.shape) for (k, v), part in zip(like.items(), flat.split(sizes, -1), strict=True)}

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain, select
+from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.potentials.base import Position
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_positive
 from pyro_dgm.ops.langevin import langevin_step
 
 __all__ = ["Langevin"]
@@ -86,14 +86,9 @@ class Langevin(Kernel):
         compile: bool | str = "auto",
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
-        for argument, value in (
-            ("step_size", step_size),
-            ("max_grad_norm", max_grad_norm),
-            ("max_grad_value", max_grad_value),
-        ):
-            check_number(argument, value, optional=argument != "step_size")
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        check_positive("step_size", step_size)
+        check_positive("max_grad_norm", max_grad_norm, optional=True)
+        check_positive("max_grad_value", max_grad_value, optional=True)
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the transition's number, got {type(schedule).__name__}")
         self.initial_step_size = float(step_size)
@@ -114,10 +109,8 @@ class Langevin(Kernel):
             >>> f"{Langevin.from_recipe(step=10.0, noise=0.005).temperature:.3g}"
             '1.25e-06'
         """
-        for argument, value in (("step", step), ("noise", noise)):
-            check_number(argument, value)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{argument} must be positive and finite, got {value}")
+        check_positive("step", step)
+        check_positive("noise", noise)
         return cls(step_size=noise, temperature=noise**2 / (2.0 * step), **settings)
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
@@ -148,12 +141,7 @@ class Langevin(Kernel):
         """Go to the proposal, except on chains where something about it is not finite."""
         value, gradient = self._evaluate(proposal, noise)
         finite = finite_chains(value, proposal, gradient)
-        new = replace(
-            state,
-            position=select(finite, proposal, state.position),
-            potential=torch.where(finite, value, state.potential),
-            gradient=select(finite, gradient, state.gradient),
-        )
+        new = state.moved(finite, proposal, value, gradient)
         ones = torch.ones_like(value)
         n_steps = torch.ones_like(value, dtype=torch.int64)
         return new, Info(ones, torch.ones_like(finite), ~finite, new.potential / temperature, n_steps)

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.kernels.hmc import HMC
+from pyro_dgm.infer.mcmc.adaptation import Adaptation
+from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
 __all__ = ["MALA"]
 
 
-class MALA(HMC):
+class MALA(Hamiltonian):
     r"""Metropolis-adjusted Langevin algorithm: one gradient a transition, preconditioned by the mass.
 
     .. math:: u' = u - \frac{\epsilon^2}{2 T} M^{-1} \nabla U(u) + \epsilon M^{-1/2} \xi, \qquad \xi \sim N(0, I)
@@ -75,14 +76,10 @@ class MALA(HMC):
         super().__init__(
             model,
             potential_fn,
-            step_size,
+            step_size=step_size,
             num_steps=1,
-            jitter=0.0,
-            adapt_step_size=adapt_step_size,
-            adapt_mass_matrix=adapt_mass_matrix,
-            dense_mass=dense_mass,
-            target_accept_prob=target_accept_prob,
             max_energy_error=max_energy_error,
+            adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
             temperature=temperature,
             init_strategy=init_strategy,
             compile=compile,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import Welford, flatten, warmup_windows
-from pyro_dgm.infer.mcmc.chains import select
+from pyro_dgm.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_dgm.infer.mcmc.kernels.adjusted_mclmc import Whitened, require_two_dimensions
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
+from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.arguments import check_count, check_positive
 
 __all__ = ["MCLMC"]
 
@@ -25,23 +25,27 @@ MEMORY = 50
 
 
 @dataclass(frozen=True)
-class MCLMCState(KernelState):
-    """A state with what the warm-up knows: numbers of the host, and the moments of positions.
+class EnergyWarmup(Warmup):
+    """A warm-up in which the step size follows the energy error.
 
-    :ivar total: transitions of the warm-up, 0 outside of it.
-    :ivar count: of them taken.
-    :ivar windows: over which the mass is estimated.
-    :ivar moments: of positions, in a window.
     :ivar error: sum of squared energy errors over the sixth power of the step size, discounted.
     :ivar weight: of that sum.
     """
 
-    total: int = 0
-    count: int = 0
-    windows: tuple[tuple[int, int], ...] = ()
-    moments: Welford | None = None
     error: float = 0.0
     weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCLMCState(KernelState):
+    """A state with the directions of the chains.
+
+    :ivar velocity: unit vectors, ``(chains, D)``.
+    :ivar squared_energy: mean squared energy error of a step of the last transition, ``(chains,)``.
+    """
+
+    velocity: Tensor
+    squared_energy: Tensor
 
 
 class MCLMC(Kernel):
@@ -117,20 +121,15 @@ class MCLMC(Kernel):
         compile: bool | str = "auto",
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
-        for argument, value in (
-            ("step_size", step_size),
-            ("trajectory_length", trajectory_length),
-            ("energy_variance", energy_variance),
-            ("max_energy_error", max_energy_error),
-        ):
-            check_number(argument, value)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{argument} must be positive and finite, got {value}")
-        for argument, count in (("num_steps", num_steps), ("max_num_steps", max_num_steps)):
-            check_count(argument, count, optional=True)
+        check_positive("step_size", step_size)
+        check_positive("trajectory_length", trajectory_length)
+        check_positive("energy_variance", energy_variance)
+        check_positive("max_energy_error", max_energy_error)
+        check_count("num_steps", num_steps, optional=True)
+        check_count("max_num_steps", max_num_steps)
         self.initial_step_size, self.trajectory_length = float(step_size), float(trajectory_length)
         self.num_steps, self.max_num_steps = num_steps, max_num_steps
-        self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
+        self.adaptation = Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix))
         self.energy_variance, self.max_energy_error = float(energy_variance), float(max_energy_error)
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
@@ -138,18 +137,19 @@ class MCLMC(Kernel):
         plain = super().init(params, generator)
         flat = flatten(plain.position)
         velocity = unit(torch.randn(flat.shape, generator=generator, dtype=flat.dtype, device=flat.device))
-        extra = {"velocity": velocity, "squared energy": torch.zeros_like(plain.potential)}
-        values = {f.name: getattr(plain, f.name) for f in fields(plain)}
-        return self._refresh(MCLMCState(**{**values, "extra": extra}))
+        zeros = torch.zeros_like(plain.potential)
+        return self._refresh(MCLMCState.extending(plain, velocity=velocity, squared_energy=zeros))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
-        velocity = state.extra["velocity"]
+        assert isinstance(state, MCLMCState)
+        velocity = state.velocity
         shape = (velocity.shape[0], state.num_steps, velocity.shape[1])
         return {"refresh": torch.randn(shape, generator=state.generator, dtype=velocity.dtype, device=velocity.device)}
 
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        assert isinstance(state, MCLMCState)
         white = Whitened(self, state)
-        x, value, gradient, velocity = white.position, white.value, white.gradient, state.extra["velocity"]
+        x, value, gradient, velocity = white.position, white.value, white.gradient, state.velocity
         dimensions = x.shape[1]
         size = (state.step_size * math.sqrt(dimensions)).expand(value.shape)
         nu = (torch.expm1(2.0 * state.step_size / self.trajectory_length) / dimensions).sqrt()
@@ -163,17 +163,12 @@ class MCLMC(Kernel):
             squares, worst = squares + error.square(), torch.maximum(worst, error.abs())
             velocity = unit(velocity + nu * noise["refresh"][:, i])
         fine = torch.isfinite(worst + x.sum(-1) + gradient.sum(-1)) & (worst <= self.max_energy_error)
-        end = white.state_at(x, value, gradient)
         turned = unit(noise["refresh"][:, -1])
-        new = replace(
-            state,
-            position=select(fine, end.position, state.position),
-            potential=torch.where(fine, end.potential, state.potential),
-            gradient=select(fine, end.gradient, state.gradient),
-            extra={
-                "velocity": torch.where(fine[:, None], velocity, turned),
-                "squared energy": torch.where(fine, squares / state.num_steps, torch.full_like(squares, math.inf)),
-            },
+        new = state.moved(
+            fine,
+            *white.unwhitened(x, value, gradient),
+            velocity=torch.where(fine[:, None], velocity, turned),
+            squared_energy=torch.where(fine, squares / state.num_steps, torch.full_like(squares, math.inf)),
         )
         n_steps = torch.full_like(value, 2 * state.num_steps, dtype=torch.int64)
         energy = new.potential / self.temperature
@@ -182,45 +177,41 @@ class MCLMC(Kernel):
     # Warm-up
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
-        assert isinstance(state, MCLMCState)
-        windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
-        return replace(state, total=num_steps, count=0, windows=windows, moments=Welford.start(state.position))
+        warmup = EnergyWarmup(num_steps, 0, self.adaptation.windows(num_steps), state.mass.estimate())
+        return replace(state, warmup=warmup)
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
-        assert isinstance(state, MCLMCState)
-        if state.total == 0:
+        if state.warmup is None:
             return state
-        state = replace(state, count=state.count + 1)
-        if self.adapt_step_size:
-            state = self._follow_energy(state)
-        assert state.moments is not None
-        if any(left < state.count <= right for left, right in state.windows):
-            state = replace(state, moments=state.moments.update(state.position))
-        if any(state.count == right for _, right in state.windows):
-            assert state.moments is not None
-            state = replace(state, inverse_mass=state.moments.inverse_mass(), moments=Welford.start(state.position))
-            state = replace(state, error=0.0, weight=0.0)  # the errors were of other coordinates
-        return self._refresh(state)
+        assert isinstance(state, MCLMCState) and isinstance(state.warmup, EnergyWarmup)
+        warmup = replace(state.warmup, count=state.warmup.count + 1)
+        if self.adaptation.step_size:
+            state, warmup = self._follow_energy(state, warmup)
+        warmup, mass = warmup.observe(state.position)
+        if mass is not None:
+            # The errors were of other coordinates.
+            state, warmup = replace(state, mass=mass), replace(warmup, error=0.0, weight=0.0)
+        return self._refresh(replace(state, warmup=warmup))
 
-    def _follow_energy(self, state: MCLMCState) -> MCLMCState:
+    def _follow_energy(self, state: MCLMCState, warmup: EnergyWarmup) -> tuple[MCLMCState, EnergyWarmup]:
         """Errors grow as the sixth power of the step size: the size at which they would be as wanted."""
-        squares = state.extra["squared energy"]
+        squares = state.squared_energy
         finite = torch.isfinite(squares)
         share = float(finite.double().mean())
         size = float(state.step_size)
         if share < 0.8:  # too many chains diverge for the others' errors to say anything
-            return replace(state, step_size=state.step_size * 0.5, error=0.0, weight=0.0)
-        dimensions = state.extra["velocity"].shape[1]
+            return replace(state, step_size=state.step_size * 0.5), replace(warmup, error=0.0, weight=0.0)
+        dimensions = state.velocity.shape[1]
         mean = float(torch.where(finite, squares, torch.zeros_like(squares)).sum() / finite.sum()) / dimensions
         decay = 1.0 - 1.0 / MEMORY
-        error, weight = decay * state.error + mean / size**6, decay * state.weight + 1.0
+        error, weight = decay * warmup.error + mean / size**6, decay * warmup.weight + 1.0
         wanted = (self.energy_variance / max(error / weight, 1e-300)) ** (1.0 / 6.0)
         wanted = min(max(wanted, 0.5 * size), 2.0 * size, 0.5 * self.trajectory_length)
-        return replace(state, step_size=torch.full_like(state.step_size, wanted), error=error, weight=weight)
+        state = replace(state, step_size=torch.full_like(state.step_size, wanted))
+        return state, replace(warmup, error=error, weight=weight)
 
     def finish_warmup(self, state: KernelState) -> KernelState:
-        assert isinstance(state, MCLMCState)
-        return self._refresh(replace(state, total=0, count=0, windows=(), moments=None, error=0.0, weight=0.0))
+        return self._refresh(replace(state, warmup=None))
 
     def _refresh(self, state: KernelState) -> KernelState:
         count = self.num_steps or round(self.trajectory_length / float(state.step_size))

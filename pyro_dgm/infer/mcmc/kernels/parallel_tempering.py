@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.chains import select
+from pyro_dgm.infer.mcmc.chains import uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
@@ -23,18 +24,57 @@ from pyro_dgm.infer.mcmc.potentials.tempered import (
     swap_order,
     take,
 )
+from pyro_dgm.infer.mcmc.state import map_tensors
 
 __all__ = ["ParallelTempering"]
 
 
 @dataclass(frozen=True)
-class TemperedState(KernelState):
-    """A state of the cold replicas, with what the inner kernel's states have besides tensors.
+class Replicas:
+    """Where replicas are: unconstrained latents, ``U`` and its gradient, each ``(chains, R, ...)``."""
 
-    :ivar inner: a state of the inner kernel, for the fields of its own; where chains are is not read from it.
+    position: Position
+    potential: Tensor
+    gradient: Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedState(KernelState):
+    """A state of the cold replicas, with the hot ones and what the inner kernel carries.
+
+    :ivar hot: the other replicas.
+    :ivar betas: inverse temperatures, ``(R,)``.
+    :ivar inner_type: class of the inner kernel's states.
+    :ivar inner_own: fields of its own of the inner kernel's state, ``(chains, R, ...)`` each.
+    :ivar inner_shared: those that its chains share.
+    :ivar inner_info: what the last transition did to each replica, ``(chains, R)``.
+    :ivar trip: where replicas are on a round trip, ``(chains, R)``; see :func:`follow`.
+    :ivar round_trips: of each chain, ``(chains,)``.
+    :ivar swap_acceptance: of the last transition, ``(chains, R - 1)``.
+    :ivar swaps: its sum over transitions.
+    :ivar taken: number of transitions in that sum, ``(chains,)``.
+    :ivar rejection: mean over chains, summed over transitions since the ladder was tuned, ``(R - 1,)``.
     """
 
-    inner: KernelState | None = None
+    hot: Replicas
+    betas: Tensor
+    inner_type: type[KernelState]
+    inner_own: dict[str, Any]
+    inner_shared: dict[str, Any]
+    inner_info: Info
+    trip: Tensor
+    round_trips: Tensor
+    swap_acceptance: Tensor
+    swaps: Tensor
+    taken: Tensor
+    rejection: Tensor
+
+    shared = KernelState.shared | {"betas", "inner_shared", "rejection"}
+
+    def replicas(self) -> Replicas:
+        """All replicas, the cold one first."""
+        cold = Replicas(self.position, self.potential, self.gradient)
+        return map_tensors(lambda c, h: torch.cat([c.unsqueeze(1), h], 1), cold, self.hot)
 
 
 class ParallelTempering(Kernel):
@@ -87,8 +127,7 @@ class ParallelTempering(Kernel):
     """
 
     name = "parallel-tempering"
-    #: a ladder of its own: it cannot ride in another
-    tempers = False
+    tempers = False  # it has a ladder of its own
 
     def __init__(
         self,
@@ -111,7 +150,7 @@ class ParallelTempering(Kernel):
         if kernel is not None and settings:
             raise ValueError(f"{sorted(settings)} are settings of the inner kernel: give them to it")
         kernel = HMC(**settings) if kernel is None else kernel
-        if not getattr(kernel, "tempers", True):
+        if not kernel.tempers:
             raise ValueError(f"kernel must be one that can be tempered, got {type(kernel).__name__}")
         own = kernel.model is not None or kernel.potential_fn is not None
         if own and (model is not None or potential_fn is not None):
@@ -126,7 +165,7 @@ class ParallelTempering(Kernel):
         self.ladder = ladder_of(num_temperatures, max_temperature, inverse_temperatures)
         self.kernel, self.adapt_ladder = kernel, bool(adapt_ladder)
         self.uses_gradient = kernel.uses_gradient
-        self.discrete = getattr(kernel, "discrete", False)
+        self.discrete = kernel.discrete
         self.adjusted = kernel.adjusted
         self.varying_steps = kernel.varying_steps
         self.min_chains = -(-kernel.min_chains // len(self.ladder))
@@ -141,154 +180,129 @@ class ParallelTempering(Kernel):
         self._inner, self.potential = inner, inner.condition(*args, **kwargs)
         return self.potential
 
-    def init(self, params: Position, generator: torch.Generator) -> KernelState:
+    def init(self, params: Position, generator: torch.Generator) -> TemperedState:
         plain = super().init(params, generator)
-        state = TemperedState(**{f.name: getattr(plain, f.name) for f in fields(plain)})
-        betas, hot = state.potential.new_tensor([self.ladder]), len(self.ladder) - 1
-        chains = state.num_chains
-        labels = torch.zeros(chains, hot + 1, dtype=torch.int64, device=betas.device)
-        labels[:, 0] = 1  # has been cold
-        start = {**state.position, " U": state.potential, **{f" g {k}": g for k, g in state.gradient.items()}}
-        replicas = {k: v.unsqueeze(1).expand(-1, hot + 1, *v.shape[1:]) for k, v in start.items()}
-        extra = {
-            "inverse temperatures": betas,
-            "trip": labels,
-            "round trips": torch.zeros_like(labels[:, 0]),
-            "swap acceptance": betas.new_zeros(chains, hot),
-            "swaps": betas.new_zeros(chains, hot),
-            "taken": torch.zeros_like(labels[:, 0]),
-            "rejection": betas.new_zeros(1, hot),
-        }
-        state = replace(state, extra={**extra, **{f"hot {k}": v[:, 1:].clone() for k, v in replicas.items()}})
-        kernel = self._at(state)
-        inner = self._replicas(state)
-        first = kernel.init(inner.position, generator)
-        state = self._learnt(state, first)
+        betas, hot = plain.potential.new_tensor(self.ladder), len(self.ladder) - 1
+        chains, zeros = plain.num_chains, plain.potential.new_zeros
+        trip = torch.zeros(chains, hot + 1, dtype=torch.int64, device=betas.device)
+        trip[:, 0] = 1  # has been cold
+        cold = Replicas(plain.position, plain.potential, plain.gradient)
         types = {"accepted": torch.bool, "diverging": torch.bool, "n_steps": torch.int64}
-        infos = {
-            f"inner {f.name}": torch.zeros_like(labels, dtype=types.get(f.name, betas.dtype)) for f in fields(Info)
-        }
-        return replace(state, extra={**state.extra, **infos})
+        info = Info(**{f.name: torch.zeros_like(trip, dtype=types.get(f.name, betas.dtype)) for f in fields(Info)})
+        state = TemperedState.extending(
+            plain,
+            hot=map_tensors(lambda v: v.unsqueeze(1).expand(-1, hot, *v.shape[1:]).clone(), cold),
+            betas=betas,
+            inner_type=KernelState,
+            inner_own={},
+            inner_shared={},
+            inner_info=info,
+            trip=trip,
+            round_trips=torch.zeros_like(trip[:, 0]),
+            swap_acceptance=zeros(chains, hot),
+            swaps=zeros(chains, hot),
+            taken=torch.zeros_like(trip[:, 0]),
+            rejection=zeros(hot),
+        )
+        return self._learnt(state, self._at(state).init(self._replicas(state).position, generator))
 
     # Replicas, to and from the inner kernel
 
-    def _at(self, state: KernelState) -> Kernel:
-        """The inner kernel, on the potential of replicas at this ladder."""
-        betas = state.extra["inverse temperatures"][0].repeat(state.num_chains)
+    def _tempered(self, state: TemperedState) -> TemperedPotential:
+        """The potential of all replicas at this ladder."""
+        return TemperedPotential(self.potential, state.betas.repeat(state.num_chains), scaled=not self.discrete)
+
+    def _at(self, state: TemperedState) -> Kernel:
+        """The inner kernel, on that potential."""
         kernel = _copy(self._inner)
-        kernel.potential = TemperedPotential(self.potential, betas, scaled=not self.discrete)
+        kernel.potential = self._tempered(state)
         return kernel
 
-    def _all(self, state: KernelState) -> dict[str, Tensor]:
-        """Position, potential (`` U``) and gradient (`` g name``) of all replicas, ``(chains, R, ...)``, cold first."""
-        cold = {**state.position, " U": state.potential, **{f" g {k}": g for k, g in state.gradient.items()}}
-        return {k: torch.cat([v.unsqueeze(1), state.extra[f"hot {k}"]], 1) for k, v in cold.items()}
-
-    def _replicas(self, state: KernelState) -> KernelState:
+    def _replicas(self, state: TemperedState) -> KernelState:
         """All replicas as chains of the inner kernel."""
-        assert isinstance(state, TemperedState)
-        flat = {k: v.flatten(0, 1) for k, v in self._all(state).items()}
-        betas = state.extra["inverse temperatures"][0].repeat(state.num_chains)
-        tempered = TemperedPotential(self.potential, betas, scaled=not self.discrete)
-        shape = (state.num_chains, len(self.ladder))
-        shared = {f.name: getattr(state, f.name) for f in fields(KernelState)}
-        own = {
-            "position": tempered.scale({k: flat[k] for k in state.position}),
-            "potential": betas * flat[" U"],
-            "gradient": tempered.temper_gradient({k: flat[f" g {k}"] for k in state.gradient}),
-            "extra": {
-                k.removeprefix("kept "): v.flatten(0, 1) if v.shape[:2] == shape else v
-                for k, v in state.extra.items()
-                if k.startswith("kept ")
-            },
-        }
-        return KernelState(**{**shared, **own}) if state.inner is None else replace(state.inner, **{**shared, **own})
+        tempered, flat = self._tempered(state), map_tensors(lambda v: v.flatten(0, 1), state.replicas())
+        own = {**map_tensors(lambda v: v.flatten(0, 1), state.inner_own), **state.inner_shared}
+        inner = state.inner_type.extending(state, **own)
+        return replace(
+            inner,
+            position=tempered.scale(flat.position),
+            potential=tempered.betas * flat.potential,
+            gradient=tempered.temper_gradient(flat.gradient),
+        )
 
-    def _learnt(self, state: KernelState, inner: KernelState) -> TemperedState:
-        """What the inner kernel carries, apart from where its chains are."""
-        assert isinstance(state, TemperedState)
-        shape = (state.num_chains, len(self.ladder))
-        kept = {
-            f"kept {k}": v.reshape(*shape, *v.shape[1:]) if v.dim() and len(v) == shape[0] * shape[1] else v
-            for k, v in inner.extra.items()
-        }
+    def _learnt(self, state: TemperedState, inner: KernelState) -> TemperedState:
+        """The state with what the inner kernel's carries, apart from where its chains are."""
+        shape, own = (state.num_chains, len(self.ladder)), inner.own()
         return replace(
             state,
             step_size=inner.step_size,
-            inverse_mass=inner.inverse_mass,
+            mass=inner.mass,
             num_steps=inner.num_steps,
             warmup=inner.warmup,
-            extra={**state.extra, **kept},
-            inner=replace(inner, position={}, gradient={}, extra={}),
+            inner_type=type(inner),
+            inner_own=map_tensors(
+                lambda v: v.unflatten(0, shape), {k: v for k, v in own.items() if k not in inner.shared}
+            ),
+            inner_shared={k: v for k, v in own.items() if k in inner.shared},
         )
 
     # Transition
 
     def steps_at(self, state: KernelState) -> int:
+        assert isinstance(state, TemperedState)
         return self._inner.steps_at(self._replicas(state))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
+        assert isinstance(state, TemperedState)
         inner = self._at(state).noise(self._replicas(state))
-        swap = state.extra["swap acceptance"]
         return {
             **{f"inner {k}": v for k, v in inner.items()},
-            "swap": torch.rand(swap.shape, generator=state.generator, dtype=swap.dtype, device=swap.device),
-            "parity": torch.full((), state.iteration % 2, dtype=torch.int64, device=swap.device),
+            "swap": uniform_per_chain(state.swap_acceptance, state.generator),
+            "parity": torch.full((), state.iteration % 2, dtype=torch.int64, device=state.betas.device),
         }
 
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
-        betas, extra = state.extra["inverse temperatures"], state.extra
-        kernel, chains, rungs = self._at(state), state.num_chains, len(self.ladder)
-        shape = (chains, rungs)
+        assert isinstance(state, TemperedState)
+        tempered, shape = self._tempered(state), (state.num_chains, len(self.ladder))
         numbers = {k.removeprefix("inner "): v for k, v in noise.items() if k.startswith("inner ")}
-        inner, info = kernel.transition(self._replicas(state), numbers)
-        tempered = kernel.potential
-        assert isinstance(tempered, TemperedPotential)
-        replicas = {
-            **tempered.unscale(inner.position),
-            " U": inner.potential / tempered.betas,
-            **{f" g {k}": v for k, v in tempered.untemper_gradient(inner.gradient).items()},
-        }
-        # A replica that stayed is where it was to the bit, not there and back through other units.
-        stayed = {k: v.flatten(0, 1) for k, v in self._all(state).items()}
-        replicas = select(info.accepted, replicas, stayed)
-        replicas = {k: v.reshape(*shape, *v.shape[1:]) for k, v in replicas.items()}
-
-        energies = replicas[" U"]
-        acceptance = swap_acceptance(betas[0] / self.temperature, energies)
-        order = swap_order(noise["swap"] < acceptance, noise["parity"])
-        replicas = {k: take(v, order) for k, v in replicas.items()}
-        trip, done = follow(extra["trip"].gather(1, order))
-
-        infos = {f.name: getattr(info, f.name).reshape(shape) for f in fields(Info)}
-        new = self._learnt(state, inner)
-        new = replace(
-            new,
-            position={k: replicas[k][:, 0] for k in state.position},
-            potential=replicas[" U"][:, 0],
-            gradient={k: replicas[f" g {k}"][:, 0] for k in state.gradient},
-            extra={
-                **new.extra,
-                **{f"hot {k}": v[:, 1:] for k, v in replicas.items()},
-                **{f"inner {k}": v for k, v in infos.items()},
-                "swap acceptance": acceptance,
-                "swaps": extra["swaps"] + acceptance,
-                "taken": extra["taken"] + 1,
-                "trip": trip,
-                "round trips": extra["round trips"] + done,
-            },
+        inner, info = self._at(state).transition(self._replicas(state), numbers)
+        moved = Replicas(
+            tempered.unscale(inner.position),
+            inner.potential / tempered.betas,
+            tempered.untemper_gradient(inner.gradient),
         )
-        moved = torch.zeros_like(infos["accepted"][:, 0])
+        info = map_tensors(lambda v: v.reshape(shape), info)
+        # A replica that stayed is where it was to the bit, not there and back through other units.
+        replicas = map_tensors(partial(_where, info.accepted), moved, state.replicas())
+        acceptance = swap_acceptance(state.betas / self.temperature, replicas.potential)
+        order = swap_order(noise["swap"] < acceptance, noise["parity"])
+        replicas = map_tensors(lambda v: take(v, order), replicas)
+        trip, done = follow(state.trip.gather(1, order))
+        cold = map_tensors(lambda v: v[:, 0], replicas)
+        new = replace(
+            self._learnt(state, inner),
+            position=cold.position,
+            potential=cold.potential,
+            gradient=cold.gradient,
+            hot=map_tensors(lambda v: v[:, 1:], replicas),
+            inner_info=info,
+            swap_acceptance=acceptance,
+            swaps=state.swaps + acceptance,
+            taken=state.taken + 1,
+            trip=trip,
+            round_trips=state.round_trips + done,
+        )
+        changed = torch.zeros_like(info.accepted[:, 0])
         for k, v in state.position.items():
-            moved = moved | (new.position[k] != v).reshape(chains, -1).any(-1)
+            changed = changed | (new.position[k] != v).reshape(len(v), -1).any(-1)
         # The cold replica moves by itself or by a swap with its neighbour, which has its turn at even parity.
         swapped = acceptance[:, 0] * (noise["parity"] == 0)
         return new, Info(
-            1.0 - (1.0 - infos["acceptance_rate"][:, 0]) * (1.0 - swapped),
-            moved,
-            infos["diverging"][:, 0],
+            1.0 - (1.0 - info.acceptance_rate[:, 0]) * (1.0 - swapped),
+            changed,
+            info.diverging[:, 0],
             new.potential / self.temperature,
-            infos["n_steps"].sum(1),
+            info.n_steps.sum(1),
         )
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
@@ -298,34 +312,46 @@ class ParallelTempering(Kernel):
             first, ``(R - 1,)``; ``round_trips`` from cold to hot and back of each chain, ``(chains,)``;
             ``inverse_temperatures``, ``(R,)``.
         """
-        swaps = state.extra["swaps"] / state.extra["taken"].clamp(min=1).unsqueeze(-1)
+        assert isinstance(state, TemperedState)
+        swaps = state.swaps / state.taken.clamp(min=1).unsqueeze(-1)
         return {
             "swap_acceptance": swaps.mean(0),
-            "round_trips": state.extra["round trips"],
-            "inverse_temperatures": state.extra["inverse temperatures"][0],
+            "round_trips": state.round_trips,
+            "inverse_temperatures": state.betas,
         }
 
     # Warm-up
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
+        assert isinstance(state, TemperedState)
         return self._learnt(state, self._at(state).start_warmup(self._replicas(state), num_steps))
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
-        of_replicas = Info(**{f.name: state.extra[f"inner {f.name}"].flatten() for f in fields(Info)})
+        assert isinstance(state, TemperedState)
+        of_replicas = map_tensors(torch.flatten, state.inner_info)
         state = self._learnt(state, self._at(state).adapt(self._replicas(state), of_replicas))
         if not self.adapt_ladder:
             return state
-        rejection = state.extra["rejection"] + (1.0 - state.extra["swap acceptance"]).mean(0, keepdim=True)
-        betas = state.extra["inverse temperatures"]
-        if closes_round(state.iteration):
-            betas = equal_rejection(betas[0], rejection[0])[None]
-            rejection = torch.zeros_like(rejection)
-        return replace(state, extra={**state.extra, "inverse temperatures": betas, "rejection": rejection})
+        rejection = state.rejection + (1.0 - state.swap_acceptance).mean(0)
+        if not closes_round(state.iteration):
+            return replace(state, rejection=rejection)
+        return replace(state, betas=equal_rejection(state.betas, rejection), rejection=torch.zeros_like(rejection))
 
     def finish_warmup(self, state: KernelState) -> KernelState:
+        assert isinstance(state, TemperedState)
         state = self._learnt(state, self._at(state).finish_warmup(self._replicas(state)))
-        anew = {k: torch.zeros_like(state.extra[k]) for k in ("round trips", "swaps", "taken")}
-        return replace(state, warmup=None, extra={**state.extra, **anew})
+        return replace(
+            state,
+            warmup=None,
+            round_trips=torch.zeros_like(state.round_trips),
+            swaps=torch.zeros_like(state.swaps),
+            taken=torch.zeros_like(state.taken),
+        )
+
+
+def _where(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """New values (chains and replicas in one dimension) where ``accepted``, ``(chains, R)``; old ones elsewhere."""
+    return torch.where(accepted.reshape(*accepted.shape, *[1] * (old.dim() - 2)), new.reshape(old.shape), old)
 
 
 def _copy(kernel: Kernel) -> Kernel:

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.adaptation import DualAveraging, Warmup, Welford, warmup_windows
-from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, select, uniform_per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.adaptation import Adaptation, DualAveraging
+from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
+from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
+from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.wrapped import ValuePotential
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.infer.mcmc.state import Info, KernelState
+from pyro_dgm.ops.arguments import check_positive
 
 __all__ = ["RandomWalk"]
 
 
-class RandomWalk(Kernel):
+class RandomWalk(AdaptiveKernel):
     r"""Random-walk Metropolis: a Gaussian step, kept or not; the sampler for densities without a gradient.
 
     .. math:: u' = u + \epsilon M^{-1/2} \xi, \qquad \xi \sim N(0, I), \qquad
@@ -80,81 +82,47 @@ class RandomWalk(Kernel):
         compile: bool | str = "auto",
     ) -> None:
         super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
-        check_number("step_size", step_size, optional=True)
-        if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
-            raise ValueError(f"step_size must be positive and finite, got {step_size}")
-        check_number("target_accept_prob", target_accept_prob)
-        if not 0.0 < target_accept_prob < 1.0:
-            raise ValueError(f"target_accept_prob must be in (0, 1), got {target_accept_prob}")
+        check_positive("step_size", step_size, optional=True)
         self.step_size = None if step_size is None else float(step_size)
-        self.adapt_step_size, self.adapt_mass_matrix = bool(adapt_step_size), bool(adapt_mass_matrix)
-        self.target_accept_prob = float(target_accept_prob)
+        self.adaptation = Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob)
 
-    def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        self.potential: Potential = ValuePotential(super().condition(*args, **kwargs))
-        return self.potential
+    def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
+        return ValuePotential(super().potential_of_function(fn))
+
+    def potential_of_model(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Potential:
+        return ValuePotential(super().potential_of_model(model, args, kwargs))
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
-        state = super().init(params, generator)
-        return replace(state, step_size=state.potential.new_tensor(self._first_step_size(state)))
+        return self.find_step_size(super().init(params, generator))
 
-    def _first_step_size(self, state: KernelState) -> float:
-        if self.step_size is not None:
-            return self.step_size
-        return 2.38 / math.sqrt(max(1, sum(v[0].numel() for v in state.position.values())))
+    def find_step_size(self, state: KernelState) -> KernelState:
+        """The step that is optimal for a Gaussian of these scales, unless another one was given."""
+        size = self.step_size
+        if size is None:
+            size = 2.38 / math.sqrt(max(1, sum(v[0].numel() for v in state.position.values())))
+        return replace(state, step_size=state.potential.new_tensor(size))
+
+    def start_dual(self, state: KernelState, steps_left: int) -> DualAveraging:
+        # The published pull towards ten times the first step suits HMC's halving; here the first step is a good guess.
+        return super().start_dual(state, min(49, steps_left))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         normals = normals_like(state.position, state.generator, "proposal")
         return {**normals, "accept": uniform_per_chain(state.potential, state.generator)}
 
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
+        assert isinstance(state.mass, DiagonalMass)
+        scales = state.mass.scales
         proposal = {
-            k: v + per_chain(state.step_size, v) * state.inverse_mass[k].sqrt() * noise[f"proposal {k}"]
-            for k, v in state.position.items()
+            k: v + per_chain(state.step_size, v) * scales[k] * noise[f"proposal {k}"] for k, v in state.position.items()
         }
         value = self.potential.value(proposal)
         error = (value - state.potential) / self.temperature
         wrong = torch.isnan(value) | (value == -math.inf)
         acceptance = torch.where(wrong, torch.zeros_like(error), (-error).clamp(max=0.0).exp())
         accepted = noise["accept"] < acceptance
-        potential = torch.where(accepted, value, state.potential)
-        new = replace(state, position=select(accepted, proposal, state.position), potential=potential)
+        new = state.moved(accepted, proposal, value)
         no_gradients = torch.zeros_like(value, dtype=torch.int64)
-        return new, Info(acceptance, accepted, wrong, potential / self.temperature, no_gradients)
-
-    # Warm-up
-
-    def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
-        if not (self.adapt_step_size or self.adapt_mass_matrix):
-            return state
-        windows = tuple(warmup_windows(num_steps)) if self.adapt_mass_matrix else ()
-        warmup = Warmup(num_steps, 0, windows, DualAveraging.start(state.step_size), Welford.start(state.position))
-        return replace(state, warmup=self._searching(state, warmup))
-
-    def adapt(self, state: KernelState, info: Info) -> KernelState:
-        warmup = state.warmup
-        if warmup is None:
-            return state
-        warmup, acceptance = warmup.see(info.acceptance_rate)
-        if self.adapt_step_size:
-            warmup = replace(warmup, dual=warmup.dual.update(acceptance, self.target_accept_prob))
-            state = replace(state, step_size=warmup.dual.log_step.exp())
-        if warmup.in_window:
-            warmup = replace(warmup, moments=warmup.moments.update(state.position))
-            if warmup.closes_window:
-                state = replace(state, inverse_mass=warmup.moments.inverse_mass())
-                if self.adapt_step_size:
-                    # In the new units the step that is optimal for a Gaussian is the best guess there is.
-                    state = replace(state, step_size=state.step_size.new_tensor(self._first_step_size(state)))
-                warmup = replace(self._searching(state, warmup), moments=Welford.start(state.position))
-        return replace(state, warmup=warmup)
-
-    def finish_warmup(self, state: KernelState) -> KernelState:
-        if state.warmup is not None and self.adapt_step_size and state.warmup.dual.count > 0:
-            state = replace(state, step_size=state.warmup.dual.log_step_average.exp())
-        return replace(state, warmup=None)
-
-    @staticmethod
-    def _searching(state: KernelState, warmup: Warmup) -> Warmup:
-        # The published pull towards ten times the first step suits HMC's halving; here the first step is a good guess.
-        return replace(warmup, dual=DualAveraging.start(state.step_size, num_steps=min(49, warmup.steps_left)))
+        return new, Info(acceptance, accepted, wrong, new.potential / self.temperature, no_gradients)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +14,23 @@ from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.minibatch import FunctionMinibatches, MinibatchPotential, ModelMinibatches
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_number, check_positive
 
 __all__ = ["SGLD"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreconditionedState(KernelState):
+    """A state with the mean squares of gradients.
+
+    :ivar squares: discounted mean of the squared gradients of ``U / T``, as ``position``.
+    :ivar decay: what they are discounted by, a scalar; 1 once they are frozen.
+    """
+
+    squares: Position
+    decay: Tensor
+
+    shared = KernelState.shared | {"decay"}
 
 
 class SGLD(Langevin):
@@ -133,23 +146,20 @@ class SGLD(Langevin):
         check_number("decay", decay)
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        check_number("damping", damping)
-        if not (damping > 0 and math.isfinite(damping)):
-            raise ValueError(f"damping must be positive and finite, got {damping}")
+        check_positive("damping", damping)
         self.num_data, self.batch_size = num_data, batch_size
         self.preconditioner, self.freeze_preconditioner = preconditioner, bool(freeze_preconditioner)
         self.decay, self.damping = float(decay), float(damping)
 
-    def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        if self.model is not None:
-            self.potential: Potential = ModelMinibatches(self.model, args, kwargs, self.compile is True)
-        elif self.potential_fn is not None and self.num_data is not None and self.batch_size is not None:
-            if args or kwargs:
-                raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
-            self.potential = FunctionMinibatches(self.potential_fn, self.num_data, self.batch_size)
-        else:
-            super().condition(*args, **kwargs)
-        return self.potential
+    def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
+        if self.num_data is None or self.batch_size is None:
+            return super().potential_of_function(fn)
+        return FunctionMinibatches(fn, self.num_data, self.batch_size)
+
+    def potential_of_model(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Potential:
+        return ModelMinibatches(model, args, kwargs)
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         state = super().init(params, generator)
@@ -157,8 +167,8 @@ class SGLD(Langevin):
         state = replace(state, potential=value, gradient=gradient)
         if self.preconditioner is None:
             return state
-        squares = {f"square {k}": (g / self.temperature).square() for k, g in gradient.items()}
-        return replace(state, extra={**squares, "decay": value.new_full((), self.decay)})
+        squares = {k: (g / self.temperature).square() for k, g in gradient.items()}
+        return PreconditionedState.extending(state, squares=squares, decay=value.new_full((), self.decay))
 
     def _indices(self, state: KernelState) -> dict[str, Tensor]:
         if not isinstance(self.potential, MinibatchPotential):
@@ -178,23 +188,22 @@ class SGLD(Langevin):
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
         if self.preconditioner is None:
             return super().transition(state, noise)
+        assert isinstance(state, PreconditionedState)
         state = replace(state, step_size=noise.get("step size", state.step_size))
-        decay = state.extra["decay"]
         gradient = self._clipped(state.gradient)
         step = state.step_size
         squares, proposal = {}, {}
         for k, v in state.position.items():
             g = gradient[k] / self.temperature
-            a = per_chain(decay, v)
-            squares[f"square {k}"] = a * state.extra[f"square {k}"] + (1.0 - a) * g.square()
-            scale = 1.0 / (self.damping + squares[f"square {k}"].sqrt())
+            a = per_chain(state.decay, v)
+            squares[k] = a * state.squares[k] + (1.0 - a) * g.square()
+            scale = 1.0 / (self.damping + squares[k].sqrt())
             drift = per_chain(0.5 * step.square(), v) * scale * g
             proposal[k] = v - drift + per_chain(step, v) * scale.sqrt() * noise[f"noise {k}"]
-        state = replace(state, extra={**state.extra, **squares})
-        return self._settle(state, proposal, noise, self.temperature)
+        return self._settle(replace(state, squares=squares), proposal, noise, self.temperature)
 
     def finish_warmup(self, state: KernelState) -> KernelState:
         state = super().finish_warmup(state)
-        if self.preconditioner is not None and self.freeze_preconditioner:
-            state = replace(state, extra={**state.extra, "decay": torch.ones_like(state.extra["decay"])})
+        if isinstance(state, PreconditionedState) and self.freeze_preconditioner:
+            state = replace(state, decay=torch.ones_like(state.decay))
         return state

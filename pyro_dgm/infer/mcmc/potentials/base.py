@@ -34,6 +34,10 @@ class Potential(ABC):
     transforms: dict[str, Transform]
     #: whether graphs are compiled as soon as they are recorded
     compile = False
+    #: whether positions may be integers or booleans
+    discrete = False
+    #: whether there is a potential at all
+    known = True
     #: most chains evaluated together; by default what the processor's cache holds, once a graph shows how much that is
     chunk_size: int | None = None
 
@@ -51,6 +55,9 @@ class Potential(ABC):
     @abstractmethod
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         """Constrained values of ``(batch, ...)`` positions, and the log-Jacobians, ``(batch,)``."""
+
+    def check(self, position: Position) -> None:  # noqa: B027
+        """:raises ValueError: for initial values that the potential cannot take; the message names them."""
 
     @property
     def can_be_recorded(self) -> bool:

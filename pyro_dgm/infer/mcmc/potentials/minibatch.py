@@ -71,17 +71,21 @@ class ModelMinibatches(MinibatchPotential):
     :raises ValueError: for a latent inside a subsampled plate: other data would have other latents every time.
     """
 
-    def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], compile: bool = False
-    ) -> None:
-        plates = _subsampled(model, args, kwargs)
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.plates = _subsampled(model, args, kwargs)
         # Plates that choose for themselves are hidden from it: it would refuse them.
         base = ModelPotential(poutine.block(model, hide_fn=_chooses), args, kwargs)
-        base.compile = compile
+        self._given = _GivenData(model, args, kwargs, base, list(self.plates))
         super().__init__(base)
-        self.plates = plates
-        self._given = _GivenData(model, args, kwargs, base, list(plates))
-        self._given.compile = compile
+
+    @property
+    def compile(self) -> bool:
+        """That of both potentials of the model."""
+        return self.base.compile
+
+    @compile.setter
+    def compile(self, compile: bool) -> None:
+        self.base.compile = self._given.compile = compile
 
     @property
     def latents(self) -> Any:

@@ -22,12 +22,18 @@ class WrappedPotential(Potential):
     :param base: the other potential.
     """
 
-    #: whether positions may be integers or booleans
-    discrete = False
-
     def __init__(self, base: Potential) -> None:
         super().__init__()
         self.base = base
+
+    @property
+    def compile(self) -> bool:
+        """That of the other potential."""
+        return self.base.compile
+
+    @compile.setter
+    def compile(self, compile: bool) -> None:
+        self.base.compile = compile
 
     @property
     def transforms(self) -> dict[str, Transform]:  # type: ignore[override]
