@@ -112,8 +112,8 @@ print(by_guide)
 print(by_hmc)
 
 # %%
-# The decoded means of both methods agree.  The last row shows the standard deviation of HMC's
-# draws, which is largest at the outlines of the digits.
+# The decoded means of both methods nearly agree.  The last row shows the standard deviation of HMC's
+# decoded draws: it is large where the posterior does not determine a pixel.
 
 figure, axes = plt.subplots(4, 4, figsize=(6, 6), layout="constrained")
 with torch.no_grad():
