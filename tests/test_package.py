@@ -7,6 +7,8 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,19 @@ def test_dependencies_are_pinned() -> None:
         name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
         assert name in pins, f"{requirement} is not pinned in constraints.txt"
         assert importlib.metadata.version(name).split("+")[0] == pins[name]
+
+
+def test_modules_that_have_moved_import_under_their_old_names():
+    from pyro_dgm.infer.moved import MOVED
+
+    script = "import warnings, importlib\nwarnings.simplefilter('error', DeprecationWarning)\n"
+    script += "import pyro_dgm.infer\nwarnings.simplefilter('always')\n"
+    for old, new in MOVED.items():
+        script += (
+            f"a, b = importlib.import_module('pyro_dgm.infer.{old}'), importlib.import_module('pyro_dgm.infer.{new}')\n"
+        )
+        script += "assert a is b and b.__spec__.name == b.__name__, (a, b.__spec__)\n"
+    script += "from pyro_dgm.infer.checkpoint import load_weights\nimport pyro_dgm.infer.train.loggers\n"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "pyro_dgm.infer.checkpoint is now pyro_dgm.infer.train.checkpoints.checkpoint" in run.stderr

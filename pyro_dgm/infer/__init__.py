@@ -3,6 +3,7 @@
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer import mcmc, smc
 from pyro_dgm.infer.mcmc.potentials.captured import capture_potential
+from pyro_dgm.infer.moved import install
 from pyro_dgm.infer.objectives import (
     CIWAE,
     CUBO,
@@ -59,6 +60,8 @@ from pyro_dgm.infer.train.paired import Paired
 from pyro_dgm.infer.train.precision import mixed_precision
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.programs.relaxation import continuous_relaxation
+
+install()
 
 __all__ = [
     "CIWAE",
