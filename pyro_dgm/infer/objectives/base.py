@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -245,7 +245,7 @@ class Objective(PyroELBO):
 
     def __repr__(self) -> str:
         """The number of particles, and what else was asked for that is no default."""
-        known = fields(self) if is_dataclass(self) else ()
+        known: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         given = [f for f in known if f.init and f.name not in _COMMON]
         shown = [f.name for f in given if f.name == "num_particles" or getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

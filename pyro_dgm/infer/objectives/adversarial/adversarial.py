@@ -11,13 +11,13 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
 from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
-    counted,
+    kept_data,
     latent_sites,
     latents,
     prior_draws,
     reconstruction,
     rerun_model,
-    spread,
+    to_each_datum,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.score_function.baselines import observed_features
@@ -81,14 +81,14 @@ class AdversarialELBO(DiscriminatorObjective):
 
     def bound_of(self, particles: Particles) -> Tensor:
         rows = self.rows(particles)
-        return reconstruction(particles) - spread(particles, self.discriminator(rows).frozen(rows))
+        return reconstruction(particles) - to_each_datum(particles, self.discriminator(rows).frozen(rows))
 
     def program_surrogate(self, particles: Particles, bound: Tensor) -> Tensor:
         prior = particles._cache["prior at numbers"]
-        return bound.sum() + spread(particles, prior - prior.detach()).sum()
+        return bound.sum() + to_each_datum(particles, prior - prior.detach()).sum()
 
     def discriminator_loss(self, particles: Particles) -> Tensor:
-        kept = counted(particles)
+        kept = kept_data(particles)
         drawn = _rows(particles, latents(particles).detach())
         dreamt = _rows(particles, prior_draws(particles).detach())
         net = self.discriminator(drawn)

@@ -51,7 +51,7 @@ class ELBO(ParticleObjective):
     :param beta: weight of the KL, at least 0: a number, or a function of the training step (1 for the first), such as
         :class:`~pyro_dgm.ops.LinearSchedule`.  A step is an evaluation with gradients: ``fit(accumulate=n)`` makes n of
         each of the optimiser's.
-    :param free_bits: :math:`\lambda`, nats that each latent site of each datum may spend for nothing.
+    :param free_bits: :math:`\lambda`, nats of each latent site of each datum below which its KL is not penalised.
     :param capacity: C, nats that the KL of each datum is drawn to: a number, or a function of the step as for ``beta``,
         which is then the strength of the pull (the paper's :math:`\gamma`).
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has

@@ -124,7 +124,7 @@ def _mean_of_others(log_w: Tensor, beta: float) -> Tensor:
     """For each sample the mean of ``log_w`` over the others, weighted by the power ``beta`` of their weights."""
     weights = (beta * log_w).softmax(0)
     means = ((weights * log_w).sum(0) - weights * log_w) / (1 - weights)
-    # The heaviest may have all the weight, and nothing be left to divide by: without it the others are weighed anew.
+    # The heaviest may have all the weight: then the weights of the others are computed again, without it.
     top = log_w.argmax(0, keepdim=True)
     rest = (beta * log_w).scatter(0, top, -torch.inf).softmax(0)
     return means.scatter(0, top, (rest * log_w).sum(0, keepdim=True))
