@@ -35,10 +35,11 @@ class MMDELBO(AggregateObjective):
     where samples of the prior decode poorly.  With ``alpha=1`` no density of the guide is used, so that a
     deterministic guide (a ``Delta`` site) will do.  ``alpha=0, lam=1`` is the ELBO.
 
-    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the whole discrepancy of the
-    batch is added to the loss of each datum, so that its weight does not depend on the size of the batch.  It is estimated for each particle from one latent of each datum and as many draws of the prior.  All
-    latents of a datum count as one vector; where there are several, prior draws are ancestral (the model runs once
-    more).  The prior's parameters are trained through its draws.
+    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the whole discrepancy of the batch is
+    added to the loss of each datum, so that its weight does not depend on the size of the batch.  It is estimated for
+    each particle from one latent of each datum and as many draws of the prior.  All latents of a datum count as one
+    vector; where there are several, prior draws are ancestral (the model runs once more).  The prior's parameters are
+    trained through its draws.
 
     :param num_particles: number of particles averaged over.
     :param alpha: :math:`\alpha \le 1`, how much of the KL is taken off.
