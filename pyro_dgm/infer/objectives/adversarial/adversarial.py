@@ -51,7 +51,7 @@ class AdversarialELBO(DiscriminatorObjective):
         with one output; instead of ``hidden``.
     :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
         program's; by default one step trains both.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
         enumerated model, or a datum of another size than at first.
     :raises TypeError: for a ``network`` that is no function.

@@ -42,7 +42,7 @@ class FactorVAE(DiscriminatorObjective):
         output; instead of ``hidden``.
     :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
         program's; by default one step trains both.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a single datum, or a datum of another size than at
         first.

@@ -44,7 +44,7 @@ class BetaTC(FactorisedObjective):
     :param num_data: N; if not given, the full size of the plates, which is that of the batch where the program sees
         mini-batches only.
     :param sampling: ``"mws"`` or ``"mss"``.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, has no density of each dimension or is not in the model; for a program whose latents are in no plate
         of data; for more data in a batch than ``num_data``; for a single datum and ``"mss"``.

@@ -35,7 +35,7 @@ class DIP(FactorisedObjective):
     :param off_diagonal: :math:`\lambda_{od} \ge 0`.
     :param diagonal: :math:`\lambda_d \ge 0`; if not given ten times ``off_diagonal`` for type I and as much for type
         II, as in the paper.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, is not in the model or has no mean (type II: covariance) in closed form; for a program whose latents
         are in no plate of data.

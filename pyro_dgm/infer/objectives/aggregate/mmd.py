@@ -48,7 +48,7 @@ class MMDELBO(AggregateObjective):
     :param bandwidth: h of the kernel, in units of the latents; the square root of their number if not given.
     :param scales: multiples of :math:`h^2` that the kernel is averaged over.
     :param unbiased: estimate the squared discrepancy without bias (needs two data); else by the V-statistic.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a prior that is learned and not reparameterised, or
         a single datum where ``unbiased``.

@@ -41,7 +41,7 @@ class SlicedWasserstein(AggregateObjective):
     :param num_particles: number of particles averaged over.
     :param lam: weight :math:`\lambda \ge 0` of the distance.
     :param num_projections: directions that the distance is averaged over.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, or a prior that is learned and not reparameterised.
 

@@ -57,7 +57,7 @@ class ELBO(ParticleObjective):
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for an option below 0 or not finite, or ``free_bits`` beside ``capacity``; when trained with an
         option, for a site that is marked for enumeration.
     :raises TypeError: for an option that is neither a number nor callable.

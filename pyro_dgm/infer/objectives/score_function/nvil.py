@@ -40,7 +40,7 @@ class NVIL(ParticleObjective):
     :param normalize: divide the learning signal by :math:`s`, as the paper does.  It keeps the direction of the
         score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
         the ELBO's.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
 
     Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.

@@ -34,7 +34,7 @@ class REBAR(ControlVariate):
     :param num_particles: number of particles averaged over.
     :param temperature: where :math:`\lambda` starts.
     :param control_scale: where :math:`\eta` starts.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a temperature that is not positive; when used: for integer-valued or other discrete guide
         sites, for sites that depend on each other, for a mixed guide, or if the model cannot take relaxed values.
 

@@ -39,7 +39,7 @@ class RELAX(ControlVariate):
 
     :param num_particles: number of particles averaged over.
     :param hidden: units of the network's hidden layer.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used: for a discrete guide site of another kind, for discrete guide sites that depend on
         each other, or for a datum of another size than at first.
 
