@@ -59,7 +59,7 @@ class _Adapted(Objective):
     def original(self) -> Any:
         return self._original
 
-    def dry_run(self, module: Any, args: tuple, kwargs: dict) -> None:
+    def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:
         if self.differentiable:
             module(*args, **kwargs)
         else:

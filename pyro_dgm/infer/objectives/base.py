@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -176,7 +176,7 @@ class Objective(PyroELBO):
         self.check(Program(model, guide), args, kwargs)
         self._seen = weak(model), weak(guide)
 
-    def dry_run(self, module: Any, args: tuple, kwargs: dict) -> None:
+    def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:
         """Evaluate ``module = objective(model, guide)`` once as training does, but not as a step of training."""
         self.prepare(module.model, module.guide, args, kwargs)
         self.estimate(module.model, module.guide, args, kwargs, grad=True)
@@ -229,7 +229,7 @@ class Objective(PyroELBO):
 
     def __repr__(self) -> str:
         """The number of particles, and what else was asked for that is no default."""
-        known: tuple[Any, ...] = fields(self) if is_dataclass(self) else ()
+        known: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         given = [f for f in known if f.init and f.name not in _COMMON]
         shown = [f.name for f in given if f.name == "num_particles" or getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

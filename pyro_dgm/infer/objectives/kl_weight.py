@@ -1,4 +1,4 @@
-"""What an ELBO may do to its KL: weigh it, leave each latent some nats for nothing, or hold it at a capacity."""
+"""Options of the KL in an ELBO: a weight, free bits for each latent, or a capacity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schedule = float | Callable[[int], float]
 
 
 class _Number:
-    """A number, or what a schedule gives: then a tensor, filled in place, which a captured graph reads anew."""
+    """A number, or what a schedule gives: then a tensor, filled in place, which a captured graph reads on each call."""
 
     def __init__(self, name: str, given: Schedule) -> None:
         if not callable(given) and (isinstance(given, bool) or not isinstance(given, (int, float))):

@@ -23,7 +23,7 @@ from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import announce_parameters, announcing
 from pyro_dgm.programs.parameters import leaves_the_store
-from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, guide_messenger
+from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, guide_messenger, looking_at
 
 __all__ = ["ParticleObjective"]
 
@@ -45,7 +45,7 @@ class ParticleObjective(Objective):
     :param max_plate_nesting: deepest nesting of plates; looked up by running the pair once if not given.
     :param vectorize_particles: run all particles at once: in a plate to the left of all others where the program
         broadcasts, else under ``torch.vmap``; a program that takes neither runs them one after another, and a warning
-        says why.  The first batch of a pair is held against runs of single particles.  ``False`` runs them one by one.
+        says why.  The first batch of a pair is compared with runs of single particles.  ``False`` runs them one by one.
     :param strict_enumeration_warning: warn where enumeration marks look misused (Pyro's keyword).
     :param retain_graph: passed to ``backward`` by :meth:`loss_and_grads`.
     :raises ValueError: for ``num_particles`` below 1.
@@ -127,6 +127,11 @@ class ParticleObjective(Objective):
             model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles, rewrite, before
         )
 
+    def dry_run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        """One particle, without a trace in random state, buffers or handlers: for the sizes of learned networks."""
+        with looking_at(model, guide):  # run_pairs turns gradients on where the program needs them
+            return run_pairs(model, guide, args, kwargs, 1, self._structures.get(model, guide, args, kwargs), False)
+
     # What is the same for all
 
     @property
@@ -167,7 +172,7 @@ class ParticleObjective(Objective):
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
-        # Handlers around the objective (SVI's, a recorder's) hear of parameters; the objective does not need to.
+        # Messages of parameters are for handlers around the objective (SVI's, a recorder's).
         with announcing(bool(_PYRO_STACK)):
             if self.learned is not None:
                 announce_parameters(self.learned)

@@ -71,7 +71,7 @@ class Phased(Objective):
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         return self.main.estimate(model, guide, args, kwargs, grad)
 
-    def dry_run(self, module: Any, args: tuple, kwargs: dict) -> None:
+    def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:
         self.prepare(module.model, module.guide, args, kwargs)  # each phase is evaluated by itself
 
     def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:

@@ -129,7 +129,7 @@ def first_evaluation(program: Any, objective: Objective, batch: Batch, state: Pr
     """
     module = objective(program.model, program.guide)
     with unchanged(state.buffers()), ParameterRecorder() as recorder:
-        objective.dry_run(module, batch.args, batch.kwargs)
+        objective.first_evaluation(module, batch.args, batch.kwargs)
     state.add_objective(module)
     state.record(recorder.found)
     for tensor in state.trainable().values():

@@ -11,13 +11,13 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
 from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
-    counted,
+    kept_data,
     latent_sites,
     latents,
     prior_draws,
     reconstruction,
     rerun_model,
-    spread,
+    to_each_datum,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.score_function.baselines import observed_features
@@ -51,7 +51,7 @@ class AdversarialELBO(DiscriminatorObjective):
         with one output; instead of ``hidden``.
     :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
         program's; by default one step trains both.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for sizes that are not positive; when used: for a guide site that is not reparameterised, an
         enumerated model, or a datum of another size than at first.
     :raises TypeError: for a ``network`` that is no function.
@@ -81,14 +81,14 @@ class AdversarialELBO(DiscriminatorObjective):
 
     def bound_of(self, particles: Particles) -> Tensor:
         rows = self.rows(particles)
-        return reconstruction(particles) - spread(particles, self.discriminator(rows).frozen(rows))
+        return reconstruction(particles) - to_each_datum(particles, self.discriminator(rows).frozen(rows))
 
     def program_surrogate(self, particles: Particles, bound: Tensor) -> Tensor:
         prior = particles._cache["prior at numbers"]
-        return bound.sum() + spread(particles, prior - prior.detach()).sum()
+        return bound.sum() + to_each_datum(particles, prior - prior.detach()).sum()
 
     def discriminator_loss(self, particles: Particles) -> Tensor:
-        kept = counted(particles)
+        kept = kept_data(particles)
         drawn = _rows(particles, latents(particles).detach())
         dreamt = _rows(particles, prior_draws(particles).detach())
         net = self.discriminator(drawn)

@@ -15,7 +15,6 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.part import Part
 from pyro_dgm.infer.objectives.phase import Phase
-from pyro_dgm.infer.objectives.score_function.baselines import look
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.random_state import fork_rng
 
@@ -56,7 +55,7 @@ class DiscriminatorObjective(AggregateObjective):
         return bound.sum()
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        particles = look(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs))
+        particles = self.dry_run(model, guide, args, kwargs)
         self.require(particles)
         rows = self.rows(particles)
         with fork_rng():

@@ -1,8 +1,8 @@
-"""A network that tells two kinds of draws apart, and so knows the logarithm of the ratio of their densities.
+"""A classifier of two kinds of draws, whose logit is the logarithm of the ratio of their densities.
 
 A classifier of draws from q (label 1) against draws from p (label 0), trained on the logistic loss, has at its
 optimum the logit :math:`T = \\log q - \\log p`.  Objectives use T in the place of densities that they cannot compute.
-One backward serves both: the program sees T with the network's weights held fixed, the network sees draws held fixed.
+One backward serves both: the program sees T with fixed weights, the network sees draws as constants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
                 layers += [nn.Linear(width, units), nn.LeakyReLU(0.2)]
                 width = units
             last = nn.Linear(width, 1)
-            # It starts as one who cannot tell: an untrained ratio of 1 leads nobody astray.
+            # An untrained network gives the ratio 1, which changes nothing.
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             self.net: nn.Module = nn.Sequential(*layers, last)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.adversarial.base import DiscriminatorObjective
 from pyro_dgm.infer.objectives.adversarial.discriminator import logistic_loss
-from pyro_dgm.infer.objectives.aggregate.aggregate import counted, elbo, latents, spread
+from pyro_dgm.infer.objectives.aggregate.aggregate import elbo, kept_data, latents, to_each_datum
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.ops.arguments import check_number
 
@@ -42,7 +42,7 @@ class FactorVAE(DiscriminatorObjective):
         output; instead of ``hidden``.
     :param discriminator_steps: train the discriminator in a phase of its own, with so many steps for each of the
         program's; by default one step trains both.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a single datum, or a datum of another size than at
         first.
@@ -73,10 +73,10 @@ class FactorVAE(DiscriminatorObjective):
 
     def bound_of(self, particles: Particles) -> Tensor:
         z = latents(particles)
-        return elbo(particles) - self.gamma * spread(particles, self.discriminator(z).frozen(z))
+        return elbo(particles) - self.gamma * to_each_datum(particles, self.discriminator(z).frozen(z))
 
     def discriminator_loss(self, particles: Particles) -> Tensor:
-        z, kept = latents(particles).detach(), counted(particles)
+        z, kept = latents(particles).detach(), kept_data(particles)
         net = self.discriminator(z)
         shuffled, left = shuffle(z, kept)
         return logistic_loss(net(z), 1.0, kept) + logistic_loss(net(shuffled), -1.0, left)

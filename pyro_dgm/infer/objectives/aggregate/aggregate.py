@@ -1,7 +1,7 @@
 """What penalties on the aggregate posterior are made of: the latents of a batch, draws of the prior, what counts.
 
 The aggregate posterior :math:`q(z) = E_x q(z|x)` is a property of many data.  A penalty on it is therefore a number for
-the whole batch, and every datum of the batch is charged the same: with a weight :math:`\\lambda` and a penalty P, each
+the whole batch, and the same term is in the loss of every datum: with a weight :math:`\\lambda` and a penalty P, each
 bound is lowered by :math:`\\lambda P`, as if P were part of the loss of one datum, which is how the papers write it.
 """
 
@@ -25,15 +25,15 @@ from pyro_dgm.programs.structure import sample_sites
 
 __all__ = [
     "AggregateObjective",
-    "counted",
     "elbo",
+    "kept_data",
     "latent_sites",
     "latents",
     "log_prior",
     "prior_draws",
     "reconstruction",
     "rerun_model",
-    "spread",
+    "to_each_datum",
 ]
 
 _ELBO = ELBO()
@@ -137,7 +137,7 @@ class AggregateObjective(ParticleObjective):
 def rerun_model(
     particles: Particles, pair: int, model: Callable[..., Any], args: tuple, kwargs: dict, keep_latents: bool
 ) -> dict[str, Any]:
-    """The model's sites in one more run on the same mini-batch, unheard by handlers around.
+    """The model's sites in one more run on the same mini-batch, hidden from outer handlers.
 
     :param keep_latents: take the guide's latents, as numbers; else the model draws its own.
     """
@@ -183,17 +183,17 @@ def _rows(particles: Particles, draws: list[dict[str, Any]], sites: dict[str, An
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def counted(particles: Particles) -> Tensor | None:
-    """Which data count, bool, ``(K, N)``: those with no latent masked; ``None`` where there is no mask.
+def kept_data(particles: Particles) -> Tensor | None:
+    """Which data are kept, bool, ``(K, N)``: those with no latent masked; ``None`` where there is no mask.
 
     :raises ValueError: for a mask on parts of a datum.
     """
-    if "counted" not in particles._cache:
+    if "kept_data" not in particles._cache:
         names = latent_sites(particles)
         sites = [[sample_sites(trace)[n] for n in names] for _, trace in particles.pairs]
         masked = any(not (s["mask"] is None or s["mask"] is True) for row in sites for s in row)
-        particles._cache["counted"] = torch.cat([_kept(particles, row) for row in sites]) if masked else None
-    return particles._cache["counted"]
+        particles._cache["kept_data"] = torch.cat([_kept(particles, row) for row in sites]) if masked else None
+    return particles._cache["kept_data"]
 
 
 def _kept(particles: Particles, sites: list[Any]) -> Tensor:
@@ -214,7 +214,7 @@ def _kept(particles: Particles, sites: list[Any]) -> Tensor:
 
 
 def weight(particles: Particles) -> Tensor | float:
-    """What of the latents' scale is not outside: it weighs a penalty as it weighs their KL.  ``(K, N)``, or a number.
+    """The latents' scale divided by the outer scale, ``(K, N)`` or a number: a penalty gets it as their KL does.
 
     Averaged over the latents, where their scales differ.
     """
@@ -228,12 +228,12 @@ def weight(particles: Particles) -> Tensor | float:
     return sum(ratios[1:], ratios[0]) / len(ratios)
 
 
-def spread(particles: Particles, penalty: Tensor) -> Tensor:
-    """Charge each datum with a penalty, ``(K,)`` for the batch or ``(K, N)`` for each datum: to ``particles.shape``.
+def to_each_datum(particles: Particles, penalty: Tensor) -> Tensor:
+    """A penalty, ``(K,)`` for the batch or ``(K, N)``, as a term of each datum's loss: ``particles.shape``.
 
-    Averaged over particles and weighed as the latents are; masked data are charged nothing.
+    Averaged over particles and scaled as the latents are; it is zero for masked data.
     """
-    size, kept = particles.shape.numel(), counted(particles)
+    size, kept = particles.shape.numel(), kept_data(particles)
     each = weight(particles) * (penalty[:, None] if penalty.dim() == 1 else penalty).expand(-1, size)
     each = each if kept is None else torch.where(kept, each, torch.zeros_like(each))
     return each.mean(0).reshape(particles.shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.aggregate.aggregate import counted, log_prior, reconstruction, spread
+from pyro_dgm.infer.objectives.aggregate.aggregate import kept_data, log_prior, reconstruction, to_each_datum
 from pyro_dgm.infer.objectives.aggregate.factorised import FactorisedObjective, pairwise_log_q
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.ops.arguments import check_count, check_number
@@ -44,7 +44,7 @@ class BetaTC(FactorisedObjective):
     :param num_data: N; if not given, the full size of the plates, which is that of the batch where the program sees
         mini-batches only.
     :param sampling: ``"mws"`` or ``"mss"``.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, has no density of each dimension or is not in the model; for a program whose latents are in no plate
         of data; for more data in a batch than ``num_data``; for a single datum and ``"mss"``.
@@ -81,9 +81,9 @@ class BetaTC(FactorisedObjective):
         information, correlation, dimensions = self.parts_of(particles)
         return (
             reconstruction(particles)
-            - self.alpha * spread(particles, information)
-            - self.beta * spread(particles, correlation)
-            - self.gamma * spread(particles, dimensions)
+            - self.alpha * to_each_datum(particles, information)
+            - self.beta * to_each_datum(particles, correlation)
+            - self.gamma * to_each_datum(particles, dimensions)
         )
 
     def parts_of(self, particles: Particles) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +104,7 @@ class BetaTC(FactorisedObjective):
         if full < size:
             raise ValueError(f"num_data must be at least the {size} data of the batch, got {full}")
         itself = torch.eye(size, dtype=torch.bool, device=joint.device)
-        kept = counted(particles)
+        kept = kept_data(particles)
         count = joint.new_full((1, 1, 1), size) if kept is None else kept.sum(-1).to(joint.dtype)[:, None, None]
         if self.sampling == "mws":
             weights = (-math.log(full) - count.clamp(min=1).log()).expand(-1, size, size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.aggregate.aggregate import counted, elbo, spread
+from pyro_dgm.infer.objectives.aggregate.aggregate import elbo, kept_data, to_each_datum
 from pyro_dgm.infer.objectives.aggregate.factorised import FactorisedObjective, posterior_moments
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.ops.arguments import check_number
@@ -27,15 +27,15 @@ class DIP(FactorisedObjective):
     also keeps latents from falling idle; type II the latents themselves.  The prior is taken to have covariance I.
 
     ``bound`` is this objective for each datum, lower than the ELBO by the penalty.  Moments are those of the batch
-    (divided by its size), and the penalty is charged to each datum whole, as in the paper, so that its weight does not
-    depend on the size of the batch.
+    (divided by its size).  The whole penalty is added to the loss of each datum, as in the paper, so that its weight
+    does not depend on the size of the batch.
 
     :param num_particles: number of particles that the ELBO is averaged over.
     :param kind: 1 or 2.
     :param off_diagonal: :math:`\lambda_{od} \ge 0`.
     :param diagonal: :math:`\lambda_d \ge 0`; if not given ten times ``off_diagonal`` for type I and as much for type
         II, as in the paper.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, depends on
         another, is not in the model or has no mean (type II: covariance) in closed form; for a program whose latents
         are in no plate of data.
@@ -70,12 +70,12 @@ class DIP(FactorisedObjective):
             )
 
     def bound_of(self, particles: Particles) -> Tensor:
-        return elbo(particles) - spread(particles, self.penalty_of(particles)[None])
+        return elbo(particles) - to_each_datum(particles, self.penalty_of(particles)[None])
 
     def penalty_of(self, particles: Particles) -> Tensor:
         """The penalty of the batch, a scalar."""
         mean, within = posterior_moments(particles, self, covariance=self.kind == 2)
-        kept = counted(particles)
+        kept = kept_data(particles)
         share = torch.ones_like(mean[:, 0]) if kept is None else kept[0].to(mean.dtype)
         share = share / share.sum().clamp(min=1)
         centred = mean - share @ mean

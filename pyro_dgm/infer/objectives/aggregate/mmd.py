@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
     AggregateObjective,
-    counted,
     elbo,
+    kept_data,
     latents,
     prior_draws,
     reconstruction,
-    spread,
+    to_each_datum,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.ops.arguments import check_number
@@ -35,11 +35,11 @@ class MMDELBO(AggregateObjective):
     where samples of the prior decode poorly.  With ``alpha=1`` no density of the guide is used, so that a
     deterministic guide (a ``Delta`` site) will do.  ``alpha=0, lam=1`` is the ELBO.
 
-    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the discrepancy of the batch is
-    charged to each datum whole, as if it were part of the loss of one, so that its weight does not depend on the size
-    of the batch.  It is estimated for each particle from one latent of each datum and as many draws of the prior.  All
-    latents of a datum count as one vector; where there are several, prior draws are ancestral (the model runs once
-    more).  The prior's parameters are trained through its draws.
+    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the whole discrepancy of the batch is
+    added to the loss of each datum, so that its weight does not depend on the size of the batch.  It is estimated for
+    each particle from one latent of each datum and as many draws of the prior.  All latents of a datum count as one
+    vector; where there are several, prior draws are ancestral (the model runs once more).  The prior's parameters are
+    trained through its draws.
 
     :param num_particles: number of particles averaged over.
     :param alpha: :math:`\alpha \le 1`, how much of the KL is taken off.
@@ -48,7 +48,7 @@ class MMDELBO(AggregateObjective):
     :param bandwidth: h of the kernel, in units of the latents; the square root of their number if not given.
     :param scales: multiples of :math:`h^2` that the kernel is averaged over.
     :param unbiased: estimate the squared discrepancy without bias (needs two data); else by the V-statistic.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, a prior that is learned and not reparameterised, or
         a single datum where ``unbiased``.
@@ -94,8 +94,8 @@ class MMDELBO(AggregateObjective):
 
     def bound_of(self, particles: Particles) -> Tensor:
         z, prior = latents(particles), prior_draws(particles)
-        distance = mmd(z, prior, self.kernel, self.bandwidth, self.scales, self.unbiased, counted(particles))
-        total = -(self.alpha + self.lam - 1) * spread(particles, distance)
+        distance = mmd(z, prior, self.kernel, self.bandwidth, self.scales, self.unbiased, kept_data(particles))
+        total = -(self.alpha + self.lam - 1) * to_each_datum(particles, distance)
         if self.alpha:
             total = total + self.alpha * reconstruction(particles)
         if self.alpha != 1:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.aggregate.aggregate import (
     AggregateObjective,
-    counted,
+    kept_data,
     latents,
     prior_draws,
     reconstruction,
-    spread,
+    to_each_datum,
 )
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.ops.arguments import check_count, check_number
@@ -32,16 +32,16 @@ class SlicedWasserstein(AggregateObjective):
     whose gradient does not fade however far latents and prior are apart.  It is biased upwards in small batches; use a
     hundred data or more.  No density of the guide is used, so that a deterministic guide (a ``Delta`` site) will do.
 
-    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the distance of the batch is charged
-    to each datum whole, as if it were part of the loss of one.  It is measured for each particle between one latent of
-    each datum and as many draws of the prior, in directions drawn anew for each evaluation.  All latents of a datum
+    ``bound`` is this objective for each datum and no bound of :math:`\log p(x)`: the whole distance of the batch
+    is added to the loss of each datum.  It is measured for each particle between one latent of each datum and as many
+    draws of the prior, in new random directions for each evaluation.  All latents of a datum
     count as one vector; where there are several, prior draws are ancestral (the model runs once more).  The prior's
     parameters are trained through its draws.
 
     :param num_particles: number of particles averaged over.
     :param lam: weight :math:`\lambda \ge 0` of the distance.
     :param num_projections: directions that the distance is averaged over.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used: for a guide site that is not reparameterised, a program
         whose latents are in no plate of data, an enumerated model, or a prior that is learned and not reparameterised.
 
@@ -69,6 +69,6 @@ class SlicedWasserstein(AggregateObjective):
 
     def bound_of(self, particles: Particles) -> Tensor:
         distance = sliced_wasserstein(
-            latents(particles), prior_draws(particles), self.num_projections, counted(particles)
+            latents(particles), prior_draws(particles), self.num_projections, kept_data(particles)
         )
-        return reconstruction(particles) - self.lam * spread(particles, distance)
+        return reconstruction(particles) - self.lam * to_each_datum(particles, distance)

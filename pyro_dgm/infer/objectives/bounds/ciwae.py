@@ -27,9 +27,9 @@ class CIWAE(ParticleObjective):
 
     Sites that are not reparameterised get a score-function term, for the ELBO with each particle's own weight.
 
-    :param beta: share of the ELBO, in [0, 1]: 0 is :class:`~pyro_dgm.infer.IWAE`, 1 the ELBO.
     :param num_particles: number K of particles.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param beta: share of the ELBO, in [0, 1]: 0 is :class:`~pyro_dgm.infer.IWAE`, 1 the ELBO.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``beta`` outside [0, 1].
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

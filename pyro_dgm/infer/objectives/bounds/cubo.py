@@ -55,9 +55,9 @@ class CUBO(ParticleObjective):
     :math:`\hat L_K` along the samples would be without bias for :math:`E[\hat L_K]`, and that is the wrong thing to
     minimise: where no particle meets the posterior it falls without limit, and a narrow guide flees.)
 
-    :param n: order, above 1 (at 1 the bound is :math:`\log p(x)`, whatever the guide).
     :param num_particles: number K of particles, at least 2.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param n: order, above 1 (at 1 the bound is :math:`\log p(x)`, whatever the guide).
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``n`` not above 1 or fewer than 2 particles; when trained, if a guide site is a function
         of parameters (``Delta``).
     :raises TypeError: when used with a ``GuideMessenger`` guide.

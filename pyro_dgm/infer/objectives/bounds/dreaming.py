@@ -47,7 +47,7 @@ def dream_log_q(particles: Particles, model: Any, guide: Any, args: tuple[Any, .
     :param particles: the wake evaluation, which says what a datum is.
     :raises ValueError: where the guide's density at a dream is unknown, or the data are no argument of the guide.
     """
-    # Parameters are announced by the wake run; a dream trains nothing of the model.
+    # Messages of parameters are sent by the wake run; a dream trains nothing of the model.
     with torch.no_grad(), poutine.block(hide_types=["param"]):
         dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     dream_args, dream_kwargs = _with_dreamed_data(dream, args, kwargs)

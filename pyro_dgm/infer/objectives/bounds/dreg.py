@@ -30,7 +30,7 @@ class DReG(ParticleObjective):
     with several particles when every guide site is reparameterised.
 
     :param num_particles: number K of particles.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used, if a guide site is not reparameterised: the identity behind it needs every one.
 
     Source: G. Tucker, D. Lawson, S. Gu and C. J. Maddison (2019), arXiv:1810.04152.

@@ -51,13 +51,13 @@ class ELBO(ParticleObjective):
     :param beta: weight of the KL, at least 0: a number, or a function of the training step (1 for the first), such as
         :class:`~pyro_dgm.ops.LinearSchedule`.  A step is an evaluation with gradients: ``fit(accumulate=n)`` makes n of
         each of the optimiser's.
-    :param free_bits: :math:`\lambda`, nats that each latent site of each datum may spend for nothing.
+    :param free_bits: :math:`\lambda`, nats of each latent site of each datum below which its KL is not penalised.
     :param capacity: C, nats that the KL of each datum is drawn to: a number, or a function of the step as for ``beta``,
         which is then the strength of the pull (the paper's :math:`\gamma`).
     :param analytic_kl: replace :math:`\log q - \log p` of a latent by the Kullback-Leibler divergence where torch has
         it in closed form and model and guide sample their latents in the same order (otherwise a latent's parent in
         the model might depend on it in the guide, and the divergence would be wrong); the other sites stay Monte Carlo.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for an option below 0 or not finite, or ``free_bits`` beside ``capacity``; when trained with an
         option, for a site that is marked for enumeration.
     :raises TypeError: for an option that is neither a number nor callable.

@@ -21,7 +21,7 @@ class IWAE(RenyiELBO):
     :math:`1/\sqrt{K}`): to train a guide with many particles use :class:`~pyro_dgm.infer.DReG`.
 
     :param num_particles: number K of particles.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: Y. Burda, R. Grosse and R. Salakhutdinov (2016), arXiv:1509.00519; T. Rainforth et al. (2018),
     arXiv:1802.04537, for the signal-to-noise ratio.

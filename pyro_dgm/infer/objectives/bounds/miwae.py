@@ -29,11 +29,11 @@ class MIWAE(ParticleObjective):
 
     Sites that are not reparameterised get a score-function term, joint over the K particles of a bound.
 
-    :param num_outer: number M of bounds that are averaged, by default 4.
-    :param num_inner: number K of particles in each, by default 4.
     :param num_particles: their product, in place of one of the two; given alone, it is split as evenly as it divides,
         the larger factor to K.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param num_outer: number M of bounds that are averaged, by default 4.
+    :param num_inner: number K of particles in each, by default 4.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
 
     Source: T. Rainforth et al. (2018), arXiv:1802.04537.

@@ -1,4 +1,4 @@
-"""The guide's log-density with its parameters held fixed: what the path-derivative estimators differentiate.
+"""The guide's log-density at fixed parameters: what the path-derivative estimators differentiate.
 
 Let ``z`` depend on the guide's parameters through sampling.  :math:`\\log q_\\phi(z)` then depends on them twice:
 through ``z`` and directly.  The direct part is removed by subtracting a second evaluation at the same numbers with

@@ -28,10 +28,10 @@ class PIWAE(MIWAE):
     Sites that are not reparameterised get the guide's score-function term, joint over the K particles of a bound.  A
     parameter that both model and guide use gets the sum of the two gradients, each of the part that uses it.
 
+    :param num_particles: their product, in place of one of the two: see :class:`~pyro_dgm.infer.MIWAE`.
     :param num_outer: number M of bounds in the guide's objective, by default 4.
     :param num_inner: number K of particles in each, by default 4.
-    :param num_particles: their product, in place of one of the two: see :class:`~pyro_dgm.infer.MIWAE`.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a number below 1, and where the three do not fit.
     :raises TypeError: when used with a ``GuideMessenger`` guide.
 

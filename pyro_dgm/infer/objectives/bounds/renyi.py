@@ -32,9 +32,9 @@ class RenyiELBO(ParticleObjective):
     The weights are formed per datum and subsampling scale stays outside the logarithm (Pyro's ``RenyiELBO`` scales
     inside, and then is no bound).  Sites that are not reparameterised get a score-function term.
 
-    :param alpha: order: a finite number, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`); or ``float("-inf")``.
     :param num_particles: number K of particles.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param alpha: order: a finite number, not 1 (there it is :class:`~pyro_dgm.infer.ELBO`); or ``float("-inf")``.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for ``alpha = 1``, positive infinity or NaN.
 
     Source: Y. Li and R. E. Turner (2016), arXiv:1602.02311.

@@ -39,7 +39,7 @@ class ReweightedWakeSleep(WakeSleep):
     :param guide_steps: train model and guide in phases of their own: see :class:`~pyro_dgm.infer.WakeSleep`.
     :param phi: what trains the guide: ``"wake"`` (:math:`\lambda = 1`), ``"sleep"`` (:math:`\lambda = 0`) or
         :math:`\lambda` itself, in [0, 1].
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another ``phi``; when trained, if a guide site is a function of parameters (``Delta``), and
         with a sleep part where :class:`~pyro_dgm.infer.WakeSleep` raises.
     :raises TypeError: when used with a ``GuideMessenger`` guide.

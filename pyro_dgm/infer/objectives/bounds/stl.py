@@ -26,7 +26,7 @@ class STL(ParticleObjective):
     Sites that are not reparameterised get a score-function term (joint over each datum's costs).
 
     :param num_particles: number of particles averaged over.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: G. Roeder, Y. Wu and D. Duvenaud (2017), arXiv:1703.09194.
 

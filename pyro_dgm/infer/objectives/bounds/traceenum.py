@@ -33,7 +33,7 @@ class TraceEnumELBO(ELBO):
     replaced.
 
     :param num_particles: number of particles averaged over.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises TypeError: when used with a ``GuideMessenger`` guide, which Pyro cannot enumerate.
 
     Source: F. Obermeyer et al. (2019), arXiv:1902.03210, for the sums; J. Foerster et al. (2018), arXiv:1802.05098,

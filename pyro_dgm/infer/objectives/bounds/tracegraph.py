@@ -32,7 +32,7 @@ class TraceGraphELBO(ParticleObjective):
     The option ``use_decaying_avg_baseline`` of a site keeps its average in Pyro's global param store, as in Pyro.
 
     :param num_particles: number of particles averaged over.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
 
     Source: J. Schulman, N. Heess, T. Weber and P. Abbeel (2015), arXiv:1506.05254; A. Mnih and K. Gregor (2014),
     arXiv:1402.0030.

@@ -43,13 +43,13 @@ class TVO(ParticleObjective):
     gradient is without bias that of the K-sample bound above, and tends to the paper's as K grows.  It pays for
     discrete latents, several particles, and a few partitions; more are a tighter bound, which is noisier to follow.
 
-    :param num_partitions: number P of rectangles.
     :param num_particles: number K of particles, at least 2.
+    :param num_partitions: number P of rectangles.
     :param schedule: ``"log"``: :math:`\beta_1, \ldots, \beta_P` in equal ratios, for curves that rise steeply near
         zero; ``"equal"``: in equal steps.
     :param beta_1: first :math:`\beta` above zero with ``"log"``, in (0, 1); the bound is tightest where it meets the
         curve's bend.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range.
 
     Source: V. Masrani, T. A. Le and F. Wood (2019), arXiv:1907.00031.
@@ -124,7 +124,7 @@ def _mean_of_others(log_w: Tensor, beta: float) -> Tensor:
     """For each sample the mean of ``log_w`` over the others, weighted by the power ``beta`` of their weights."""
     weights = (beta * log_w).softmax(0)
     means = ((weights * log_w).sum(0) - weights * log_w) / (1 - weights)
-    # The heaviest may have all the weight, and nothing be left to divide by: without it the others are weighed anew.
+    # The heaviest may have all the weight: then the weights of the others are computed again, without it.
     top = log_w.argmax(0, keepdim=True)
     rest = (beta * log_w).scatter(0, top, -torch.inf).softmax(0)
     return means.scatter(0, top, (rest * log_w).sum(0, keepdim=True))

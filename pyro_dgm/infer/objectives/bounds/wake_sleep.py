@@ -42,7 +42,7 @@ class WakeSleep(ParticleObjective):
     :param num_particles: number of the guide's samples that the wake gradient is averaged over.
     :param guide_steps: train model and guide in phases of their own, with so many steps of the guide for each of the
         model's; by default one step trains both.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when trained, if no argument is the value of an observed site; if the guide has a site that
         the model has not (most automatic guides draw such a one); or if one is a point mass.
     :raises TypeError: when used with a ``GuideMessenger`` guide.

@@ -110,7 +110,7 @@ class EnergyObjective(Objective):
     Later losses that are not finite are found by :func:`pyro_dgm.fit`, and by :meth:`loss_and_grads`.
     """
 
-    #: whether :meth:`check_finite` looks at values: not while a graph is recorded, or in every step
+    #: whether :meth:`check_finite` reads values, which needs the host: on the first batch alone
     _checking = False
 
     def __post_init__(self) -> None:

@@ -90,12 +90,12 @@ class PersistentCD(ContrastiveDivergence):
     energy up where it is high enough, so that without a mode to look for ``reinit`` is best left at 0.
 
     The chains belong to this objective, and go with its ``state_dict`` into a checkpoint; seeing another model, it
-    starts new ones.  In evaluation (without gradients) they are looked at and not moved.  ``run.history["train"]``
+    starts new ones.  In evaluation (without gradients) they are used and not moved.  ``run.history["train"]``
     holds :math:`\bar F(\tilde x) - F(x)` per datum, as for :class:`ContrastiveDivergence`.
 
     :param num_steps: k, transitions a step.
     :param num_chains: C; by default as many as the first batch has data.
-    :param buffer: states held, at least ``num_chains``; by default the chains alone.
+    :param buffer: number of states kept, at least ``num_chains``; by default the chains alone.
     :param reinit: probability that a chain taken begins anew, in [0, 1].
     :param initial: where chains begin: ``"noise"``, the distribution's own ``initial_state``, or ``"data"``, the batch.
     :raises ValueError: for a number out of range; in training, for energies that are not finite.

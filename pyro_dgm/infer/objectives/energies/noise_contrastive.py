@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation: data told from noise, log Z learnt on the way."""
+"""Noise-contrastive estimation: a classifier of data and noise, which learns log Z too."""
 
 from __future__ import annotations
 

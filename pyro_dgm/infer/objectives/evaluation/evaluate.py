@@ -90,9 +90,9 @@ def evaluate(
 
     This is what every objective starts from, and what an analysis of weights needs.
 
+    :param num_particles: K.
     :param args: positional arguments (the batch) of model and guide.
     :param kwargs: keyword arguments of both.
-    :param num_particles: K.
     :param max_plate_nesting: deepest plate nesting; looked up by running the pair once if infinite.
     :param vectorize: run all particles at once, in a plate or under vmap, where the program can be; else one after
         another.

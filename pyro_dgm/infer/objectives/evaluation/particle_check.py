@@ -1,4 +1,4 @@
-"""All particles at once held against runs of single particles at the same values.
+"""All particles at once compared with runs of single particles at the same values.
 
 A shape may fit by accident: the particle dimension broadcasts against data, and the result is something else.
 """
@@ -18,7 +18,7 @@ from pyro_dgm.programs.structure import guide_messenger, is_point, sample_sites
 
 __all__ = ["difference"]
 
-#: single particles that a way of running all is held against
+#: single particles that a run of all is compared with
 COMPARED = 8
 
 
@@ -41,7 +41,7 @@ def difference(
     state.restore()
     together = Particles([traces], num_particles, nesting, True, enumerates)
     latents = sample_sites(single[1])
-    # At once: Pyro numbers the dimensions of enumerated sites for all programs alike, and the next run starts afresh.
+    # At once: Pyro numbers the dimensions of enumerated sites for all programs, and the next run starts again.
     terms = {"log p": together.log_p, "log q": together.log_q}
     for name, site in sample_sites(traces[1]).items():
         if torch.as_tensor(site["value"]).isnan().any() and not torch.as_tensor(latents[name]["value"]).isnan().any():

@@ -2,7 +2,7 @@
 
 A program that was written for one particle need not know of a particle dimension: ``x.t()`` of a latent, or an index
 into one, is an error with it, or worse, something else without an error.  So the ways are tried in turn, and each is
-held against runs of single particles at the same values.
+compared with runs of single particles at the same values.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class _Entry:
 _entries: list[_Entry] = []
 
 
-def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, afresh: bool = False) -> Strategy:
+def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, again: bool = False) -> Strategy:
     """How K particles of a pair are run: looked up, or found by trying when it is first seen.
 
     :param vectorize: whether all at once is wanted.
-    :param afresh: try again, the batch having been one that the known way cannot run.
+    :param again: choose once more, for a batch that cannot be run in the way chosen before.
     """
     if num_particles == 1:
         return _ONE
@@ -66,7 +66,7 @@ def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, afre
     if structure.written_for_dims and vectorize:
         return Strategy(InPlate)  # there are no runs of single particles to compare with
     key = (num_particles, structure.nesting, structure.under_vmap, vectorize, entry.modes())
-    if afresh or key not in entry.strategies:
+    if again or key not in entry.strategies:
         kinds: list[type[Runner]] = ([InPlate, UnderVmap] if structure.under_vmap else [InPlate]) if vectorize else []
         entry.strategies[key] = _choose(pair, num_particles, kinds)
         if vectorize:
@@ -78,7 +78,7 @@ def is_other_way(pair: Pair, num_particles: int, vectorize: bool) -> bool:
     """Whether for this batch, which could not be run in the way found for the first, there is another one."""
     if num_particles == 1 or not vectorize or get_proxy_mode() is not None:
         return False
-    old, new = (strategy_for(pair, num_particles, afresh=afresh) for afresh in (False, True))
+    old, new = (strategy_for(pair, num_particles, again=again) for again in (False, True))
     return (old.kind, old.dims, _sizes(old)) != (new.kind, new.dims, _sizes(new))
 
 
@@ -116,7 +116,7 @@ def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strate
     """Try the ways in turn; nothing is left changed."""
     slots = [(m, name) for m in modules_of(pair.model, pair.guide) for name, b in m._buffers.items() if b is not None]
     state = State([m._buffers[name] for m, name in slots])
-    looks, dropout, reasons = _BatchDraws(), WithoutDropout(), []
+    draws, dropout, reasons = _BatchDraws(), WithoutDropout(), []
     with (
         disable_proxy_modes_tracing(),
         poutine.block(),
@@ -128,14 +128,14 @@ def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strate
     ):
         warnings.simplefilter("ignore")
         try:
-            with looks:
+            with draws:
                 single = pair.run(OneByOne(1, pair.structure.nesting))
             written = state.written()
             state.again()
             sites = {name: site for trace in reversed(single) for name, site in sample_sites(trace).items()}
             found = Strategy(
                 dims={n: torch.as_tensor(s["value"]).dim() for n, s in sites.items()},
-                batches=looks.drawn,
+                batches=draws.drawn,
                 device=next((s["value"].device for s in sites.values() if isinstance(s["value"], Tensor)), "cpu"),
                 state=[(weakref.ref(slots[i][0]), slots[i][1]) for i in written],
             )

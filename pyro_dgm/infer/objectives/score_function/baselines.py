@@ -8,11 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.programs.structure import Structure, looking_at, sample_sites
+from pyro_dgm.programs.structure import sample_sites
 
-__all__ = ["RunningScale", "look", "mlp", "observed_features", "per_datum", "require_width"]
+__all__ = ["RunningScale", "mlp", "observed_features", "per_datum", "require_width"]
 
 
 class RunningScale(nn.Module):
@@ -56,12 +55,6 @@ def mlp(width: int, hidden: int, like: Tensor) -> nn.Sequential:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return net
-
-
-def look(model: Any, guide: Any, args: tuple, kwargs: dict, structure: Structure) -> Particles:
-    """One evaluation that leaves no mark on random state, buffers or handlers: for the sizes of a learned network."""
-    with looking_at(model, guide):  # run_pairs turns gradients on where the program needs them
-        return run_pairs(model, guide, args, kwargs, 1, structure, False)
 
 
 def per_datum(particles: Particles, value: Tensor, event_dim: int, particle: bool, pool: bool) -> Tensor:

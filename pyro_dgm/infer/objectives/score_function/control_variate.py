@@ -51,7 +51,7 @@ class ControlVariate(ParticleObjective):
                 "variate: an objective with networks of its own belongs to one program, make a new one"
             )
         weights = list(self.learned.parameters())
-        spread: Any = 0.0
+        variance: Any = 0.0
         for k, (_, guide_trace) in enumerate(particles.pairs):
             sites = sample_sites(guide_trace)
             attached = [Hidden(self, sites[n]) for n in particles.score_sites]
@@ -59,9 +59,9 @@ class ControlVariate(ParticleObjective):
                 gradients = self._gradients(particles, k, attached)
             for site, gradient in zip(attached, gradients, strict=True):
                 total = total + scale * (gradient.detach() * site.logits).sum()
-                spread = spread + (gradient**2).sum()
-        # Only the control variate is trained on the variance: the program would be led astray by it.
-        slopes = torch.autograd.grad(spread / self.num_particles, weights, allow_unused=True)
+                variance = variance + (gradient**2).sum()
+        # Only the control variate is trained on the variance; the program is not.
+        slopes = torch.autograd.grad(variance / self.num_particles, weights, allow_unused=True)
         for weight, slope in zip(weights, slopes, strict=True):
             if slope is not None:
                 total = total - (slope.detach() * weight).sum()

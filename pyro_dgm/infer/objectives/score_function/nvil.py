@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, look, mlp, observed_features, require_width
+from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, mlp, observed_features, require_width
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
 from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.ops.random_state import fork_rng
@@ -40,7 +40,7 @@ class NVIL(ParticleObjective):
     :param normalize: divide the learning signal by :math:`s`, as the paper does.  It keeps the direction of the
         score-function gradient but not its length, a step size for the guide; off by default, so that the gradient is
         the ELBO's.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for values out of range; when used, if a datum has another number of values than at first.
 
     Source: A. Mnih and K. Gregor (2014), arXiv:1402.0030.
@@ -69,8 +69,7 @@ class NVIL(ParticleObjective):
         self.multi_sample = self.averages_weights = self.target == "iwae"
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        structure = self._structures.get(model, guide, args, kwargs)
-        particles = look(model, guide, args, kwargs, structure)
+        particles = self.dry_run(model, guide, args, kwargs)
         if not particles.score_sites:
             return None
         with fork_rng():

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives.bounds.pathwise import with_values
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.score_function.baselines import look
 from pyro_dgm.infer.objectives.score_function.control_variate import ControlVariate, parameter
 from pyro_dgm.infer.objectives.score_function.logits import Hidden, relaxed_log_prob
 from pyro_dgm.ops.arguments import check_number
@@ -35,7 +34,7 @@ class REBAR(ControlVariate):
     :param num_particles: number of particles averaged over.
     :param temperature: where :math:`\lambda` starts.
     :param control_scale: where :math:`\eta` starts.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for a temperature that is not positive; when used: for integer-valued or other discrete guide
         sites, for sites that depend on each other, for a mixed guide, or if the model cannot take relaxed values.
 
@@ -62,11 +61,10 @@ class REBAR(ControlVariate):
         check_number("control_scale", self.control_scale, finite=True)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        structure = self._structures.get(model, guide, args, kwargs)
         names = self.look_at_sites(model, guide, args, kwargs)
         if not names:
             return None
-        particles = look(model, guide, args, kwargs, structure)
+        particles = self.dry_run(model, guide, args, kwargs)
         sites = sample_sites(particles.pairs[0][1])
         others = sorted(set(sites) - set(names))
         if others:

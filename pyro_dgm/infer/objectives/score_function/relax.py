@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.score_function.baselines import (
     RunningScale,
-    look,
     mlp,
     observed_features,
     per_datum,
@@ -40,7 +39,7 @@ class RELAX(ControlVariate):
 
     :param num_particles: number of particles averaged over.
     :param hidden: units of the network's hidden layer.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: when used: for a discrete guide site of another kind, for discrete guide sites that depend on
         each other, or for a datum of another size than at first.
 
@@ -61,11 +60,10 @@ class RELAX(ControlVariate):
         check_count("hidden", self.hidden)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
-        structure = self._structures.get(model, guide, args, kwargs)
         names = self.look_at_sites(model, guide, args, kwargs)
         if not names:
             return None
-        particles = look(model, guide, args, kwargs, structure)
+        particles = self.dry_run(model, guide, args, kwargs)
         sites = sample_sites(particles.pairs[0][1])
         hidden = [Hidden(self, sites[n]) for n in names]
         features = _features(particles, hidden, [h.logits for h in hidden])

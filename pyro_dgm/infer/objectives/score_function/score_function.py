@@ -32,7 +32,7 @@ class ScoreFunction(ParticleObjective):
 
     :param num_particles: number K of particles averaged over.
     :param baseline: ``"leave_one_out"``, or ``None`` for the plain estimator.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for another baseline, or for a leave-one-out baseline with fewer than 2 particles.
 
     Source: R. Ranganath, S. Gerrish and D. Blei (2014), arXiv:1401.0118; the baseline: W. Kool, H. van Hoof and

@@ -25,7 +25,7 @@ class VarGrad(ScoreFunction):
     numbers.  All guide sites are treated so; for discrete or black-box programs with a few particles.
 
     :param num_particles: number K of particles, at least 2.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: one has no variance.
 
     Source: L. Richter, A. Boustati, N. Nüsken, F. J. R. Ruiz and Ö. D. Akyildiz (2020), arXiv:2010.10436.

@@ -28,7 +28,7 @@ class VIMCO(ParticleObjective):
     pathwise IWAE gradient.
 
     :param num_particles: number K of particles, at least 2.
-    :param max_plate_nesting: this and more that all take: see :class:`~pyro_dgm.infer.ParticleObjective`.
+    :param max_plate_nesting: this and other common options: see :class:`~pyro_dgm.infer.ParticleObjective`.
     :raises ValueError: for fewer than 2 particles: there is no other to leave.
 
     Source: A. Mnih and D. J. Rezende (2016), arXiv:1602.06725.
