@@ -73,11 +73,12 @@ class Potential(ABC):
         """Value and gradient; a chain at which a matrix factorisation fails has value NaN, and harms no other chain."""
         if self._tracing:
             return self._unflat(position, self.graph(position).trace(position))
-        size, chains = self.group(position), next(iter(position.values())).shape[0]
-        if size < chains:
-            parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
-            return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
-        return self._together(position)
+        chains = len(next(iter(position.values())))
+        size = self._groups.get(chains, chains) if self.chunk_size is None else self.chunk_size
+        if size >= chains:
+            return self._together(position)
+        parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
+        return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
 
     def gradient(self, position: Position) -> Position:
         """The gradient alone: by fewer operations, where there is a graph."""
@@ -96,10 +97,11 @@ class Potential(ABC):
         return {k: v[0] if len(v) == 1 else torch.cat(v) for k, v in zip(position, columns, strict=True)}
 
     def _together(self, position: Position) -> tuple[Tensor, Position]:
+        graph = self._graphs.get(("gradient", len(next(iter(position.values())))))
         try:
-            if (graph := self._graph_in_place("gradient", position)) is not None:
-                return self._unflat(position, graph(position))
-            return self._evaluate(position)
+            if graph is None and (graph := self._record("gradient", position)) is None:
+                return self._evaluate(position)
+            return self._unflat(position, graph(position))
         except torch.linalg.LinAlgError:
             return self._chain_by_chain(position)
 
@@ -107,9 +109,8 @@ class Potential(ABC):
         """``U`` of shape ``(chains,)`` alone, for kernels that take no gradient."""
         if self._tracing:
             return self.graph(position, "value").trace(position)[0]
-        if (graph := self._graph_in_place("value", position)) is not None:
-            return graph(position)[0]
-        return self._value(position)
+        graph = self._graphs.get(("value", len(next(iter(position.values()))))) or self._record("value", position)
+        return self._value(position) if graph is None else graph(position)[0]
 
     def _value(self, position: Position) -> Tensor:
         return self._evaluate(position)[0]
@@ -126,16 +127,24 @@ class Potential(ABC):
 
         return value_and_gradient if kind == "gradient" else lambda position: [self._value(position)]
 
-    def _graph_in_place(self, kind: str, position: Position) -> Callable[[Position], Sequence[Tensor]] | None:
+    def _record(self, kind: str, position: Position) -> Callable[[Position], Sequence[Tensor]] | None:
+        """The graph to use from now on, once there have been enough evaluations at this number of chains."""
         if not self.can_be_recorded:
             return None
-        key = kind, next(iter(position.values())).shape[0]
-        graph = self._graphs.get(key)
-        if graph is None:
-            self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] < GRAPH_AFTER:
-                return None
-            graph = self._graphs[key] = graph_or_function(self._flat(kind), position, self.compile)
+        key = kind, len(next(iter(position.values())))
+        self._calls[key] = self._calls.get(key, 0) + 1
+        if self._calls[key] < GRAPH_AFTER:
+            return None
+        return self._keep(kind, position, graph_or_function(self._flat(kind), position, self.compile))
+
+    def _keep(self, kind: str, position: Position, graph: Callable[[Position], Sequence[Tensor]]) -> Any:
+        first = next(iter(position.values()))
+        chains = len(first)
+        self._graphs[kind, chains] = graph
+        if kind == "gradient" and isinstance(graph, GraphFunction) and first.device.type == "cpu":
+            most = CACHED_ELEMENTS * chains // max(graph.largest, 1)
+            size = divisor(chains, most)
+            self._groups[chains] = size if 4 * size > most else chains
         return graph
 
     def graph(self, position: Position, kind: str = "gradient") -> GraphFunction:
@@ -144,15 +153,15 @@ class Potential(ABC):
         :param kind: ``"gradient"`` or ``"value"``.
         :raises CannotCapture: (:class:`pyro_dgm.capture.static_graph.CannotCapture`) with the reason.
         """
-        key = kind, next(iter(position.values())).shape[0]
-        graph = self._graphs.get(key)
+        graph = self._graphs.get((kind, len(next(iter(position.values())))))
         if not isinstance(graph, GraphFunction):
             if self._tracing:
                 raise MissingGraph(self, position, kind)
             self(position) if kind == "gradient" else self.value(position)  # in its own words, where it has a fault
             if not self.can_be_recorded:
                 raise CannotCapture("the model cannot be vectorised over chains")
-            graph = self._graphs[key] = graph_of(self._flat(kind), position)
+            graph = graph_of(self._flat(kind), position)
+            self._keep(kind, position, graph)
             if self.compile:
                 graph.compile(self._flat(kind), position)
         return graph
@@ -173,21 +182,8 @@ class Potential(ABC):
 
     def group(self, position: Position) -> int:
         """How many chains are evaluated together: ``chunk_size``, or what the processor's cache holds."""
-        first = next(iter(position.values()))
-        chains = first.shape[0]
-        if self.chunk_size is not None:
-            return min(self.chunk_size, chains)
-        if chains not in self._groups:
-            graph = self._graphs.get(("gradient", chains))
-            if graph is None or first.device.type != "cpu":
-                return chains
-            self._groups[chains] = chains
-            if isinstance(graph, GraphFunction):
-                most = CACHED_ELEMENTS * chains // max(graph.largest, 1)
-                size = divisor(chains, most)
-                if 4 * size > most:
-                    self._groups[chains] = size
-        return self._groups[chains]
+        chains = len(next(iter(position.values())))
+        return self._groups.get(chains, chains) if self.chunk_size is None else min(self.chunk_size, chains)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:

@@ -15,7 +15,8 @@ from torch.distributions import Transform, identity_transform
 
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
-from pyro_dgm.infer.mcmc.potentials.sites import Latent, LogJoint, describe_latents
+from pyro_dgm.infer.mcmc.potentials.log_joint import Latent, LogJoint
+from pyro_dgm.infer.mcmc.potentials.sites import describe_latents
 from pyro_dgm.infer.mcmc.potentials.vectorized import chain_by_chain, vectorizable
 from pyro_dgm.programs.site_checks import invalid_site
 
