@@ -71,14 +71,13 @@ class Potential(ABC):
 
     def __call__(self, position: Position) -> tuple[Tensor, Position]:
         """Value and gradient; a chain at which a matrix factorisation fails has value NaN, and harms no other chain."""
-        if self._tracing:
-            return self._unflat(position, self.graph(position).trace(position))
         chains = len(next(iter(position.values())))
         size = self._groups.get(chains, chains) if self.chunk_size is None else self.chunk_size
-        if size >= chains:
-            return self._together(position)
-        parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
-        return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
+        if self._tracing or size >= chains:
+            return self._unflat(position, self._results("gradient", position))
+        rows = [{k: v[a : a + size] for k, v in position.items()} for a in range(0, chains, size)]
+        parts = zip(*(self._results("gradient", part) for part in rows), strict=True)
+        return self._unflat(position, [torch.cat(part) for part in parts])
 
     def gradient(self, position: Position) -> Position:
         """The gradient alone: by fewer operations, where there is a graph."""
@@ -96,21 +95,19 @@ class Potential(ABC):
         columns = zip(*parts, strict=True)
         return {k: v[0] if len(v) == 1 else torch.cat(v) for k, v in zip(position, columns, strict=True)}
 
-    def _together(self, position: Position) -> tuple[Tensor, Position]:
-        graph = self._graphs.get(("gradient", len(next(iter(position.values())))))
-        try:
-            if graph is None and (graph := self._record("gradient", position)) is None:
-                return self._evaluate(position)
-            return self._unflat(position, graph(position))
-        except torch.linalg.LinAlgError:
-            return self._chain_by_chain(position)
-
     def value(self, position: Position) -> Tensor:
         """``U`` of shape ``(chains,)`` alone, for kernels that take no gradient."""
+        return self._results("value", position)[0]
+
+    def _results(self, kind: str, position: Position) -> Sequence[Tensor]:
+        """Value and gradients, or the value alone: by the graph, where there is one."""
         if self._tracing:
-            return self.graph(position, "value").trace(position)[0]
-        graph = self._graphs.get(("value", len(next(iter(position.values()))))) or self._record("value", position)
-        return self._value(position) if graph is None else graph(position)[0]
+            return self.graph(position, kind).trace(position)
+        try:
+            graph = self._graphs.get((kind, len(next(iter(position.values()))))) or self._record(kind, position)
+            return (graph or self._flat(kind))(position)
+        except torch.linalg.LinAlgError:
+            return self._chain_by_chain(kind, position)
 
     def _value(self, position: Position) -> Tensor:
         return self._evaluate(position)[0]
@@ -123,7 +120,7 @@ class Potential(ABC):
     def _flat(self, kind: str) -> Callable[[Position], Sequence[Tensor]]:
         def value_and_gradient(position: Position) -> Sequence[Tensor]:
             value, gradient = self._evaluate(position)
-            return [value, *(gradient[k] for k in position)]
+            return [value, *map(gradient.__getitem__, position)]
 
         return value_and_gradient if kind == "gradient" else lambda position: [self._value(position)]
 
@@ -194,24 +191,21 @@ class Potential(ABC):
         finally:
             self._tracing = False
 
-    def _chain_by_chain(self, position: Position) -> tuple[Tensor, Position]:
+    def _chain_by_chain(self, kind: str, position: Position) -> Sequence[Tensor]:
         # A batched factorisation raises for all chains when one of them is outside its domain.
-        rows: list[tuple[Tensor, Position] | None] = []
-        num_chains = next(iter(position.values())).shape[0]
-        for c in range(num_chains):
+        evaluate = self._flat(kind)
+        rows: list[Sequence[Tensor] | None] = []
+        for c in range(len(next(iter(position.values())))):
             try:
-                rows.append(self._evaluate({k: v[c : c + 1] for k, v in position.items()}))
+                rows.append(evaluate({k: v[c : c + 1] for k, v in position.items()}))
             except torch.linalg.LinAlgError:
                 rows.append(None)
-        done = next((r for r in rows if r is not None), None)
-        like = done[0] if done is not None else next(iter(position.values())).new_zeros(1)
-        nan = like.new_full((1,), float("nan"))
-        values = torch.cat([nan if r is None else r[0] for r in rows])
-        grads = {
-            k: torch.cat([torch.full_like(v[:1], float("nan")) if r is None else r[1][k] for r in rows])
-            for k, v in position.items()
-        }
-        return values, grads
+        first = next(iter(position.values()))
+        dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+        nothing = [first.new_zeros(1, dtype=dtype), *(v[:1] for v in position.values() if kind == "gradient")]
+        like = next((row for row in rows if row is not None), nothing)
+        failed = [torch.full_like(v, float("nan")) for v in like]
+        return [torch.cat([(failed if row is None else row)[i] for row in rows]) for i in range(len(like))]
 
 
 class MissingGraph(Exception):
