@@ -45,7 +45,7 @@ def _validates(distribution: Any) -> bool:
         return True
     modules = distribution._modules.values() if isinstance(distribution, torch.nn.Module) else ()
     for part in (*vars(distribution).values(), *modules):
-        parts = part if isinstance(part, (list, tuple)) else (part,)
-        if any(isinstance(p, Distribution) and _validates(p) for p in parts):
-            return True
+        for p in part if isinstance(part, (list, tuple)) else (part,):
+            if isinstance(p, Distribution) and _validates(p):
+                return True
     return False

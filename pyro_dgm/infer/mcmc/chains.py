@@ -32,10 +32,10 @@ def finite_chains(value: Tensor, *tensors: Position) -> Tensor:
 
 def normals_like(position: Mapping[str, Tensor], generator: torch.Generator, prefix: str) -> Position:
     """A standard normal tensor for each of these, named ``prefix name``."""
-    return {
-        f"{prefix} {k}": torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device)
-        for k, v in position.items()
-    }
+    normals = {}
+    for k, v in position.items():
+        normals[f"{prefix} {k}"] = torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device)
+    return normals
 
 
 def uniform_per_chain(like: Tensor, generator: torch.Generator) -> Tensor:

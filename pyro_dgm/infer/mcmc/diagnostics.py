@@ -80,28 +80,27 @@ class Summary(dict[str, dict[str, float]]):
 
 def summarize(posterior: Posterior) -> Summary:
     """Mean, standard deviation, quantiles, ESS and split R-hat of every element of every latent."""
-    table = Summary()
+    columns: dict[str, dict[str, Any]] = {}
     for name, draws in posterior.samples.items():
-        measures = _measures(draws)
         flat = draws.detach().to("cpu", torch.float64).flatten(0, 1)
         low, high = np.quantile(flat.numpy(), [0.05, 0.95], axis=0)
-        mean, sd = flat.mean(0).numpy(), flat.std(0).numpy()
-        for index in itertools.product(*(range(n) for n in draws.shape[2:])):
-            label = name + (f"[{', '.join(map(str, index))}]" if index else "")
-            row = {"mean": mean[index], "sd": sd[index], "5%": low[index], "95%": high[index]}
-            row.update({k: v[index] for k, v in measures.items()})
-            table[label] = {k: float(v) for k, v in row.items()}
-    return table
+        columns[name] = {"mean": flat.mean(0), "sd": flat.std(0), "5%": low, "95%": high, **_measures(draws)}
+    return _table(columns)
 
 
 def summarize_moments(moments: Moments) -> Summary:
     """Mean, standard deviation, ESS and split R-hat of every element, of a run without draws."""
+    found = {"mean": moments.mean, "sd": moments.sd, "ess_mean": moments.ess, "r_hat": moments.r_hat}
+    return _table({name: {column: v[name] for column, v in found.items()} for name in moments.mean})
+
+
+def _table(columns: dict[str, dict[str, Any]]) -> Summary:
+    """A row for each element, from arrays by latent and column."""
     table = Summary()
-    columns = {"mean": moments.mean, "sd": moments.sd, "ess_mean": moments.ess, "r_hat": moments.r_hat}
-    for name, mean in moments.mean.items():
-        for index in itertools.product(*(range(n) for n in mean.shape)):
+    for name, values in columns.items():
+        for index in itertools.product(*(range(n) for n in values["mean"].shape)):
             label = name + (f"[{', '.join(map(str, index))}]" if index else "")
-            table[label] = {column: float(values[name][index]) for column, values in columns.items()}
+            table[label] = {column: float(v[index]) for column, v in values.items()}
     return table
 
 

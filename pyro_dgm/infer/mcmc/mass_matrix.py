@@ -39,9 +39,12 @@ class MassMatrix(ABC):
 
     def kinetic_energy(self, momentum: Position) -> Tensor:
         """Half of momentum times velocity, ``(chains,)``."""
-        velocity = self.velocity(momentum)
-        products = [(v * velocity[k]).reshape(len(v), -1).sum(-1) for k, v in momentum.items()]
-        return 0.5 * sum(products[1:], products[0])
+        velocity, total = self.velocity(momentum), None
+        for k, v in momentum.items():
+            product = (v * velocity[k]).reshape(len(v), -1).sum(-1)
+            total = product if total is None else total + product
+        assert total is not None
+        return 0.5 * total
 
 
 @dataclass(frozen=True)

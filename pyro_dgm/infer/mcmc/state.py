@@ -66,11 +66,12 @@ class KernelState:
         :param where: ``(chains,)``, boolean.
         :param own: fields of a subclass, with their new values.
         """
-        masks = {k: where.view(-1, *[1] * (v.dim() - 1)) for k, v in self.position.items()}
-        new = {k: torch.where(masks[k], position[k], v) for k, v in self.position.items()}
-        slope = self.gradient
-        if gradient is not None:
-            slope = {k: torch.where(masks[k], gradient[k], v) for k, v in slope.items()}
+        new, slope = {}, {}
+        for k, v in self.position.items():
+            mask = where.view(-1, *[1] * (v.dim() - 1))
+            new[k] = torch.where(mask, position[k], v)
+            if gradient is not None:
+                slope[k] = torch.where(mask, gradient[k], self.gradient[k])
         value = torch.where(where, potential, self.potential)
         return replace(self, position=new, potential=value, gradient=slope, **own)
 

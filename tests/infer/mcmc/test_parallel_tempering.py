@@ -28,7 +28,7 @@ from pyro_dgm.infer.mcmc import (
     RandomWalk,
 )
 from pyro_dgm.infer.mcmc.kernels import parallel_tempering as module
-from pyro_dgm.infer.mcmc.potentials.tempered import equal_rejection, swap_acceptance, swap_order
+from pyro_dgm.infer.mcmc.kernels.replicas import equal_rejection, swap_acceptance, swap_order
 from tests.infer.mcmc.targets import EXACT_MOMENTS, MEAN, correlated, exact_draws, far_from, frequencies, moments, walk
 from tests.infer.mcmc.test_exact import SIGMAS, in_standard_errors
 

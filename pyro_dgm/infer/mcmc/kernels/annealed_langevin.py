@@ -44,7 +44,7 @@ class AnnealedLangevin(Langevin):
               \epsilon_i = \epsilon \frac{\sigma_i}{\sigma_L}
               \quad\text{or}\quad \epsilon \sqrt{\frac{T_i}{T_L}}
 
-    so the step is always as large in the units of the rung's own spread, as published (whose
+    so the step is always as large in units of the rung's own standard deviation, as published (whose
     :math:`\alpha_i = \epsilon_i^2`, and whose score is :math:`-\nabla U`).  The warm-up's transitions are shared out
     evenly over the rungs (where they are fewer than rungs, some are passed over); without a warm-up it is
     :class:`Langevin` on the last rung.  Draws share that kernel's bias, and how many chains end in each mode is what
@@ -144,7 +144,7 @@ class AnnealedLangevin(Langevin):
         return self.noise_levels if self.noise_levels is not None else self.temperatures or []
 
     def _rung(self, state: KernelState, iteration: int) -> Tensor:
-        """Temperature or noise level at a transition, chosen without a look at the descent's length."""
+        """Temperature or noise level at a transition, chosen without reading the descent's length on the host."""
         assert isinstance(state, AnnealedState)
         descent, count = state.descent, len(state.ladder)
         rung = ((descent.new_zeros(()) + iteration * count) // descent.clamp(min=1)).clamp(max=count - 1)

@@ -159,8 +159,8 @@ class Kernel(PyroAdapter):
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
         """One transition of every chain: tensor operations of the state's tensors and ``noise``, and nothing else.
 
-        No random draw, no look at a tensor's value, no host synchronisation; chains do not meet, except in a kernel
-        that says so.
+        No random draw, no branch on a tensor's value, no host synchronisation; chains do not interact, except in a
+        kernel that says so.
         """
 
     def steps_at(self, state: KernelState) -> int:

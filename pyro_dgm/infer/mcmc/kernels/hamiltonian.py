@@ -124,12 +124,14 @@ class Hamiltonian(AdaptiveKernel):
         q, value, gradient = state.position, state.potential, state.gradient
         p = state.mass.momentum({k: noise[f"momentum {k}"] for k in q})
         before = state.potential / self.temperature + state.mass.kinetic_energy(p)
-        sizes = {k: per_chain(step_size, v) for k, v in q.items()}
-        kick = {k: v / self.temperature for k, v in sizes.items()}
-        half = {k: 0.5 * v for k, v in kick.items()}
+        sizes, kick, half = {}, {}, {}
+        for k, v in q.items():
+            sizes[k] = per_chain(step_size, v)
+            kick[k] = sizes[k] / self.temperature
+            half[k] = 0.5 * kick[k]
+            p[k] = torch.addcmul(p[k], half[k], gradient[k], value=-1.0)
         drift = state.mass.drift(sizes)
         # The half steps in momentum between two steps in position are taken as one.
-        p = {k: torch.addcmul(v, half[k], gradient[k], value=-1.0) for k, v in p.items()}
         for _ in range(num_steps - 1):
             q = drift(q, p)
             gradient = self.potential.gradient(q)

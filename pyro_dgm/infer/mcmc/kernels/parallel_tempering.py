@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.chains import uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
-from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
-from pyro_dgm.infer.mcmc.potentials.tempered import (
-    TemperedPotential,
+from pyro_dgm.infer.mcmc.kernels.replicas import (
+    Replicas,
+    TemperedState,
     closes_round,
     equal_rejection,
     follow,
@@ -24,57 +24,11 @@ from pyro_dgm.infer.mcmc.potentials.tempered import (
     swap_order,
     take,
 )
+from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
+from pyro_dgm.infer.mcmc.potentials.tempered import TemperedPotential
 from pyro_dgm.infer.mcmc.state import map_tensors
 
 __all__ = ["ParallelTempering"]
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """Where replicas are: unconstrained latents, ``U`` and its gradient, each ``(chains, R, ...)``."""
-
-    position: Position
-    potential: Tensor
-    gradient: Position
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemperedState(KernelState):
-    """A state of the cold replicas, with the hot ones and what the inner kernel carries.
-
-    :ivar hot: the other replicas.
-    :ivar betas: inverse temperatures, ``(R,)``.
-    :ivar inner_type: class of the inner kernel's states.
-    :ivar inner_own: fields of its own of the inner kernel's state, ``(chains, R, ...)`` each.
-    :ivar inner_shared: those that its chains share.
-    :ivar inner_info: what the last transition did to each replica, ``(chains, R)``.
-    :ivar trip: where replicas are on a round trip, ``(chains, R)``; see :func:`follow`.
-    :ivar round_trips: of each chain, ``(chains,)``.
-    :ivar swap_acceptance: of the last transition, ``(chains, R - 1)``.
-    :ivar swaps: its sum over transitions.
-    :ivar taken: number of transitions in that sum, ``(chains,)``.
-    :ivar rejection: mean over chains, summed over transitions since the ladder was tuned, ``(R - 1,)``.
-    """
-
-    hot: Replicas
-    betas: Tensor
-    inner_type: type[KernelState]
-    inner_own: dict[str, Any]
-    inner_shared: dict[str, Any]
-    inner_info: Info
-    trip: Tensor
-    round_trips: Tensor
-    swap_acceptance: Tensor
-    swaps: Tensor
-    taken: Tensor
-    rejection: Tensor
-
-    shared = KernelState.shared | {"betas", "inner_shared", "rejection"}
-
-    def replicas(self) -> Replicas:
-        """All replicas, the cold one first."""
-        cold = Replicas(self.position, self.potential, self.gradient)
-        return map_tensors(lambda c, h: torch.cat([c.unsqueeze(1), h], 1), cold, self.hot)
 
 
 class ParallelTempering(Kernel):
@@ -182,29 +136,8 @@ class ParallelTempering(Kernel):
 
     def init(self, params: Position, generator: torch.Generator) -> TemperedState:
         plain = super().init(params, generator)
-        betas, hot = plain.potential.new_tensor(self.ladder), len(self.ladder) - 1
-        chains, zeros = plain.num_chains, plain.potential.new_zeros
-        trip = torch.zeros(chains, hot + 1, dtype=torch.int64, device=betas.device)
-        trip[:, 0] = 1  # has been cold
-        cold = Replicas(plain.position, plain.potential, plain.gradient)
-        types = {"accepted": torch.bool, "diverging": torch.bool, "n_steps": torch.int64}
-        info = Info(**{f.name: torch.zeros_like(trip, dtype=types.get(f.name, betas.dtype)) for f in fields(Info)})
-        state = TemperedState.extending(
-            plain,
-            hot=map_tensors(lambda v: v.unsqueeze(1).expand(-1, hot, *v.shape[1:]).clone(), cold),
-            betas=betas,
-            inner_type=KernelState,
-            inner_own={},
-            inner_shared={},
-            inner_info=info,
-            trip=trip,
-            round_trips=torch.zeros_like(trip[:, 0]),
-            swap_acceptance=zeros(chains, hot),
-            swaps=zeros(chains, hot),
-            taken=torch.zeros_like(trip[:, 0]),
-            rejection=zeros(hot),
-        )
-        return self._learnt(state, self._at(state).init(self._replicas(state).position, generator))
+        state = TemperedState.start(plain, self.ladder)
+        return state.after(self._at(state).init(self._replicas(state).position, generator))
 
     # Replicas, to and from the inner kernel
 
@@ -220,31 +153,7 @@ class ParallelTempering(Kernel):
 
     def _replicas(self, state: TemperedState) -> KernelState:
         """All replicas as chains of the inner kernel."""
-        tempered, flat = self._tempered(state), map_tensors(lambda v: v.flatten(0, 1), state.replicas())
-        own = {**map_tensors(lambda v: v.flatten(0, 1), state.inner_own), **state.inner_shared}
-        inner = state.inner_type.extending(state, **own)
-        return replace(
-            inner,
-            position=tempered.scale(flat.position),
-            potential=tempered.betas * flat.potential,
-            gradient=tempered.temper_gradient(flat.gradient),
-        )
-
-    def _learnt(self, state: TemperedState, inner: KernelState) -> TemperedState:
-        """The state with what the inner kernel's carries, apart from where its chains are."""
-        shape, own = (state.num_chains, len(self.ladder)), inner.own()
-        return replace(
-            state,
-            step_size=inner.step_size,
-            mass=inner.mass,
-            num_steps=inner.num_steps,
-            warmup=inner.warmup,
-            inner_type=type(inner),
-            inner_own=map_tensors(
-                lambda v: v.unflatten(0, shape), {k: v for k, v in own.items() if k not in inner.shared}
-            ),
-            inner_shared={k: v for k, v in own.items() if k in inner.shared},
-        )
+        return state.of_inner(self._tempered(state))
 
     # Transition
 
@@ -280,7 +189,7 @@ class ParallelTempering(Kernel):
         trip, done = follow(state.trip.gather(1, order))
         cold = map_tensors(lambda v: v[:, 0], replicas)
         new = replace(
-            self._learnt(state, inner),
+            state.after(inner),
             position=cold.position,
             potential=cold.potential,
             gradient=cold.gradient,
@@ -324,12 +233,12 @@ class ParallelTempering(Kernel):
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
         assert isinstance(state, TemperedState)
-        return self._learnt(state, self._at(state).start_warmup(self._replicas(state), num_steps))
+        return state.after(self._at(state).start_warmup(self._replicas(state), num_steps))
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
         assert isinstance(state, TemperedState)
         of_replicas = map_tensors(torch.flatten, state.inner_info)
-        state = self._learnt(state, self._at(state).adapt(self._replicas(state), of_replicas))
+        state = state.after(self._at(state).adapt(self._replicas(state), of_replicas))
         if not self.adapt_ladder:
             return state
         rejection = state.rejection + (1.0 - state.swap_acceptance).mean(0)
@@ -339,7 +248,7 @@ class ParallelTempering(Kernel):
 
     def finish_warmup(self, state: KernelState) -> KernelState:
         assert isinstance(state, TemperedState)
-        state = self._learnt(state, self._at(state).finish_warmup(self._replicas(state)))
+        state = state.after(self._at(state).finish_warmup(self._replicas(state)))
         return replace(
             state,
             warmup=None,

@@ -35,7 +35,7 @@ class PreconditionedState(KernelState):
 
 class SGLD(Langevin):
     r"""Stochastic gradient Langevin dynamics: Langevin steps along gradients of mini-batches, for global latents
-    (weights of a network, say) given far more data than one can look at for every step.
+    (weights of a network, say) given far more data than each step could use.
 
     .. math:: u' = u - \frac{\epsilon_t^2}{2 T} G \nabla \hat U(u) + \epsilon_t G^{1/2} \xi, \qquad \xi \sim N(0, I)
 

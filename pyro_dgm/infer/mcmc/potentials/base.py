@@ -71,13 +71,13 @@ class Potential(ABC):
 
     def __call__(self, position: Position) -> tuple[Tensor, Position]:
         """Value and gradient; a chain at which a matrix factorisation fails has value NaN, and harms no other chain."""
-        if self._tracing:
-            return self._unflat(position, self.graph(position).trace(position))
-        size, chains = self.group(position), next(iter(position.values())).shape[0]
-        if size < chains:
-            parts = [self._together({k: v[a : a + size] for k, v in position.items()}) for a in range(0, chains, size)]
-            return torch.cat([p[0] for p in parts]), {k: torch.cat([p[1][k] for p in parts]) for k in position}
-        return self._together(position)
+        chains = len(next(iter(position.values())))
+        size = self._groups.get(chains, chains) if self.chunk_size is None else self.chunk_size
+        if self._tracing or size >= chains:
+            return self._unflat(position, self._results("gradient", position))
+        rows = [{k: v[a : a + size] for k, v in position.items()} for a in range(0, chains, size)]
+        parts = zip(*(self._results("gradient", part) for part in rows), strict=True)
+        return self._unflat(position, [torch.cat(part) for part in parts])
 
     def gradient(self, position: Position) -> Position:
         """The gradient alone: by fewer operations, where there is a graph."""
@@ -95,21 +95,19 @@ class Potential(ABC):
         columns = zip(*parts, strict=True)
         return {k: v[0] if len(v) == 1 else torch.cat(v) for k, v in zip(position, columns, strict=True)}
 
-    def _together(self, position: Position) -> tuple[Tensor, Position]:
-        try:
-            if (graph := self._graph_in_place("gradient", position)) is not None:
-                return self._unflat(position, graph(position))
-            return self._evaluate(position)
-        except torch.linalg.LinAlgError:
-            return self._chain_by_chain(position)
-
     def value(self, position: Position) -> Tensor:
         """``U`` of shape ``(chains,)`` alone, for kernels that take no gradient."""
+        return self._results("value", position)[0]
+
+    def _results(self, kind: str, position: Position) -> Sequence[Tensor]:
+        """Value and gradients, or the value alone: by the graph, where there is one."""
         if self._tracing:
-            return self.graph(position, "value").trace(position)[0]
-        if (graph := self._graph_in_place("value", position)) is not None:
-            return graph(position)[0]
-        return self._value(position)
+            return self.graph(position, kind).trace(position)
+        try:
+            graph = self._graphs.get((kind, len(next(iter(position.values()))))) or self._record(kind, position)
+            return (graph or self._flat(kind))(position)
+        except torch.linalg.LinAlgError:
+            return self._chain_by_chain(kind, position)
 
     def _value(self, position: Position) -> Tensor:
         return self._evaluate(position)[0]
@@ -122,20 +120,28 @@ class Potential(ABC):
     def _flat(self, kind: str) -> Callable[[Position], Sequence[Tensor]]:
         def value_and_gradient(position: Position) -> Sequence[Tensor]:
             value, gradient = self._evaluate(position)
-            return [value, *(gradient[k] for k in position)]
+            return [value, *map(gradient.__getitem__, position)]
 
         return value_and_gradient if kind == "gradient" else lambda position: [self._value(position)]
 
-    def _graph_in_place(self, kind: str, position: Position) -> Callable[[Position], Sequence[Tensor]] | None:
+    def _record(self, kind: str, position: Position) -> Callable[[Position], Sequence[Tensor]] | None:
+        """The graph to use from now on, once there have been enough evaluations at this number of chains."""
         if not self.can_be_recorded:
             return None
-        key = kind, next(iter(position.values())).shape[0]
-        graph = self._graphs.get(key)
-        if graph is None:
-            self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] < GRAPH_AFTER:
-                return None
-            graph = self._graphs[key] = graph_or_function(self._flat(kind), position, self.compile)
+        key = kind, len(next(iter(position.values())))
+        self._calls[key] = self._calls.get(key, 0) + 1
+        if self._calls[key] < GRAPH_AFTER:
+            return None
+        return self._keep(kind, position, graph_or_function(self._flat(kind), position, self.compile))
+
+    def _keep(self, kind: str, position: Position, graph: Callable[[Position], Sequence[Tensor]]) -> Any:
+        first = next(iter(position.values()))
+        chains = len(first)
+        self._graphs[kind, chains] = graph
+        if kind == "gradient" and isinstance(graph, GraphFunction) and first.device.type == "cpu":
+            most = CACHED_ELEMENTS * chains // max(graph.largest, 1)
+            size = divisor(chains, most)
+            self._groups[chains] = size if 4 * size > most else chains
         return graph
 
     def graph(self, position: Position, kind: str = "gradient") -> GraphFunction:
@@ -144,15 +150,15 @@ class Potential(ABC):
         :param kind: ``"gradient"`` or ``"value"``.
         :raises CannotCapture: (:class:`pyro_dgm.capture.static_graph.CannotCapture`) with the reason.
         """
-        key = kind, next(iter(position.values())).shape[0]
-        graph = self._graphs.get(key)
+        graph = self._graphs.get((kind, len(next(iter(position.values())))))
         if not isinstance(graph, GraphFunction):
             if self._tracing:
                 raise MissingGraph(self, position, kind)
             self(position) if kind == "gradient" else self.value(position)  # in its own words, where it has a fault
             if not self.can_be_recorded:
                 raise CannotCapture("the model cannot be vectorised over chains")
-            graph = self._graphs[key] = graph_of(self._flat(kind), position)
+            graph = graph_of(self._flat(kind), position)
+            self._keep(kind, position, graph)
             if self.compile:
                 graph.compile(self._flat(kind), position)
         return graph
@@ -173,21 +179,8 @@ class Potential(ABC):
 
     def group(self, position: Position) -> int:
         """How many chains are evaluated together: ``chunk_size``, or what the processor's cache holds."""
-        first = next(iter(position.values()))
-        chains = first.shape[0]
-        if self.chunk_size is not None:
-            return min(self.chunk_size, chains)
-        if chains not in self._groups:
-            graph = self._graphs.get(("gradient", chains))
-            if graph is None or first.device.type != "cpu":
-                return chains
-            self._groups[chains] = chains
-            if isinstance(graph, GraphFunction):
-                most = CACHED_ELEMENTS * chains // max(graph.largest, 1)
-                size = divisor(chains, most)
-                if 4 * size > most:
-                    self._groups[chains] = size
-        return self._groups[chains]
+        chains = len(next(iter(position.values())))
+        return self._groups.get(chains, chains) if self.chunk_size is None else min(self.chunk_size, chains)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -198,24 +191,21 @@ class Potential(ABC):
         finally:
             self._tracing = False
 
-    def _chain_by_chain(self, position: Position) -> tuple[Tensor, Position]:
+    def _chain_by_chain(self, kind: str, position: Position) -> Sequence[Tensor]:
         # A batched factorisation raises for all chains when one of them is outside its domain.
-        rows: list[tuple[Tensor, Position] | None] = []
-        num_chains = next(iter(position.values())).shape[0]
-        for c in range(num_chains):
+        evaluate = self._flat(kind)
+        rows: list[Sequence[Tensor] | None] = []
+        for c in range(len(next(iter(position.values())))):
             try:
-                rows.append(self._evaluate({k: v[c : c + 1] for k, v in position.items()}))
+                rows.append(evaluate({k: v[c : c + 1] for k, v in position.items()}))
             except torch.linalg.LinAlgError:
                 rows.append(None)
-        done = next((r for r in rows if r is not None), None)
-        like = done[0] if done is not None else next(iter(position.values())).new_zeros(1)
-        nan = like.new_full((1,), float("nan"))
-        values = torch.cat([nan if r is None else r[0] for r in rows])
-        grads = {
-            k: torch.cat([torch.full_like(v[:1], float("nan")) if r is None else r[1][k] for r in rows])
-            for k, v in position.items()
-        }
-        return values, grads
+        first = next(iter(position.values()))
+        dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+        nothing = [first.new_zeros(1, dtype=dtype), *(v[:1] for v in position.values() if kind == "gradient")]
+        like = next((row for row in rows if row is not None), nothing)
+        failed = [torch.full_like(v, float("nan")) for v in like]
+        return [torch.cat([(failed if row is None else row)[i] for row in rows]) for i in range(len(like))]
 
 
 class MissingGraph(Exception):

@@ -42,9 +42,8 @@ class FunctionPotential(Potential):
             values = self._values(leaves)
             if not values.requires_grad:
                 raise ValueError("potential_fn gave a value that does not depend differentiably on its argument")
-            grads = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
-        filled = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, leaves.values(), strict=True))
-        return values.detach(), dict(zip(position, filled, strict=True))
+            grads = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return values.detach(), dict(zip(position, grads, strict=True))
 
     def _value(self, position: Position) -> Tensor:
         with torch.no_grad():

@@ -76,7 +76,7 @@ class Marginalised:
     def check(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], values: Mapping[str, Tensor]
     ) -> None:
-        """Hold what the model computes for all values of its discrete latents against single ones, the first and last.
+        """Compare the model's densities for all values of its discrete latents with those for the first and last alone.
 
         A discrete latent that is summed out has a further dimension, on the left; a model that does not expect it
         (``.expand([2])`` of something of two elements, ``k[0]``) computes something else, often of a fitting shape.
@@ -109,7 +109,7 @@ class Marginalised:
 
 
 class _Enumerating(EnumMessenger):
-    """Pyro's handler, told the shapes of values without a look at their data, which ``vmap`` does not allow."""
+    """Pyro's handler, told the shapes of values and not their data, which ``vmap`` does not let it read."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]

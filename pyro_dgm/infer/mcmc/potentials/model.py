@@ -15,7 +15,8 @@ from torch.distributions import Transform, identity_transform
 
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
-from pyro_dgm.infer.mcmc.potentials.sites import Latent, LogJoint, describe_latents
+from pyro_dgm.infer.mcmc.potentials.log_joint import Latent, LogJoint
+from pyro_dgm.infer.mcmc.potentials.sites import describe_latents
 from pyro_dgm.infer.mcmc.potentials.vectorized import chain_by_chain, vectorizable
 from pyro_dgm.programs.site_checks import invalid_site
 
@@ -109,12 +110,6 @@ class ModelPotential(Potential):
     def can_be_recorded(self) -> bool:
         return self._vectorize
 
-    def value(self, position: Position) -> Tensor:
-        try:
-            return super().value(position)
-        except torch.linalg.LinAlgError:
-            return self._chain_by_chain(position)[0]
-
     def _value(self, position: Position) -> Tensor:
         if not (self._vectorize and self._checked):
             return self._evaluate(position)[0]
@@ -149,7 +144,7 @@ class ModelPotential(Potential):
     def _vectorize_recording(self, position: Position, expected: tuple[Tensor, Position]) -> bool:
         """Have vmap take one chain's operations, recorded and without writes in place, instead of the model.
 
-        :param expected: value and gradient at ``position``, which the recording is held against.
+        :param expected: value and gradient at ``position``, which the recording is compared with.
         :returns: whether it is the model.
         """
         try:

@@ -42,7 +42,7 @@ def vectorizable(
 ) -> tuple[Single, Callable[..., Any]]:
     """The function's operations, recorded and without writes in place, which vmap can take; and vmapped, with gradient.
 
-    :param expected: value and gradient at ``position``, which they are held against.
+    :param expected: value and gradient at ``position``, which they are compared with.
     :raises CannotCapture: if they cannot be recorded or vectorised, or are not the function.
     """
     pure = without_writes(single, *_chain(0, position, *others))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.distributions import Transform
 
 from pyro_dgm.capture.graph import GraphFunction
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
+from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 
 __all__ = ["UnknownPotential", "ValuePotential", "WrappedPotential"]
 
@@ -92,46 +92,26 @@ class ValuePotential(WrappedPotential):
         self.discrete = discrete
 
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
-        try:
-            return self.base.value(position), {}
-        except torch.linalg.LinAlgError:
-            return self._each(position), {}
+        return self.base.value(position), {}
 
     def graph(self, position: Position, kind: str = "value") -> GraphFunction:
         return self.base.graph(position, "value")
 
-    def _each(self, position: Position) -> Tensor:
-        """Chain after chain, since one outside the domain of a factorisation fails for all."""
-        values: list[Tensor | None] = []
-        for c in range(next(iter(position.values())).shape[0]):
-            try:
-                values.append(self.base.value({k: v[c : c + 1] for k, v in position.items()}))
-            except torch.linalg.LinAlgError:
-                values.append(None)
-        like = next((v for v in values if v is not None), torch.zeros(1))
-        return torch.cat([torch.full_like(like, float("nan")) if v is None else v for v in values])
 
-
-class UnknownPotential(Potential):
+class UnknownPotential(FunctionPotential):
     """No potential: what a kernel given by its conditionals alone can say of the density, namely NaN."""
 
     known = False
     discrete = True
 
     def __init__(self) -> None:
-        super().__init__()
-        self.transforms = {}
+        super().__init__(_unknown, over_chains=True)
 
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
-        first = next(iter(position.values()))
-        dtype: Any = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return torch.full((first.shape[0],), float("nan"), dtype=dtype, device=first.device), {}
+        return _unknown(position), {}
 
-    def __call__(self, position: Position) -> tuple[Tensor, Position]:
-        return self._evaluate(position)
 
-    def value(self, position: Position) -> Tensor:
-        return self(position)[0]
-
-    def constrain(self, position: Position) -> tuple[Position, Tensor]:
-        return position, torch.zeros_like(self(position)[0])
+def _unknown(position: Position) -> Tensor:
+    first = next(iter(position.values()))
+    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    return first.new_full((len(first),), float("nan"), dtype=dtype)
