@@ -169,7 +169,7 @@ class VAE(Family):
         self.check_context(x, *context)
 
     def check_context(self, x: Tensor, *context: Any) -> None:
-        """Refuse a context that does not go with a batch: see :meth:`~pyro_dgm.models.context.Context.check`."""
+        """Refuse a context that does not go with a batch: missing, of another shape, or a class out of range."""
         self.context.check(context, len(x))
 
     def config(self) -> dict[str, Any]:
