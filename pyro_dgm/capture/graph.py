@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pyro_dgm.capture.simplify import dead_code, simplify
+from pyro_dgm.capture.passes.simplify import dead_code, simplify
 from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph, agreement, record
 
 __all__ = ["GraphFunction", "graph_of", "graph_or_function", "hold", "tells_failures"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyro_dgm.capture.simplify import simplify
+from pyro_dgm.capture.passes.simplify import simplify
 from pyro_dgm.capture.static_graph import record
 from tests.devices import DevicesAreGiven
 

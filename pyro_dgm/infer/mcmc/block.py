@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.capture.graph import hold, tells_failures
-from pyro_dgm.capture.simplify import simplify
+from pyro_dgm.capture.passes.simplify import simplify
 from pyro_dgm.capture.static_graph import CannotCapture, Function, StaticGraph, record
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.potentials.base import MissingGraph, Position

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_dgm.capture.cost import cost_on
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.mcmc.block import Block, FailedCall, Noise, Rows, row_of
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
@@ -28,18 +29,12 @@ MOST_STEPS = 64
 MOST_GRAPHS = 2
 #: operations of a transition beside its gradients', and of each of its steps
 OWN_OPERATIONS, OWN_OPERATIONS_A_STEP = 30, 6
-#: transitions, for each operation of a step, that win back the seconds of recording them uncompiled
-RECORDING_TRANSITIONS = 80
-#: seconds that compiling takes: for any graph, and for each operation of it
-COMPILING, COMPILING_OPERATION = 6.0, 0.01
 #: operations of a gradient beyond which it is compiled by itself, and in the warm-up already
 LARGE_GRADIENT = 1000
 #: elements that all tensors of the transitions of one call have together, and most transitions
 ELEMENTS_AT_ONCE, MOST_AT_ONCE = 2**22, 32
 #: elements of the positions of one call beyond which several calls' are not put together: it is to copy them
 ROWS_WORTH_JOINING = 2**17
-#: seconds that a compiled graph saves: for each operation, and for each element that an operation gives
-SAVED_OPERATION, SAVED_ELEMENT = 2.5e-6, 0.4e-9
 
 
 def compile_gradient(kernel: Kernel, state: KernelState, to_come: int) -> None:
@@ -53,9 +48,10 @@ def compile_gradient(kernel: Kernel, state: KernelState, to_come: int) -> None:
     potential = kernel.potential
     graph = potential.graph(state.position, "gradient" if kernel.uses_gradient else "value")
     operations = graph.plain.operations
-    saved = SAVED_OPERATION * operations + SAVED_ELEMENT * graph.elements
+    cost = cost_on(state.generator.device)
+    saved = cost.saved_operation * operations + cost.saved_element * graph.elements
     # Transitions of many lengths take about half of the most steps that the state has had lately.
-    if to_come * state.num_steps * saved > 1.5 * (COMPILING + COMPILING_OPERATION * operations):
+    if to_come * state.num_steps * saved > 1.5 * (cost.compiling_graph + cost.compiling_operation * operations):
         try:
             potential.compile_graph(state.position, "gradient" if kernel.uses_gradient else "value")
         except CannotCapture as reason:
@@ -193,11 +189,12 @@ class Transitions:
         a_step = OWN_OPERATIONS_A_STEP + (graph.plain.operations if graph else 0)
         operations = OWN_OPERATIONS + state.num_steps * a_step
         elements = state.num_steps * (graph.elements if graph else 0)
-        saved = SAVED_OPERATION * operations + SAVED_ELEMENT * elements
+        cost = cost_on(state.generator.device)
+        saved = cost.saved_operation * operations + cost.saved_element * elements
         gain = to_come * saved * state.num_chains / group
-        wanted = gain > 1.5 * (COMPILING + COMPILING_OPERATION * max(operations, BLOCK_OPERATIONS))
+        wanted = gain > 1.5 * (cost.compiling_graph + cost.compiling_operation * max(operations, BLOCK_OPERATIONS))
         compiled = self.compile is True or (self.compile == "auto" and wanted)
-        if not compiled and to_come < RECORDING_TRANSITIONS * operations / state.num_steps:
+        if not compiled and to_come < cost.recording_transitions * operations / state.num_steps:
             return None
         # Random numbers for the recording: shapes alone count, and the run's own stream is left where it is.
         before = state.generator.get_state()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_dgm.capture.cost import cost_on
 from pyro_dgm.capture.snapshot import Snapshot, snapshot
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.objectives import Objective
@@ -37,12 +38,6 @@ DEPTHS = {
 WHOLE_STEP_PARAMETERS = 50_000
 #: steps in a block; each is compiled for itself, so that a block takes as many times as long to compile
 BLOCK = 10
-#: seconds that recording a graph, compiling it, and compiling a block take on two cores
-RECORDING, COMPILING, COMPILING_BLOCK = 0.8, 15.0, 60.0
-#: seconds that a step saves recorded, compiled, and in a block, whatever the program's size: Pyro's and autograd's work
-SAVED_RECORDED, SAVED_COMPILED, SAVED_BLOCK = 0.4e-3, 1.0e-3, 0.08e-3
-#: seconds of arithmetic for one parameter, datum and particle, forward and backward; compiled, a quarter is saved
-ARITHMETIC = 3e-11
 #: changes of the program after which new graphs are compiled too, not only recorded
 COMPILED_CHANGES = 2
 #: most epochs without a change that are waited for before new graphs are made
@@ -84,12 +79,13 @@ def choose_depth(
         return whole
     if steps is None:
         return "eager"
-    arithmetic = ARITHMETIC * count * batch_size * objective.num_particles
-    if whole == "step" and steps * SAVED_BLOCK > 1.25 * COMPILING_BLOCK:
+    cost = cost_on(parameters[0].device if parameters else torch.device("cpu"))
+    arithmetic = cost.arithmetic * count * batch_size * objective.num_particles
+    if whole == "step" and steps * cost.saved_block > 1.25 * cost.compiling_block:
         return "block"
-    if steps * (SAVED_COMPILED + 0.25 * arithmetic) > 1.25 * COMPILING:
+    if steps * (cost.saved_compiled + 0.25 * arithmetic) > 1.25 * cost.compiling:
         return whole
-    return "graph" if steps * SAVED_RECORDED > 1.25 * RECORDING else "eager"
+    return "graph" if steps * cost.saved_recorded > 1.25 * cost.recording else "eager"
 
 
 def _name(objective: Objective) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_dgm.capture.functional_graph import functional_graph as pure_graph
+from pyro_dgm.capture.passes.functional_graph import functional_graph as pure_graph
 
 __all__ = ["CHECKS", "drop_unread_inputs", "functional_graph"]
 

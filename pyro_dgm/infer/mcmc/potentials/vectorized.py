@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.capture.functional_graph import without_writes
+from pyro_dgm.capture.passes.functional_graph import without_writes
 from pyro_dgm.capture.static_graph import CannotCapture, agreement
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
