@@ -68,7 +68,7 @@ def test_cosines_and_variances_say_the_same(table):
 def test_bounds_are_ordered_and_below_the_truth(table, problem):
     m, x = problem
     assert table.reference["name"] == "exact"
-    assert table.reference["value"] == pytest.approx(float(m.log_marginal(x).mean().detach()))
+    assert table.reference["value"] == pytest.approx(float(m.log_prob(x).mean().detach()))
     for row in table.rows:
         assert row["gap"] > -4 * row["gap_se"]
         assert row["gap"] == pytest.approx(table.reference["value"] - row["bound"])
@@ -190,8 +190,8 @@ def test_plain_functions_and_autoguides():
 def test_pyro_estimators_and_references(problem):
     m, x = problem
     estimators = [ELBO(analytic_kl=False), pyro.infer.Trace_ELBO(), TraceGraphELBO()]
-    table = pyro_dgm.compare_elbos(m, x, estimators, num_replicates=20, reference=m.log_marginal, seed=0)
-    assert table.reference["name"] == "log_marginal"
+    table = pyro_dgm.compare_elbos(m, x, estimators, num_replicates=20, reference=m.log_prob, seed=0)
+    assert table.reference["name"] == "log_prob"
     ours, pyros, _ = table.rows
     # One gradient estimator in three implementations.
     for other in table.rows[1:]:
@@ -268,7 +268,7 @@ def test_bad_input(problem):
         pyro_dgm.compare_elbos(m, x, [ELBO()], reference="ais")
     with pytest.raises(TypeError, match="reference must be"):
         pyro_dgm.compare_elbos(m, x, [ELBO()], reference=3)
-    with pytest.raises(ValueError, match="needs a program with log_marginal"):
+    with pytest.raises(ValueError, match="needs a program with log_prob"):
         pyro_dgm.compare_elbos((m.model, m.guide), x, [ELBO()], reference="exact")
     bad = x.clone()
     bad[0, 0] = math.nan

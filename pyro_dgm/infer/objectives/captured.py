@@ -77,6 +77,7 @@ class CapturedELBO(Objective):
     """
 
     metric = BOUND
+    side: str | None = "lower"
     #: it is a graph already
     capturable = False
 

@@ -108,7 +108,7 @@ def batches_of(
     """
     if not isinstance(data, Paired):
         if isinstance(batch_size, (tuple, list)):
-            raise TypeError(f"batch_size must be one number, got {batch_size!r}: several are for Paired data")
+            raise TypeError(f"batch_size must be an integer (several are for Paired data), got {batch_size!r}")
         return as_batches(data, batch_size, shuffle, seed, device, argument, group)  # type: ignore[arg-type]
     sizes = batch_size if isinstance(batch_size, (tuple, list)) else [batch_size] * len(data.sources)
     if len(sizes) != len(data.sources):
