@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_dgm.distributions.shared_scale import SharedScaleNormal
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_floating, check_number
 
 __all__ = ["BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
 
@@ -43,8 +43,7 @@ class Likelihood(nn.Module):
 
     def check(self, x: Tensor, argument: str = "x") -> None:
         """Raise ``ValueError`` if ``x`` is outside the support, with what to do about it."""
-        if not torch.is_floating_point(x) and not isinstance(self, CallableLikelihood):
-            raise ValueError(f"{argument} must be floating point, got {x.dtype}: convert it with {argument}.float()")
+        check_floating(argument, x)
 
     def extra_repr(self) -> str:
         return f"event_shape={tuple(self.event_shape)}"
@@ -169,6 +168,9 @@ class CallableLikelihood(Likelihood):
     @property
     def param_shape(self) -> torch.Size:
         return self._param_shape
+
+    def check(self, x: Tensor, argument: str = "x") -> None:
+        """Any numbers: what its distribution takes, the user knows."""
 
     def forward(self, params: Tensor) -> dist.TorchDistribution:
         d = self.fn(params)

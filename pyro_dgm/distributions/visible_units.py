@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot, softplus
 
 from pyro_dgm.ops.binary import draw_binary
 
-__all__ = ["VISIBLE_UNITS", "BernoulliUnits", "CategoricalUnits", "GaussianUnits", "VisibleUnits"]
+__all__ = ["VISIBLE_UNITS", "BernoulliUnits", "CategoricalUnits", "GaussianUnits", "ProbabilityUnits", "VisibleUnits"]
 
 
 class VisibleUnits(ABC):
@@ -119,6 +119,17 @@ class BernoulliUnits(VisibleUnits):
                 f"{argument} holds {int(outside.sum())} values outside {{0, 1}}, which a Bernoulli visible unit cannot "
                 "be: binarise the data (datasets.dynamic_binarization), or take visible='gaussian'"
             )
+
+
+class ProbabilityUnits(BernoulliUnits):
+    """Bernoulli units whose data may be probabilities, as a layer below gives them."""
+
+    element = constraints.unit_interval
+
+    def check(self, value: Tensor, argument: str) -> None:
+        outside = (value < 0) | (value > 1)
+        if bool(outside.any()):
+            raise ValueError(f"{argument} holds {int(outside.sum())} values outside [0, 1], which are no probabilities")
 
 
 class GaussianUnits(VisibleUnits):

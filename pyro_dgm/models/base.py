@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_dgm.ops.arguments import check_count, check_sizes
+from pyro_dgm.ops.arguments import check_count, check_floating, check_sizes
 from pyro_dgm.ops.random_state import seeded
 from pyro_dgm.programs import announce_parameters
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def program_method(fn: F) -> F:
     """Make a method a Pyro callable whose parameters stay on the module.
 
-    Each parameter of the module is announced by a ``param`` message, which is how ``pyro.infer.SVI`` and Pyro's own
+    Each parameter of the module is emitted as a ``param`` message, which is how ``pyro.infer.SVI`` and Pyro's own
     ELBOs learn what to train; the global param store is never written (``module_local_params`` holds inside, so that
     a :class:`~pyro.nn.PyroModule` given as a network keeps its parameters too).
     """
@@ -53,8 +53,6 @@ class Family(PyroModule):
     obs_name = "x"
     #: whether the densities of all sites are normalised; if not, objectives for energies train it
     normalized = True
-    #: whether data may be integers or bools (a likelihood of the user's own decides that itself)
-    takes_integers = False
     # What a subclass gives: the generative process with its batch observed, the posterior of its latents given the
     # batch, and the arguments that rebuild it.
     model: Callable[..., Any]
@@ -94,11 +92,18 @@ class Family(PyroModule):
         if context:
             raise TypeError(f"{type(self).__name__} is not conditional, but {len(context)} context arguments came")
 
-    def check_batch(self, x: Tensor) -> None:
+    def check_values(self, x: Tensor) -> None:
+        """Refuse values that the observed site cannot take: by default, what is not floating point."""
+        check_floating("x", x)
+
+    def check_batch(self, x: Tensor, *context: Any) -> None:
         """Check a batch once, before training or capture.
 
-        :raises TypeError: if ``x`` is no dense tensor of real numbers.
-        :raises ValueError: if its shape is not ``(N, *event_shape)``, it holds no data, or is not finite.
+        :param x: the data.
+        :param context: what a conditional model is conditioned on.
+        :raises TypeError: if ``x`` is no dense tensor of real numbers, or the context does not go with the family.
+        :raises ValueError: if its shape is not ``(N, *event_shape)``, it holds no data, is not finite, or has values
+            that the observed site cannot take; or for a context of another shape or out of range.
         """
         shape = f"(N, {', '.join(map(str, self.event_shape))})"
         if not isinstance(x, Tensor):
@@ -114,7 +119,7 @@ class Family(PyroModule):
             raise ValueError(f"x must have shape {shape}, got {tuple(x.shape)}{one}")
         if len(x) == 0:
             raise ValueError(f"x must hold at least one datum, got shape {tuple(x.shape)}")
-        if not torch.is_floating_point(x) and not self.takes_integers:
-            raise ValueError(f"x must be floating point, got {x.dtype}: convert it with x.float()")
         if torch.is_floating_point(x) and not bool(torch.isfinite(x).all()):
             raise ValueError(f"x holds {int((~torch.isfinite(x)).sum())} values that are not finite")
+        self.check_values(x)
+        self.check_context(x, *context)

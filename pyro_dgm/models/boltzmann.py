@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.distributions.visible_units import VisibleUnits
-from pyro_dgm.models.energy_family import EnergyFamily, seeded
+from pyro_dgm.models.energy_family import EnergyFamily
 from pyro_dgm.ops.annealing import annealing_schedule
 from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.log_normalizer import LogNormalizer
+from pyro_dgm.ops.random_state import seeded
 
 __all__ = ["BoltzmannFamily"]
 
@@ -23,7 +24,7 @@ BASE_RATE_STEPS = 200
 class BoltzmannFamily(EnergyFamily):
     """Base of the Boltzmann machines: one observed site, no latent site, no guide.
 
-    A subclass gives :meth:`distribution` and :meth:`base_bias`.  The distribution is an
+    A subclass gives :meth:`distribution` and :attr:`units`.  The distribution is an
     :class:`~pyro_dgm.distributions.UnnormalizedDistribution` with ``can_enumerate``, ``exact_log_normalizer()``,
     ``exact_sample(num_samples)`` and ``anneal(base_bias, betas, num_chains, target_samples)``.
 
@@ -32,12 +33,15 @@ class BoltzmannFamily(EnergyFamily):
 
     #: kind of the visible units
     units: VisibleUnits
-    #: from the mean of each visible unit, ``event_shape``, to the bias of independent units with these means
-    base_bias: Callable[[Tensor], Tensor]
 
-    def check_units(self, x: Tensor) -> None:
+    def check_values(self, x: Tensor) -> None:
         """Refuse values that the visible units cannot take."""
+        super().check_values(x)
         self.units.check(x, "x")
+
+    def base_bias(self, mean: Tensor) -> Tensor:
+        """Bias of independent visible units with these means."""
+        return self.units.base_bias(self.units.flat(mean))
 
     @torch.no_grad()
     def log_normalizer(
@@ -63,7 +67,7 @@ class BoltzmannFamily(EnergyFamily):
         as ``target_samples``, and the bound is as good as they are.
 
         :param method: ``"ais"`` or ``"exact"``.
-        :param num_temperatures: inverse temperatures, 0 and 1 counted.
+        :param num_temperatures: inverse temperatures, including 0 and 1.
         :param num_chains: independent chains.
         :param schedule: see :func:`pyro_dgm.ops.annealing_schedule`.
         :param direction: ``"forward"`` or ``"reverse"``.
@@ -87,7 +91,7 @@ class BoltzmannFamily(EnergyFamily):
         with seeded(seed, self._device()):
             if data is not None:
                 self.check_batch(data)
-                mean = data.mean(0)
+                mean = self.as_observed(data).mean(0)
             else:
                 mean = self._own_means(law, num_chains)
             start = None
@@ -98,7 +102,7 @@ class BoltzmannFamily(EnergyFamily):
     def _target_samples(self, law: Any, num_chains: int, given: Tensor | None) -> Tensor:
         if given is not None:
             self.check_batch(given)
-            return law.state_of(given)
+            return law.state_of(self.as_observed(given))
         if not law.can_enumerate:
             raise ValueError(
                 "the reverse direction starts at draws of the model, which is too large for exact ones: pass the best "

@@ -59,15 +59,6 @@ class BoltzmannMachine(BoltzmannFamily):
         """The law of the units at the present parameters."""
         return FullyVisibleDistribution(self.coupling, self.bias, validate_args=False)
 
-    def check_batch(self, x: Tensor) -> None:
-        """As of every family; and units must be 0 or 1."""
-        super().check_batch(x)
-        self.check_units(x)
-
-    def base_bias(self, mean: Tensor) -> Tensor:
-        """Bias of independent units with these means."""
-        return self.units.base_bias(mean)
-
     def log_pseudolikelihood(self, x: Tensor) -> Tensor:
         r""":math:`\sum_i \log p(x_i \mid x_{-i})`, nats, ``(N,)``: what can be known without :math:`\log Z`."""
         self.check_batch(x)

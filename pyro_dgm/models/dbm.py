@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_dgm.distributions.dbm import DBMDistribution
 from pyro_dgm.distributions.rbm import RBMDistribution
-from pyro_dgm.distributions.visible_units import BernoulliUnits
+from pyro_dgm.distributions.visible_units import BernoulliUnits, ProbabilityUnits
 from pyro_dgm.models.boltzmann import BoltzmannFamily
 from pyro_dgm.ops.arguments import check_count, check_sizes
 from pyro_dgm.ops.log_normalizer import LogNormalizer
@@ -76,15 +75,6 @@ class DBM(BoltzmannFamily):
         """The law of the visible units at the present parameters."""
         return DBMDistribution(list(self.weights), list(self.biases), self.num_mean_field, validate_args=False)
 
-    def check_batch(self, x: Tensor) -> None:
-        """As of every family; and units must be 0 or 1."""
-        super().check_batch(x)
-        self.check_units(x)
-
-    def base_bias(self, mean: Tensor) -> Tensor:
-        """Bias of independent visible units with these means."""
-        return self.units.base_bias(mean)
-
     @torch.no_grad()
     def elbo(self, x: Tensor, log_normalizer: float | Tensor | LogNormalizer | None = None) -> Tensor:
         r"""Lower bound on :math:`\log p(x_n)` by mean field, nats, ``(N,)``, float64.
@@ -92,8 +82,7 @@ class DBM(BoltzmannFamily):
         :param log_normalizer: :math:`\log Z`; by default it is enumerated.  With an estimate it is a bound as far as
             the estimate is right.
         """
-        log_z = self.log_normalizer("exact") if log_normalizer is None else log_normalizer
-        return -self.free_energy(x).double() - float(log_z)
+        return super().log_likelihood(x, log_normalizer)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, log_normalizer: float | Tensor | LogNormalizer | None = None) -> Tensor:
@@ -151,29 +140,24 @@ class DBMStage(BoltzmannFamily):
         super().__init__((num_visible,))
         self.visible_copies, self.hidden_copies = visible_copies, hidden_copies
         self.num_visible, self.num_hidden = num_visible, num_hidden
+        self.units = ProbabilityUnits(num_visible * visible_copies)
         self.weight = nn.Parameter(0.01 * torch.randn(num_visible, num_hidden))
         self.visible_bias = nn.Parameter(torch.zeros(num_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
 
     def distribution(self) -> RBMDistribution:
         """The law of all copies of the visible units."""
-        units = BernoulliUnits(self.num_visible * self.visible_copies)
-        units.element = constraints.unit_interval  # the probabilities that the stage below gives
         return RBMDistribution(
             self.weight.repeat(self.visible_copies, self.hidden_copies),
             self.visible_bias.repeat(self.visible_copies),
             self.hidden_bias.repeat(self.hidden_copies),
-            units,
+            self.units,
             validate_args=False,
         )
 
     def as_observed(self, x: Tensor) -> Tensor:
         """Data as often as there are copies."""
         return x.repeat(1, self.visible_copies)
-
-    def base_bias(self, mean: Tensor) -> Tensor:
-        """Bias of independent units with these means."""
-        return BernoulliUnits(mean.shape[-1]).base_bias(mean)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

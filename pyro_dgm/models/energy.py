@@ -132,10 +132,6 @@ class EBM(EnergyFamily):
         self.base_loc.copy_(mean)
         self.base_scale.fill_(scale)
 
-    def check_batch(self, x: Tensor) -> None:
-        """As of every family; and real numbers."""
-        super().check_batch(x)
-
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild it, for JSON; a base's location and scale are among the weights.
 

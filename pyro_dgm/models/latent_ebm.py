@@ -183,9 +183,8 @@ class LatentEBM(Family):
         """Means of the likelihood at latents of :meth:`posterior`, whose arguments it takes."""
         return self.decode(self.posterior(x, **options))
 
-    def check_batch(self, x: Tensor) -> None:
-        """As of every family; also that ``x`` is in the support of the likelihood."""
-        super().check_batch(x)
+    def check_values(self, x: Tensor) -> None:
+        """Refuse values outside the support of the likelihood."""
         self.likelihood.check(x)
 
     def config(self) -> dict[str, Any]:

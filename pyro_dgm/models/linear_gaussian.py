@@ -23,7 +23,7 @@ class LinearGaussian(Family):
               p(x) = N(b, W W^\top + \Psi)
 
     with :math:`\Psi` diagonal.  The marginal, the posterior and the maximum-likelihood fit are in closed form, so it
-    is the reference that estimators and samplers are held against; it is also a good model when data are few.
+    is the reference that estimators and samplers are compared with; it is also a good model when data are few.
     The guide is affine in ``x`` with its own parameters, :math:`q(z|x) = N(A x + a, L L^\top)`.
 
     :param event_dim: number of observed dimensions ``D``.

@@ -83,15 +83,6 @@ class RBM(BoltzmannFamily):
         """The law of the visible units at the present parameters."""
         return RBMDistribution(self.weight, self.visible_bias, self.hidden_bias, self.units, validate_args=False)
 
-    def check_batch(self, x: Tensor) -> None:
-        """As of every family; and binary or one-hot units must be so."""
-        super().check_batch(x)
-        self.check_units(x)
-
-    def base_bias(self, mean: Tensor) -> Tensor:
-        """Bias of independent visible units with these means."""
-        return self.units.base_bias(self.units.flat(mean))
-
     @torch.no_grad()
     def initialize_bias(self, x: Tensor) -> None:
         """Set the visible bias to that of independent units with the data's means, and the hidden bias to zero.

@@ -89,7 +89,6 @@ class VAE(Family):
         check_count("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
         self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
-        self.takes_integers = isinstance(self.likelihood, CallableLikelihood)
         self.context = Context(num_classes, context_dim)
         self.prior_network, self.guide_network = _part("prior", prior), _part("guide", guide)
         self._network_name = network_name(network)
@@ -162,11 +161,9 @@ class VAE(Family):
         """Mean of :math:`p_\\theta(x|z)`: ``batch + (latent_dim,)`` to ``batch + event_shape``."""
         return self.likelihood.mean(self.decoder(z, *self.context.encode(context, self.prior_loc)))
 
-    def check_batch(self, x: Tensor, *context: Any) -> None:
-        """As :meth:`Family.check_batch`; also that ``x`` is in the support of the likelihood (no grey Bernoulli)."""
-        super().check_batch(x)
+    def check_values(self, x: Tensor) -> None:
+        """Refuse values outside the support of the likelihood (grey pixels are no Bernoulli draws)."""
         self.likelihood.check(x)
-        self.check_context(x, *context)
 
     def check_context(self, x: Tensor, *context: Any) -> None:
         """Refuse a context that does not go with a batch: missing, of another shape, or a class out of range."""

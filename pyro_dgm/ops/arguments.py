@@ -14,6 +14,7 @@ __all__ = [
     "LARGEST_SEED",
     "check_count",
     "check_device",
+    "check_floating",
     "check_number",
     "check_positive",
     "check_seed",
@@ -83,6 +84,12 @@ def check_seed(value: Any, argument: str = "seed", *, optional: bool = True) -> 
     if not 0 <= int(value) < LARGEST_SEED:
         raise ValueError(wanted)
     return int(value)
+
+
+def check_floating(argument: str, value: torch.Tensor) -> None:
+    """Refuse a tensor of another dtype than floating point with a ``ValueError``."""
+    if not torch.is_floating_point(value):
+        raise ValueError(f"{argument} must be floating point, got {value.dtype}: convert it with {argument}.float()")
 
 
 def check_device(value: Any, argument: str = "device") -> torch.device:
