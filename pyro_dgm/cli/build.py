@@ -65,22 +65,11 @@ def build_family(name: str, config: Mapping[str, Any]) -> Any:
     unknown = [key for key in arguments if key not in _parameters(family)]
     if unknown:
         raise UsageError(f"the configuration has {unknown[0]!r}, which {name} does not take")
-    if "custom" in (arguments.get("network"), arguments.get("activation")):
-        raise UsageError(f"this {name} has networks or activations of its own, which its configuration cannot rebuild")
+    own = [key for key, value in arguments.items() if value == "custom"]
+    if own:
+        raise UsageError(
+            f"this {name} has parts, networks or activations of its own ({', '.join(own)}), which its configuration "
+            "cannot rebuild"
+        )
     with bad_usage_if_raised(f"family {name}"):
-        if isinstance(arguments.get("likelihood"), Mapping):
-            arguments["likelihood"] = _likelihood(arguments["likelihood"], arguments["event_shape"])
         return family(**arguments)
-
-
-def _likelihood(config: Mapping[str, Any], event_shape: Sequence[int]) -> Any:
-    from pyro_dgm.distributions.likelihoods import BernoulliLikelihood, GaussianLikelihood
-
-    # A family names the library's likelihoods by their words, any other by its class.
-    word = config["name"]
-    if word not in ("bernoulli", "gaussian"):
-        raise UsageError(f"likelihood {config['name']!r} was given as an object, which a configuration cannot rebuild")
-    if word == "bernoulli":
-        return BernoulliLikelihood(event_shape)
-    options = {key: config[key] for key in ("scale", "min_scale") if key in config}
-    return GaussianLikelihood(event_shape, **options)

@@ -6,7 +6,8 @@ into a distribution.  Any callable ``params -> Distribution`` serves as one too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import softplus
 from pyro_dgm.distributions.shared_scale import SharedScaleNormal
 from pyro_dgm.ops.arguments import check_floating, check_number
 
-__all__ = ["BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
+__all__ = ["LIKELIHOODS", "BernoulliLikelihood", "CallableLikelihood", "GaussianLikelihood", "Likelihood", "likelihood"]
 
 
 class Likelihood(nn.Module):
@@ -44,6 +45,11 @@ class Likelihood(nn.Module):
     def check(self, x: Tensor, argument: str = "x") -> None:
         """Raise ``ValueError`` if ``x`` is outside the support, with what to do about it."""
         check_floating(argument, x)
+
+    def config(self) -> dict[str, Any]:
+        """What :func:`likelihood` rebuilds it from, for JSON: its name there (or that of its class) and options."""
+        names = {made: name for name, made in LIKELIHOODS.items()}
+        return {"name": names.get(type(self), type(self).__name__)}
 
     def extra_repr(self) -> str:
         return f"event_shape={tuple(self.event_shape)}"
@@ -148,6 +154,10 @@ class GaussianLikelihood(Likelihood):
     def mean(self, params: Tensor) -> Tensor:
         return params.select(-1 - len(self.event_shape), 0) if self.kind == "network" else params
 
+    def config(self) -> dict[str, Any]:
+        scale = float(self.log_scale.exp()) if self.kind == "fixed" else self.kind
+        return {**super().config(), "scale": scale, "min_scale": self.min_scale}
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale={self.kind!r}"
 
@@ -178,14 +188,25 @@ class CallableLikelihood(Likelihood):
         return d.to_event(missing) if missing > 0 else d
 
 
+#: what a family takes as a likelihood
+Specification = str | Mapping[str, Any] | Likelihood | Callable[[Tensor], dist.TorchDistribution]
+
+#: the library's likelihoods by the name that families take
+LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": BernoulliLikelihood, "gaussian": GaussianLikelihood}
+
+
 def likelihood(
-    spec: str | Likelihood | Callable[[Tensor], dist.TorchDistribution],
+    spec: Specification,
     event_shape: Sequence[int],
     param_shape: Sequence[int] | None = None,
 ) -> Likelihood:
     """A likelihood by name (``"bernoulli"``, ``"gaussian"``), as given, or from any callable giving a distribution.
 
-    :raises ValueError: for an unknown name.
+    :param spec: a name in :data:`LIKELIHOODS`; a mapping with ``"name"`` and options, as ``config()`` gives it; a
+        likelihood; or a callable from the decoder's output to a distribution.
+    :param event_shape: shape of one datum.
+    :param param_shape: event shape of the decoder's output, for a callable.
+    :raises ValueError: for an unknown name, or a likelihood of another event shape.
     :raises TypeError: for anything that is neither.
 
     Example::
@@ -195,15 +216,19 @@ def likelihood(
         BernoulliLikelihood(event_shape=(8, 8))
     """
     if isinstance(spec, Likelihood):
+        if spec.event_shape != torch.Size(event_shape) and not isinstance(spec, CallableLikelihood):
+            raise ValueError(f"likelihood has event shape {tuple(spec.event_shape)}, the data {tuple(event_shape)}")
         return spec
     if isinstance(spec, str):
-        names: dict[str, Callable[[Sequence[int]], Likelihood]] = {
-            "bernoulli": BernoulliLikelihood,
-            "gaussian": GaussianLikelihood,
-        }
-        if spec not in names:
-            raise ValueError(f"likelihood must be one of {sorted(names)} or a callable, got {spec!r}")
-        return names[spec](event_shape)
+        if spec not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {sorted(LIKELIHOODS)} or a callable, got {spec!r}")
+        return LIKELIHOODS[spec](event_shape)
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        name = options.pop("name", None)
+        if name not in LIKELIHOODS:
+            raise ValueError(f"likelihood {name!r} was given as an object, which a configuration cannot rebuild")
+        return LIKELIHOODS[name](event_shape, **options)
     if callable(spec):
         return CallableLikelihood(event_shape, spec, param_shape)
     raise TypeError(f"likelihood must be a name or a callable giving a distribution, got {type(spec).__name__}")

@@ -11,20 +11,14 @@ from pyro_dgm.models.linear_gaussian import LinearGaussian
 from pyro_dgm.models.rbm import RBM
 from pyro_dgm.models.vae import VAE
 
-#: families whose density is known up to a constant: trained by :mod:`pyro_dgm.infer.objectives.energies`
-ENERGY_FAMILIES: dict[str, type[EnergyFamily]] = {
-    "RBM": RBM,
-    "DBM": DBM,
-    "BoltzmannMachine": BoltzmannMachine,
-    "EBM": EBM,
-}
-
 #: every built-in family by name
 FAMILIES: dict[str, type[Family]] = {
-    "VAE": VAE,
-    "LinearGaussian": LinearGaussian,
-    "LatentEBM": LatentEBM,
-    **ENERGY_FAMILIES,
+    family.__name__: family for family in (VAE, LinearGaussian, LatentEBM, RBM, DBM, BoltzmannMachine, EBM)
+}
+
+#: those of them whose density is known up to a constant: trained by :mod:`pyro_dgm.infer.objectives.energies`
+ENERGY_FAMILIES: dict[str, type[EnergyFamily]] = {
+    name: family for name, family in FAMILIES.items() if issubclass(family, EnergyFamily)
 }
 
 __all__ = [

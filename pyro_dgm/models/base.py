@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -65,6 +66,12 @@ class Family(PyroModule):
             super().__init__()
         self.event_shape = torch.Size(check_sizes("event_shape", event_shape))
 
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the module, whose dtype and device those of its draws are."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+
     @torch.no_grad()
     def sample(self, num_samples: int, *context: Any, seed: int | None = None) -> Tensor:
         """New data: latents from the prior, then the observed site.
@@ -76,16 +83,14 @@ class Family(PyroModule):
         :raises ValueError: for a number below 1, or a context that does not fit.
         """
         check_count("num_samples", num_samples)
-        tensors = [*self.parameters(), *self.buffers()]
-        like = next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
-        blank = like.new_zeros((num_samples, *self.event_shape))
-        self.check_context(blank, *context)
-        with seeded(seed, like.device), poutine.block():
+        blank = self._like.new_zeros((num_samples, *self.event_shape))
+        self.check_context(num_samples, *context)
+        with seeded(seed, blank.device), poutine.block():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank, *context)
         return torch.as_tensor(trace.nodes[self.obs_name]["value"])
 
-    def check_context(self, x: Tensor, *context: Any) -> None:
-        """Refuse a context that does not go with a batch.
+    def check_context(self, length: int, *context: Any) -> None:
+        """Refuse a context that does not go with a batch of ``length`` data.
 
         :raises TypeError: if there is one, and the family is not conditional.
         """
@@ -122,4 +127,4 @@ class Family(PyroModule):
         if torch.is_floating_point(x) and not bool(torch.isfinite(x).all()):
             raise ValueError(f"x holds {int((~torch.isfinite(x)).sum())} values that are not finite")
         self.check_values(x)
-        self.check_context(x, *context)
+        self.check_context(len(x), *context)

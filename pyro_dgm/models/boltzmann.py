@@ -88,7 +88,7 @@ class BoltzmannFamily(EnergyFamily):
         check_count("num_chains", num_chains, 2)
         betas = annealing_schedule(schedule, num_temperatures)
         _check_parameters(self)
-        with seeded(seed, self._device()):
+        with seeded(seed, self._like.device):
             if data is not None:
                 self.check_batch(data)
                 mean = self.as_observed(data).mean(0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pyro_dgm.ops.arguments import check_count
 
@@ -65,7 +64,9 @@ class Context:
         """The context as vectors ``(N, size)`` in the dtype of ``like``; nothing where there is none."""
         if self.num_classes is None:
             return context
-        return (one_hot(context[0].long(), self.num_classes).to(like.dtype),)
+        # torch's one_hot looks at the values, which a recorded graph cannot do and a GPU would have to wait for.
+        classes = torch.arange(self.num_classes, device=context[0].device)
+        return ((context[0][..., None] == classes).to(like.dtype),)
 
     def config(self) -> dict[str, int]:
         """Arguments that rebuild it."""

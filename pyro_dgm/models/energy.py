@@ -135,7 +135,7 @@ class EBM(EnergyFamily):
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild it, for JSON; a base's location and scale are among the weights.
 
-        What was an object of your own (network, base, kernel, initial) reads ``"custom"``, and is to be given again.
+        An object of your own (network, base, kernel, initial) reads ``"custom"`` and must be given again.
         """
         return {
             "event_shape": list(self.event_shape),

@@ -48,12 +48,18 @@ class EnergyFamily(Family):
         return -self.distribution().log_prob(self.as_observed(x))
 
     @torch.no_grad()
-    def sample(  # type: ignore[override]
-        self, num_samples: int, num_steps: int = 1000, initial: Tensor | None = None, seed: int | None = None
+    def sample(
+        self,
+        num_samples: int,
+        *context: Any,
+        num_steps: int = 1000,
+        initial: Tensor | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """Draws by Markov chains, each from a chain of its own.
 
         :param num_samples: how many.
+        :param context: none, for these families are not conditional.
         :param num_steps: transitions; the draws are as good as the chain has mixed.
         :param initial: data to start at, ``(num_samples, *event_shape)``; by default the distribution's own starts.
         :param seed: of the draws; without it they take (and advance) torch's global generator.
@@ -61,14 +67,12 @@ class EnergyFamily(Family):
         """
         check_count("num_samples", num_samples)
         check_count("num_steps", num_steps)
+        self.check_context(num_samples, *context)
         if initial is not None:
             self.check_batch(initial)
             if len(initial) != num_samples:
                 raise ValueError(f"initial must hold num_samples = {num_samples} data, got {len(initial)}")
-        with seeded(seed, self._device()):
+        with seeded(seed, self._like.device):
             law = self.distribution()
             state = law.initial_state(num_samples) if initial is None else law.state_of(initial)
             return law.value_of(law.mcmc_step(state, num_steps))
-
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -10,11 +10,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_dgm.distributions import likelihoods
 from pyro_dgm.distributions.chains import run_chains
 from pyro_dgm.distributions.energy import EnergyDistribution
-from pyro_dgm.distributions.likelihoods import Likelihood
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.models.vae import likelihood_config, make_likelihood
 from pyro_dgm.nn import MLP
 from pyro_dgm.nn.build import hidden_sizes, make_network, network_name
 from pyro_dgm.ops.arguments import check_count
@@ -71,7 +70,7 @@ class LatentEBM(Family):
         self,
         event_shape: Sequence[int],
         latent_dim: int = 20,
-        likelihood: str | Likelihood | Callable[[Tensor], dist.TorchDistribution] = "gaussian",
+        likelihood: likelihoods.Specification = "gaussian",
         network: str | nn.Module = "mlp",
         hidden: Sequence[int] | None = None,
         *,
@@ -85,7 +84,7 @@ class LatentEBM(Family):
         super().__init__(event_shape)
         check_count("latent_dim", latent_dim)
         self.latent_dim = latent_dim
-        self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
+        self.likelihood = likelihoods.likelihood(likelihood, self.event_shape, param_shape)
         self._network_name = network_name(network)
         self.hidden = hidden_sizes(network, hidden, {"mlp": (400, 400), "conv": (64, 32)})
         out_shape = self.likelihood.param_shape
@@ -163,15 +162,14 @@ class LatentEBM(Family):
         :param seed: of the chains; without it they take (and advance) torch's global generator.
         """
         check_count("num_samples", num_samples)
-        with seeded(seed, self.prior_loc.device):
+        with seeded(seed, self._like.device):
             law = self.prior()
             return law.mcmc_step(law.initial_state(num_samples), num_steps or self.num_steps)
 
     @torch.no_grad()
-    def sample(  # type: ignore[override]
-        self, num_samples: int, num_steps: int | None = None, seed: int | None = None
-    ) -> Tensor:
+    def sample(self, num_samples: int, *context: Any, num_steps: int | None = None, seed: int | None = None) -> Tensor:
         """New data: means of the likelihood at latents of :meth:`sample_prior`, ``(num_samples, *event_shape)``."""
+        self.check_context(num_samples, *context)
         return self.decode(self.sample_prior(num_samples, num_steps, seed))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -188,15 +186,16 @@ class LatentEBM(Family):
         self.likelihood.check(x)
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild it, for JSON."""
+        """Arguments that rebuild it, for JSON; an object of your own reads ``"custom"`` and must be given again."""
         return {
             "event_shape": list(self.event_shape),
             "latent_dim": self.latent_dim,
-            "likelihood": likelihood_config(self.likelihood),
+            "likelihood": self.likelihood.config(),
             "network": self._network_name,
             "hidden": list(self.hidden),
             "prior_hidden": list(self.prior_hidden),
             "temperature": self.temperature,
             "step_size": self.step_size,
             "num_steps": self.num_steps,
+            "kernel": None if self.kernel is None else "custom",
         }

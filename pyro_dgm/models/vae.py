@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,17 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_dgm.distributions.likelihoods import (
-    BernoulliLikelihood,
-    CallableLikelihood,
-    GaussianLikelihood,
-    Likelihood,
-    likelihood,
-)
+from pyro_dgm.distributions import likelihoods
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
 from pyro_dgm.nn.build import activation_and_name, hidden_sizes, make_network, network_name
-from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["VAE"]
@@ -74,7 +68,7 @@ class VAE(Family):
         self,
         event_shape: Sequence[int],
         latent_dim: int = 20,
-        likelihood: str | Likelihood | Callable[[Tensor], dist.TorchDistribution] = "bernoulli",
+        likelihood: likelihoods.Specification = "bernoulli",
         network: str | tuple[nn.Module, nn.Module] = "mlp",
         hidden: Sequence[int] | None = None,
         activation: str | Callable[[], nn.Module] | None = None,
@@ -88,31 +82,21 @@ class VAE(Family):
         super().__init__(event_shape)
         check_count("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
-        self.likelihood = make_likelihood(likelihood, self.event_shape, param_shape)
+        self.likelihood = likelihoods.likelihood(likelihood, self.event_shape, param_shape)
         self.context = Context(num_classes, context_dim)
         self.prior_network, self.guide_network = _part("prior", prior), _part("guide", guide)
         self._network_name = network_name(network)
         self.hidden = hidden_sizes(network, hidden, {"mlp": (400, 400), "conv": (32, 64)})
         made, self._activation_name = activation_and_name(activation)
-        nets = network if isinstance(network, tuple) else (network, network)
+        encoder, *decoder = network if isinstance(network, tuple) else (network, network)
         wanted = "'mlp', 'conv' or a pair (encoder, decoder)"
-        if len(nets) != 2 or isinstance(network, nn.Module):
+        if len(decoder) != 1 or isinstance(network, nn.Module):
             raise ValueError(f"network must be {wanted}, got {network!r}")
-        joined, size = Concatenated.joined, self.context.size
-        image = network == "conv"
-
-        def build(net: Any, in_shape: torch.Size, out_shape: torch.Size, widths: tuple[int, ...], decodes: bool) -> Any:
-            if not size or isinstance(net, nn.Module):
-                return make_network(net, in_shape, out_shape, widths, made, decodes=decodes, wanted=wanted)
-            channels = image and not decodes
-            inside = joined(in_shape, size, channels)
-            inner = make_network(net, inside, out_shape, widths, made, decodes=decodes, wanted=wanted)
-            return Concatenated(inner, in_shape, size, channels)
-
-        latent_shape, latent_out = torch.Size((self.latent_dim,)), torch.Size((2, self.latent_dim))
+        build = functools.partial(make_network, activation=made, context=self.context.size, wanted=wanted)
         if guide is None:
-            self.encoder = build(nets[0], self.event_shape, latent_out, self.hidden, False)
-        self.decoder = build(nets[1], latent_shape, self.likelihood.param_shape, self.hidden[::-1], True)
+            self.encoder = build(encoder, self.event_shape, (2, self.latent_dim), self.hidden)
+        out_shape = self.likelihood.param_shape
+        self.decoder = build(decoder[0], (self.latent_dim,), out_shape, self.hidden[::-1], decodes=True)
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("prior_scale", torch.ones(self.latent_dim))
 
@@ -165,21 +149,22 @@ class VAE(Family):
         """Refuse values outside the support of the likelihood (grey pixels are no Bernoulli draws)."""
         self.likelihood.check(x)
 
-    def check_context(self, x: Tensor, *context: Any) -> None:
+    def check_context(self, length: int, *context: Any) -> None:
         """Refuse a context that does not go with a batch: missing, of another shape, or a class out of range."""
-        self.context.check(context, len(x))
+        self.context.check(context, length)
 
     def config(self) -> dict[str, Any]:
+        """Arguments that rebuild it, for JSON; an object of your own reads ``"custom"`` and must be given again."""
         return {
             "event_shape": list(self.event_shape),
             "latent_dim": self.latent_dim,
-            "likelihood": likelihood_config(self.likelihood),
+            "likelihood": self.likelihood.config(),
             "network": self._network_name,
             "hidden": list(self.hidden),
             "activation": self._activation_name,
             **self.context.config(),
-            **({} if self.prior_network is None else {"prior": type(self.prior_network).__name__}),
-            **({} if self.guide_network is None else {"guide": type(self.guide_network).__name__}),
+            "prior": None if self.prior_network is None else "custom",
+            "guide": None if self.guide_network is None else "custom",
         }
 
 
@@ -194,22 +179,3 @@ def _latent_distribution(argument: str, made: Any, latent_dim: int) -> Any:
         found = tuple(made.event_shape) if isinstance(made, torch.distributions.Distribution) else type(made).__name__
         raise ValueError(f"{argument} must give a distribution of event shape ({latent_dim},), got {found}")
     return made
-
-
-def make_likelihood(spec: Any, event_shape: torch.Size, param_shape: Sequence[int] | None = None) -> Likelihood:
-    """The likelihood of a family whose data have a shape."""
-    # The constructor's argument shadows the function's name; also, a callable module stays one (its parameters count).
-    made = likelihood(spec, event_shape, param_shape)
-    if made.event_shape != event_shape and not isinstance(made, CallableLikelihood):
-        raise ValueError(f"likelihood has event shape {tuple(made.event_shape)}, the family {tuple(event_shape)}")
-    return made
-
-
-def likelihood_config(made: Likelihood) -> dict[str, Any]:
-    """What rebuilds a likelihood, for JSON: the library's by their words, any other by its class."""
-    words = {BernoulliLikelihood: "bernoulli", GaussianLikelihood: "gaussian"}
-    config: dict[str, Any] = {"name": words.get(type(made), type(made).__name__)}
-    if isinstance(made, GaussianLikelihood):
-        config["scale"] = float(made.log_scale.exp()) if made.kind == "fixed" else made.kind
-        config["min_scale"] = made.min_scale
-    return config

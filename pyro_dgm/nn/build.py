@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.nn.conv import ConvDecoder, ConvEncoder
 from pyro_dgm.nn.mlp import MLP
 
@@ -32,16 +33,18 @@ def make_network(
     activation: Callable[[], nn.Module] | None = None,
     *,
     decodes: bool = False,
+    context: int = 0,
     wanted: str = "'mlp', 'conv' or a module",
 ) -> nn.Module:
     """A network from one event shape to another, over any number of batch dimensions.
 
-    :param network: ``"mlp"``, ``"conv"`` (strided convolutions, for images), or a module, which is given back.
+    :param network: ``"mlp"``, ``"conv"`` (strided convolutions, for images), or a module, which is returned as it is.
     :param in_shape: event shape of the input.
     :param out_shape: event shape of the output.
     :param hidden: hidden widths, or channels.
     :param activation: module between layers; ``None`` takes the network's own.
     :param decodes: whether the image is the output of ``"conv"``.
+    :param context: length of a context vector that the network takes as its second argument; 0 for none.
     :param wanted: what the argument may be, for the message.
     :raises ValueError: for an unknown name.
 
@@ -55,10 +58,14 @@ def make_network(
     if isinstance(network, nn.Module):
         return network
     kinds = {"mlp": MLP, "conv": ConvDecoder if decodes else ConvEncoder}
-    if network not in kinds:
+    if not isinstance(network, str) or network not in kinds:
         raise ValueError(f"network must be {wanted}, got {network!r}")
     options = {} if activation is None else {"activation": activation}
-    return kinds[network](in_shape, out_shape, hidden, **options)
+    if not context:
+        return kinds[network](in_shape, out_shape, hidden, **options)
+    image = network == "conv" and not decodes
+    joined = Concatenated.joined(in_shape, context, image)
+    return Concatenated(kinds[network](joined, out_shape, hidden, **options), in_shape, context, image)
 
 
 def activation_and_name(

@@ -48,6 +48,23 @@ def test_its_configuration_is_json(case):
 
 
 @every
+def test_its_configuration_rebuilds_it(case):
+    family, _ = make(case)
+    rebuilt = FAMILIES[case.split("-")[0]](**json.loads(json.dumps(family.config())))
+    rebuilt.load_state_dict(family.state_dict())
+    options = {"num_steps": 3} if "num_steps" in family.sample.__code__.co_varnames else {}
+    assert torch.equal(rebuilt.sample(3, seed=1, **options), family.sample(3, seed=1, **options))
+
+
+@every
+def test_what_is_not_conditional_takes_no_context(case):
+    family, x = make(case)
+    for given in (lambda: family.check_batch(x, torch.zeros(len(x))), lambda: family.sample(3, torch.zeros(3))):
+        with pytest.raises(TypeError, match="not conditional"):
+            given()
+
+
+@every
 def test_samples_pass_the_check_of_batches(case):
     family, x = make(case)
     family.check_batch(x)

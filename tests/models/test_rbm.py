@@ -202,7 +202,7 @@ def test_reverse_without_exact_draws():
         rbm.log_normalizer("ais", 10, 10, direction="reverse")
     with torch.no_grad():
         rbm.weight.mul_(0.05)
-    found = rbm.log_normalizer("ais", 50, 40, direction="reverse", target_samples=rbm.sample(40, 100), seed=0)
+    found = rbm.log_normalizer("ais", 50, 40, direction="reverse", target_samples=rbm.sample(40, num_steps=100), seed=0)
     forward = rbm.log_normalizer("ais", 50, 40, seed=0)
     assert abs(float(found) - float(forward)) < 0.2
 
@@ -253,11 +253,11 @@ def test_reconstruction_and_shapes():
 def test_sampling_is_seeded_and_starts_where_it_is_told(rng_unchanged):
     rbm = make("bernoulli", 6, 3)
     with rng_unchanged():
-        a, b = rbm.sample(7, 5, seed=1), rbm.sample(7, 5, seed=1)
+        a, b = rbm.sample(7, num_steps=5, seed=1), rbm.sample(7, num_steps=5, seed=1)
     assert torch.equal(a, b)
     with torch.no_grad():
         rbm.visible_bias.fill_(100.0)
-    assert (rbm.sample(3, 1, initial=torch.zeros(3, 6, dtype=torch.float64)) == 1).all()
+    assert (rbm.sample(3, num_steps=1, initial=torch.zeros(3, 6, dtype=torch.float64)) == 1).all()
 
 
 def test_log_normalizer_of_the_distribution():
