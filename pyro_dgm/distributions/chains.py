@@ -35,7 +35,7 @@ def run_chains(
     r"""``num_steps`` transitions of chains towards :math:`e^{f(x)}`, in the unconstrained coordinates of its support.
 
     Without a kernel they are Langevin steps, :math:`u' = u + \frac{\epsilon^2}{2} \nabla f(u) + \epsilon \xi`, at
-    temperature 1: one that is not belongs into :math:`f`.
+    temperature 1: another temperature is a factor in :math:`f`.
 
     :param log_prob: :math:`f`, from values ``(chains, *event_shape)`` to ``(chains,)``, nats; a chain's entry depends
         on that chain alone.
@@ -43,7 +43,7 @@ def run_chains(
     :param step_size: :math:`\epsilon`, of Langevin steps.
     :param kernel: one that :func:`check_kernel` passes; it begins anew, and does not adapt.
     :param support: constraint of the values.
-    :param what: of whose chains an error message speaks.
+    :param what: what the chains belong to, for the error message.
     :returns: where they are then, without gradients.
     :raises ValueError: if the energy or its gradient is not finite where the chains have come to.
     """

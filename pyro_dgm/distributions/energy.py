@@ -36,7 +36,7 @@ class EnergyDistribution(UnnormalizedDistribution):
     (:class:`~pyro_dgm.infer.PersistentCD`, :class:`~pyro_dgm.infer.DenoisingScoreMatching`, ...).
 
     **Base.**  A base decays in the tails where a network does not, so that there is a :math:`Z` at all, gives chains a
-    start, and carries the support.  Without one the support is all reals, and it is the energy's affair to grow.
+    start, and carries the support.  Without one the support is all reals, and the energy itself must grow in the tails.
 
     **Temperature.**  Draws are draws of :math:`p`, at its own :math:`T`; nothing else heats or cools them. Recipes that
     move by :math:`\lambda` times the gradient with noise :math:`\sigma` have :math:`T = \sigma^2 / (2 \lambda)`, often

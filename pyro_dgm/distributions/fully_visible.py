@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.ops.annealing import anneal
-from pyro_dgm.ops.binary import MAX_ENUMERATED, binary_states, log_sum_over_binary
+from pyro_dgm.ops.binary import MAX_ENUMERATED, draw_binary, draw_enumerated, log_sum_over_binary
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["FullyVisibleDistribution"]
@@ -69,8 +69,7 @@ class FullyVisibleDistribution(UnnormalizedDistribution):
     @torch.no_grad()
     def initial_state(self, num_chains: int) -> Tensor:
         """Units drawn from their biases alone."""
-        p = self.bias.sigmoid().expand(num_chains, -1)
-        return (torch.rand_like(p) < p).to(p.dtype)
+        return draw_binary(self.bias.expand(num_chains, -1))
 
     @torch.no_grad()
     def mcmc_step(self, state: Tensor, num_steps: int = 1) -> Tensor:
@@ -107,10 +106,7 @@ class FullyVisibleDistribution(UnnormalizedDistribution):
         :raises ValueError: for more than 20 units.
         """
         self._check_size()
-        units, log_f = self.bias.shape[0], self._double()
-        table = torch.cat([log_f(v) for v in binary_states(units, like=self.bias.double())])
-        index = torch.multinomial((table - table.max()).exp(), num_samples, replacement=True)
-        return (index[:, None] >> torch.arange(units, device=index.device) & 1).to(self.bias.dtype)
+        return draw_enumerated(self._double(), self.bias.shape[0], num_samples, self.bias.double()).to(self.bias.dtype)
 
     def _double(self) -> Any:
         return FullyVisibleDistribution(self.weight.double(), self.bias.double(), validate_args=False).log_prob
@@ -140,8 +136,7 @@ class FullyVisibleDistribution(UnnormalizedDistribution):
 
         start = softplus(base.double()).sum()
         if target_samples is None:
-            p = base.sigmoid().expand(num_chains, -1)
-            first, direction = (torch.rand_like(p) < p).to(p.dtype), "forward"
+            first, direction = draw_binary(base.expand(num_chains, -1)), "forward"
         else:
             first, direction, betas = target_samples, "reverse", betas.flip(0)
         last, log_weights = anneal(first, betas, reweight, move)

@@ -180,7 +180,7 @@ class CallableLikelihood(Likelihood):
         return self._param_shape
 
     def check(self, x: Tensor, argument: str = "x") -> None:
-        """Any numbers: what its distribution takes, the user knows."""
+        """Accept any numbers: only the user's distribution can say what it takes."""
 
     def forward(self, params: Tensor) -> dist.TorchDistribution:
         d = self.fn(params)

@@ -12,7 +12,7 @@ from torch.nn.functional import linear, softplus
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, VisibleUnits
 from pyro_dgm.ops.annealing import anneal
-from pyro_dgm.ops.binary import MAX_ENUMERATED, binary_states, draw_binary, log_sum_over_binary
+from pyro_dgm.ops.binary import MAX_ENUMERATED, draw_binary, draw_enumerated, log_sum_over_binary
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 
 __all__ = ["RBMDistribution"]
@@ -153,11 +153,10 @@ class RBMDistribution(UnnormalizedDistribution):
         if hidden > MAX_ENUMERATED:
             raise ValueError(f"exact draws need at most {MAX_ENUMERATED} hidden units, got {hidden}")
         weight, b, c = (t.double() for t in (self.weight, self.visible_bias, self.hidden_bias))
-        states = binary_states(hidden, chunk_size, b)
-        log_f = torch.cat([h @ c + self.units.log_partition(b + h @ weight.mT, b) for h in states])
-        index = torch.multinomial((log_f - log_f.max()).exp(), num_samples, replacement=True)
-        drawn = (index[:, None] >> torch.arange(hidden, device=index.device) & 1).to(self.weight.dtype)
-        return self.units.shaped(self.units.draw(self.visible_eta(drawn)))
+        drawn = draw_enumerated(
+            lambda h: h @ c + self.units.log_partition(b + h @ weight.mT, b), hidden, num_samples, b, chunk_size
+        )
+        return self.units.shaped(self.units.draw(self.visible_eta(drawn.to(self.weight.dtype))))
 
     @torch.no_grad()
     def anneal(

@@ -17,8 +17,8 @@ __all__ = ["UnnormalizedDistribution"]
 class UnnormalizedDistribution(TorchDistribution):
     r"""Base of the distributions whose density is known up to a constant: :math:`p(x) = e^{-F(x)} / Z`.
 
-    ``log_prob(x)`` is :math:`-F(x)` in nats, differentiable in the parameters, *without* :math:`\log Z`, be it known or
-    not: :math:`\log Z` depends on the parameters, and a number in its place would have the wrong gradient.  Where
+    ``log_prob(x)`` is :math:`-F(x)` in nats, differentiable in the parameters, *without* :math:`\log Z`, even where it
+    is known: :math:`\log Z` depends on the parameters, and a number in its place would have the wrong gradient.  Where
     it is known, :attr:`log_normalizer` has it, and :meth:`normalized_log_prob` takes it off.
 
     The negative phase of contrastive divergence, and any sampler, run on *chain states*, which are values unless a
@@ -38,7 +38,7 @@ class UnnormalizedDistribution(TorchDistribution):
     :param num_steps: transitions of ``sample``.
     """
 
-    #: whether ``log_prob`` is that of a normalised density; objectives that need one look here
+    #: whether ``log_prob`` is that of a normalised density; objectives that need one read this
     normalized = False
     has_rsample = False
     arg_constraints: dict[str, Any] = {}
@@ -95,7 +95,7 @@ class UnnormalizedDistribution(TorchDistribution):
         """
 
     def state_of(self, value: Tensor) -> Tensor:
-        """Chain states that hold these values, ``(N, *event_shape)``: the value, or with drawn companions."""
+        """Chain states with these values, ``(N, *event_shape)``: the value, or it and hidden units drawn for it."""
         return value
 
     def value_of(self, state: Tensor) -> Tensor:

@@ -59,12 +59,13 @@ class BoltzmannFamily(EnergyFamily):
         r""":math:`\log Z` in nats.
 
         ``"exact"`` sums over at most :math:`2^{20}` states.  ``"ais"`` anneals from independent visible units, whose
-        means are those of ``data`` or, without, of a short Gibbs run.  A start far from the target misleads: weights
-        can agree with each other and be nats off, which the effective sample size shows before the standard error.
+        means are those of ``data`` or, without, of a short Gibbs run.  From a start far from the target the estimate
+        can be nats off although the weights agree with each other: a low effective sample size shows it, a standard
+        error may not.
 
         The forward estimate is a lower bound in expectation.  The reverse one is an upper bound if its chains start at
-        exact draws of the model: these come by enumeration where it is small enough, else pass the best draws there are
-        as ``target_samples``, and the bound is as good as they are.
+        exact draws of the model.  A small model is enumerated for them; of a large one pass the best draws that you
+        have as ``target_samples``: the bound is as good as they are.
 
         :param method: ``"ais"`` or ``"exact"``.
         :param num_temperatures: inverse temperatures, including 0 and 1.

@@ -45,7 +45,7 @@ class BoltzmannMachine(BoltzmannFamily):
         super().__init__((num_visible,))
         self.num_visible = num_visible
         self.units = BernoulliUnits(num_visible)
-        #: its lower triangle is what counts; see :attr:`coupling`
+        #: only its lower triangle is used; see :attr:`coupling`
         self.weight = nn.Parameter(0.01 * torch.randn(num_visible, num_visible).tril(-1))
         self.bias = nn.Parameter(torch.zeros(num_visible))
 
@@ -60,7 +60,7 @@ class BoltzmannMachine(BoltzmannFamily):
         return FullyVisibleDistribution(self.coupling, self.bias, validate_args=False)
 
     def log_pseudolikelihood(self, x: Tensor) -> Tensor:
-        r""":math:`\sum_i \log p(x_i \mid x_{-i})`, nats, ``(N,)``: what can be known without :math:`\log Z`."""
+        r""":math:`\sum_i \log p(x_i \mid x_{-i})`, nats, ``(N,)``, which needs no :math:`\log Z`."""
         self.check_batch(x)
         return self.distribution().log_pseudolikelihood(x)
 

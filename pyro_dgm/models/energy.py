@@ -25,7 +25,8 @@ class EBM(EnergyFamily):
     Train it with :class:`~pyro_dgm.infer.PersistentCD` (Langevin chains, a replay buffer), or without chains by
     :class:`~pyro_dgm.infer.DenoisingScoreMatching` and its like; an ELBO is refused.
 
-    The base is broad beside the data: it makes the density one that can be normalised, and is where chains begin.
+    The base is much wider than the data.  It makes the density one that can be normalised, and chains begin at draws
+    of it.
 
     :param event_shape: shape of one datum.
     :param network: ``"mlp"``, ``"conv"`` (image event shapes), or a module from ``(N, *event_shape)`` to ``(N,)``.
@@ -91,7 +92,7 @@ class EBM(EnergyFamily):
         self.energy = make_network(network, self.event_shape, (), self.hidden, nn.SiLU)
         self.temperature, self.step_size, self.kernel = float(temperature), float(step_size), kernel
         self.initial, self.noise_level = initial, noise_level
-        self.distribution()  # checks what is its own to check
+        self.distribution()  # checks its arguments
 
     def base(self) -> Any:
         """The base, a distribution of one datum, or ``None``."""

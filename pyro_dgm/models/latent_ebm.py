@@ -28,8 +28,8 @@ class LatentEBM(Family):
     .. math:: p_\alpha(z) = \frac{N(z; 0, I) \, e^{-E_\alpha(z) / T}}{Z(\alpha)}, \qquad
               x_n \mid z_n \sim p_\beta(x \mid d_\beta(z_n))
 
-    The prior learns where the decoder's codes are, so that its draws decode to data, and that is all that sets it apart
-    from a :class:`VAE`'s model.  There is no encoder: the posterior is reached by short Langevin chains, in training
+    The prior learns where the latents of data are, so that its draws decode to data.  In all else the model is that of
+    a :class:`VAE`.  There is no encoder: the posterior is reached by short Langevin chains, in training
     (:class:`~pyro_dgm.infer.ShortRunML`) and after (:meth:`posterior`), or by :func:`pyro_dgm.sample_posterior`
     with HMC.  An ELBO refuses the program while its prior is trained.
 
@@ -95,7 +95,7 @@ class LatentEBM(Family):
         self.num_steps, self.kernel = num_steps, kernel
         self.register_buffer("prior_loc", torch.zeros(latent_dim))
         self.register_buffer("prior_scale", torch.ones(latent_dim))
-        self.prior()  # checks what is its own to check
+        self.prior()  # checks its arguments
 
     def prior(self) -> EnergyDistribution:
         """The prior of one datum's latent at the present parameters."""
@@ -136,8 +136,8 @@ class LatentEBM(Family):
     ) -> Tensor:
         r"""Latents given data, ``(N, latent_dim)``: the ends of short chains from the prior's base, one for each datum.
 
-        They are as training has seen them, not draws of the exact posterior: these are
-        :func:`pyro_dgm.sample_posterior`'s.
+        They are made as in training, and are not draws of the exact posterior: :func:`pyro_dgm.sample_posterior` gives
+        those.
 
         :param x: ``(N, *event_shape)``.
         :param num_steps: transitions.

@@ -134,7 +134,7 @@ class VAE(Family):
     def encode(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of :math:`q_\\phi(z|x)`, each of shape ``(N, latent_dim)``.
 
-        :raises ValueError: with a guide of one's own, which says in :meth:`posterior` what it is.
+        :raises ValueError: with a guide of your own, whose distribution :meth:`posterior` gives.
         """
         if self.guide_network is not None:
             raise ValueError("encode is of the Gaussian guide: posterior(x) is the distribution of a guide of your own")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ENUMERATED", "binary_states", "draw_binary", "log_sum_over_binary"]
+__all__ = ["MAX_ENUMERATED", "binary_states", "draw_binary", "draw_enumerated", "log_sum_over_binary"]
 
 #: longest binary vectors that are enumerated: a million of them
 MAX_ENUMERATED = 20
@@ -55,6 +55,29 @@ def log_sum_over_binary(
     """
     parts = [torch.logsumexp(log_f(h), 0) for h in binary_states(length, chunk_size, like)]
     return torch.logsumexp(torch.stack(parts), 0)
+
+
+def draw_enumerated(
+    log_f: Callable[[Tensor], Tensor], length: int, num_samples: int, like: Tensor, chunk_size: int = 2**14
+) -> Tensor:
+    r"""Exact, independent draws of binary vectors with :math:`p(h) \propto f(h)`, ``(num_samples, length)``.
+
+    :param log_f: from ``(rows, length)`` to ``(rows,)``.
+    :param length: at most 20.
+    :param num_samples: how many.
+    :param like: a tensor whose dtype and device the vectors take.
+    :param chunk_size: rows at a time.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.ops.binary import draw_enumerated
+        >>> draw_enumerated(lambda h: 100 * h.sum(-1), 3, 2, torch.empty(0)).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    table = torch.cat([log_f(h) for h in binary_states(length, chunk_size, like)])
+    index = torch.multinomial((table - table.max()).exp(), num_samples, replacement=True)
+    return (index[:, None] >> torch.arange(length, device=index.device) & 1).to(like.dtype)
 
 
 def draw_binary(logits: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """One contract over every likelihood: what it gives is a Pyro distribution that any site can hold."""
 
+import json
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -65,6 +67,25 @@ def test_bernoulli_density_sums_to_one():
     states = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     d = lik(torch.tensor([0.3, -2.0], dtype=torch.float64))
     assert d.log_prob(states).exp().sum().item() == pytest.approx(1.0)
+
+
+@every
+def test_configuration(case):
+    lik = CASES[case]((3,))
+    config = json.loads(json.dumps(lik.config()))
+    if case.startswith("callable"):
+        lik.check(torch.zeros(2, 3, dtype=torch.int64))
+        with pytest.raises(ValueError, match="cannot rebuild"):
+            likelihood(config, (3,))
+        return
+    again = likelihood(config, (3,))
+    again.load_state_dict(lik.state_dict())
+    params, x = torch.randn(lik.param_shape), torch.ones(3)
+    assert torch.equal(again(params).log_prob(x), lik(params).log_prob(x))
+    with pytest.raises(ValueError, match="likelihood has event shape"):
+        likelihood(lik, (4,))
+    with pytest.raises(ValueError, match="floating point"):
+        lik.check(torch.zeros(2, 3, dtype=torch.int64))
 
 
 def test_bad_input_is_named():

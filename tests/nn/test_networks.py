@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder
+from pyro_dgm.nn import MLP, ConvDecoder, ConvEncoder, make_network
 
 
 @given(
@@ -25,6 +25,22 @@ def test_batches_and_shapes(batch, image):
         assert y.shape == (*batch, *out)
         flat = net(x.reshape(-1, *shape)).reshape(y.shape)
         torch.testing.assert_close(y, flat)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_shape", "out_shape", "decodes"),
+    [("mlp", (2, 3), (5,), False), ("conv", (2, 6, 5), (2, 3), False), ("conv", (4,), (6, 5), True)],
+)
+def test_a_network_with_context(name, in_shape, out_shape, decodes):
+    torch.manual_seed(0)
+    net = make_network(name, in_shape, out_shape, (4, 6), context=3, decodes=decodes)
+    x, context = torch.randn(7, 5, *in_shape), torch.randn(5, 3)
+    y = net(x, context)
+    assert y.shape == (7, 5, *out_shape)
+    torch.testing.assert_close(y[2, 1], net(x[2, 1:2], context[1:2])[0])
+    assert not torch.allclose(y, net(x, context + 1.0))
+    with pytest.raises(ValueError, match="network must be 'mlp', 'conv' or a module, got"):
+        make_network(["mlp"], (2,), (3,), (4,))
 
 
 def test_wrong_shapes_are_named():
