@@ -132,8 +132,9 @@ class AdaptedCallable(_Adapted):
         return torch.as_tensor(_first(loss)), None
 
     def evaluator(self, model: Any, guide: Any) -> Callable[..., float]:
-        evaluate = self._original.loss if hasattr(self._original, "loss") else None
-        made = partial(evaluate, model, guide) if evaluate is not None else self._original(model, guide)
+        # What was made before is taken: a module with parameters of its own has been trained.
+        evaluate = getattr(self._original, "loss", None)
+        made = self(model, guide) if evaluate is None else partial(evaluate, model, guide)
 
         def loss(*args: Any, **kwargs: Any) -> float:
             with torch.no_grad():

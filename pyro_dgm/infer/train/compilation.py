@@ -89,7 +89,7 @@ def choose_depth(
 
 
 def _name(objective: Objective) -> str:
-    return type(getattr(objective, "wrapped", objective)).__name__
+    return type(objective.original).__name__
 
 
 class Compilation:

@@ -208,9 +208,6 @@ def fit(
         base_seed = group.broadcast(setup.choose_base_seed(seed, saved))
         seed = seed if saved is None else saved[2]["seed"]
         batches = batches_of(data, batch_size, shuffle, base_seed, place, group=group)
-        steps = None if batches.num_batches is None else -(-batches.num_batches // accumulate)
-        if epochs is None:
-            epochs = LARGEST_COUNT if steps is None or max_steps is None else math.ceil(max_steps / steps)
         held_out = None
         if validation is not None:
             own = isinstance(validation, torch.utils.data.DataLoader)
@@ -265,15 +262,20 @@ def fit(
         run.scheduler = make_scheduler(lr_scheduler, made, lr_scheduler_interval)
         setup.check_directions(run, watchers)
         compared = describe_settings(run, batches, held_out, watchers, asked, content=folder is not None)
-        config = setup.make_config(run, batches, epochs, accumulate, precision, compared)
-        run.config = config
         # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
         plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
         settings = Settings(
-            epochs, base_seed, max_steps, clip_norm, num_data, transform, validation_transform, validated,
-            lr_scheduler_interval, checkpoint_every, check_every, watch_parameters=plain or bool(state.store),
-            accumulate=accumulate, group=group, precision=precision,
+            LARGEST_COUNT if epochs is None else epochs, base_seed, max_steps, clip_norm, num_data, transform,
+            validation_transform, validated, lr_scheduler_interval, checkpoint_every, check_every,
+            watch_parameters=plain or bool(state.store), accumulate=accumulate,
+            batches_a_step=accumulate * max(phase.steps for phase in phases), group=group, precision=precision,
         )  # fmt: skip
+        steps = settings.steps_per_epoch(batches.num_batches)
+        if epochs is None and max_steps is not None and steps is not None:
+            settings.epochs = math.ceil(max_steps / steps)
+        epochs = settings.epochs
+        config = setup.make_config(run, batches, epochs, accumulate, precision, compared)
+        run.config = config
         measured = run.measured["train"], run.measured["validation"]
         bar = ProgressBar(epochs, steps, *measured) if progress and group.rank == 0 else SilentProgress()
         watched = any(map(watches_steps, watchers))

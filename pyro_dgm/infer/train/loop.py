@@ -74,8 +74,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int | None:
         """Steps of a whole epoch; ``None`` where the data cannot say."""
-        count = self.batches.num_batches
-        return None if count is None else -(-count // self.stepper.batches_a_step)
+        return self.settings.steps_per_epoch(self.batches.num_batches)
 
     @property
     def stopping(self) -> bool:
@@ -155,7 +154,7 @@ class Trainer:
             blocks = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
             groups: Iterator[Any] = (b if isinstance(b, Block) else [b] for b in blocks)
         else:
-            groups = _grouped(self.batches.epoch(), self.stepper.batches_a_step)
+            groups = _grouped(self.batches.epoch(), self.settings.batches_a_step)
         if self.middle is not None:
             done = 0
             while done < self.stepper.totals.steps:

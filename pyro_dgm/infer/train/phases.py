@@ -126,8 +126,7 @@ def _make_compilation(
     :param watched: whether a callback is called after each step.
     """
     parameters = list(run.state.trainable().values())
-    steps = None if batches.num_batches is None else settings.epochs * (-(-batches.num_batches // settings.accumulate))
-    depth = choose_depth(asked, objective, parameters, first.size, steps)
+    depth = choose_depth(asked, objective, parameters, first.size, settings.steps(batches.num_batches))
     if saved is not None and asked == "auto" and alone:
         depth = saved[2].get("compile", depth)
     alone = alone and settings.group.size == 1 and settings.accumulate == 1 and not isinstance(batches, PairedBatches)

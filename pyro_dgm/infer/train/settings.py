@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_dgm.infer.train.distributed import ALONE, Group
 from pyro_dgm.infer.train.precision import mixed_precision
+from pyro_dgm.ops.arguments import LARGEST_COUNT
 
 __all__ = ["Settings", "Totals"]
 
@@ -30,12 +31,25 @@ class Settings:
     check_every: int = 1
     watch_parameters: bool = False
     accumulate: int = 1
+    #: batches that a step is over: the i-th update of each phase sees the i-th of them
+    batches_a_step: int = 1
     group: Group = ALONE
     precision: str | None = None
 
     def products(self) -> AbstractContextManager[None]:
         """The context that the program is evaluated in."""
         return mixed_precision(self.precision == "bf16")
+
+    def steps_per_epoch(self, num_batches: int | None) -> int | None:
+        """Steps of a whole epoch; ``None`` where the data cannot say how many batches they have."""
+        return None if num_batches is None else -(-num_batches // self.batches_a_step)
+
+    def steps(self, num_batches: int | None) -> int | None:
+        """Steps of the whole run at most, or ``None``."""
+        an_epoch = self.steps_per_epoch(num_batches)
+        if an_epoch is None:
+            return self.max_steps
+        return min(self.epochs * an_epoch, self.max_steps or LARGEST_COUNT)
 
     def share(self, size: int) -> float:
         """What the loss of a batch of so many data is multiplied by."""

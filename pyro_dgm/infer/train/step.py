@@ -38,11 +38,6 @@ class Stepper:
         self.stop = False
         self._pending: list[Taken] = []
 
-    @property
-    def batches_a_step(self) -> int:
-        """Batches that a step is over: the i-th update of each phase sees the i-th of them."""
-        return self.settings.accumulate * max(update.steps for update in self.updates)
-
     def step(self, batches: Sequence[Batch], stop: bool = False) -> None:
         """Take a step; the last one of an epoch may have fewer batches.
 

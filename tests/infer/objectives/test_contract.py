@@ -168,3 +168,23 @@ def test_phases_are_checked() -> None:
         Phase("critic", ELBO())
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         Phase("guide", ELBO(), steps=0)
+
+
+def test_a_module_with_a_network_of_its_own_is_validated_as_it_was_trained() -> None:
+    class Offset(torch.nn.Module):
+        def __init__(self, loss: Any) -> None:
+            super().__init__()
+            self.loss_of, self.c = loss, torch.nn.Parameter(torch.tensor(5.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.loss_of(x) + self.c**2 * len(x)
+
+    m, x = linear()
+    objective = as_objective(lambda model, guide: Offset(ELBO()(model, guide)))
+    module = objective(m.model, m.guide)
+    with torch.no_grad():
+        module.c.fill_(0.0)
+    torch.manual_seed(0)
+    found = objective.evaluator(m.model, m.guide)(x)
+    torch.manual_seed(0)
+    assert found == pytest.approx(ELBO().loss(m.model, m.guide, x))

@@ -12,7 +12,18 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_dgm
-from pyro_dgm.infer import ELBO, EMA, IWAE, Paired, Phase, Phased, ReweightedWakeSleep, WakeSleep
+from pyro_dgm.infer import (
+    ELBO,
+    EMA,
+    IWAE,
+    AdversarialELBO,
+    FactorVAE,
+    Paired,
+    Phase,
+    Phased,
+    ReweightedWakeSleep,
+    WakeSleep,
+)
 from pyro_dgm.infer.objectives.metric import Metric
 from tests.infer.train.fit_programs import digits_like, small_vae
 
@@ -238,7 +249,44 @@ def test_a_metric_for_a_phase():
     assert run.measured["guide"].name == "square" and run.measured["train"].name == "loss"
 
 
-@pytest.mark.parametrize("objective", [WakeSleep(), ReweightedWakeSleep(5)], ids=lambda o: type(o).__name__)
-def test_objectives_that_need_no_phases_still_train(objective):
-    run = pyro_dgm.fit(small_vae(), digits_like(), objective=objective, epochs=2, seed=0, progress=False)
-    assert run.steps == 2
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_max_steps_without_epochs_counts_steps_of_all_phases(accumulate):
+    objective = Phased(Phase("guide", ELBO(), 3), Phase("model", ELBO()))
+    run = pyro_dgm.fit(
+        small_vae(), digits_like(), objective=objective, max_steps=7, batch_size=10, accumulate=accumulate, seed=0,
+        progress=False,
+    )  # fmt: skip
+    # 7 batches an epoch: 3 steps of 3 batches, or 2 of 6
+    assert (run.steps, run.epochs) == (7, 3 if accumulate == 1 else 4)
+
+
+MAKE = {
+    "FactorVAE": (lambda: FactorVAE(discriminator_steps=2), {"program", "objective"}),
+    "AdversarialELBO": (lambda: AdversarialELBO(discriminator_steps=2), {"program", "objective"}),
+    "WakeSleep": (lambda: WakeSleep(guide_steps=2), {"model", "guide"}),
+    "ReweightedWakeSleep": (lambda: ReweightedWakeSleep(3, guide_steps=2), {"model", "guide"}),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_objectives_with_phases_of_their_own(name):
+    make, optimisers = MAKE[name]
+
+    def fit(compile):
+        run = pyro_dgm.fit(
+            small_vae(), digits_like(), objective=make(), optimizer=ADAM, epochs=3, batch_size=20, seed=0,
+            progress=False, compile=compile,
+        )  # fmt: skip
+        return run
+
+    eager, recorded = fit(False), fit("graph")
+    assert eager.steps == 6 and set(eager.optimizer.optimizers) == optimisers
+    other = ({"objective", "guide"} & optimisers).pop()
+    assert len(eager.history[other]) == 3
+    for key in ("train", other):
+        assert recorded.history[key] == pytest.approx(eager.history[key], rel=1e-4)
+    steps = {
+        key: max(float(state["step"]) for state in one.state.values())
+        for key, one in eager.optimizer.optimizers.items()
+    }
+    assert steps[other] == 12 and min(steps.values()) == 6  # two updates for each of the others
