@@ -1,0 +1,262 @@
+"""The contract of a transform: value and log-determinant in one call, in both directions, for any data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TransformModule, constraints
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Tensor
+
+from pyro_dgm.ops.arguments import check_count, check_sizes
+
+__all__ = ["Bijection", "Conditioned", "Inverse"]
+
+ValueAndLogDet = tuple[Tensor, Tensor]
+
+
+class Bijection(TransformModule, ConditionalTransform):
+    """A learnable invertible map :math:`y = f(x; c)`, the base class of every transform.
+
+    A subclass gives two functions, :meth:`_forward` and :meth:`_backward`. They return the value together with the
+    log-determinant of the Jacobian, because the two share nearly all of their work. Everything that torch and Pyro ask
+    of a transform follows from them, so that it can stand in ``dist.TransformedDistribution``,
+    ``dist.ConditionalTransformedDistribution`` and ``NeuTraReparam``.
+
+    Nothing is cached: log-probabilities are those of the parameters as they are now.
+
+    **Context.** A transform with ``context_dim > 0`` depends on a context :math:`c` of shape ``(..., context_dim)``.
+    The dimensions of the context before its last one broadcast against the batch dimensions of the value. A call of
+    :meth:`condition` fixes the context.
+
+    :param event_shape: shape of one value; everything left of it is batch.
+    :param context_dim: length of the context vectors; 0 for a transform without context.
+    :raises ValueError: if a size is not positive.
+    """
+
+    bijective = True
+
+    def __init__(self, event_shape: Sequence[int] | int, context_dim: int = 0) -> None:
+        super().__init__()
+        shape = (event_shape,) if isinstance(event_shape, int) else event_shape
+        self.event_shape = torch.Size(check_sizes("event_shape", shape))
+        self.context_dim = check_count("context_dim", context_dim, 0)
+
+    # What a subclass gives.
+
+    @abstractmethod
+    def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        """:math:`f(x; c)` and :math:`\\log |\\det \\partial f / \\partial x|`, the latter of the batch shape."""
+
+    @abstractmethod
+    def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        """:math:`f^{-1}(y; c)` and :math:`\\log |\\det \\partial f^{-1} / \\partial y|`, of the batch shape."""
+
+    @property
+    def out_shape(self) -> torch.Size:
+        """Event shape of the output; that of the input unless a subclass says otherwise."""
+        return self.event_shape
+
+    # What a user calls.
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
+        """:math:`y = f(x; c)` and :math:`\\log |\\det \\partial y / \\partial x|`.
+
+        :param x: values, ``batch + event_shape``.
+        :param context: contexts, whose batch dimensions broadcast against those of ``x``.
+        :returns: ``batch + out_shape`` and ``batch``.
+        :raises ValueError: if a shape does not fit.
+        """
+        return self._forward(*self._checked("x", x, self.event_shape, context))
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
+        """:math:`x = f^{-1}(y; c)` and :math:`\\log |\\det \\partial x / \\partial y|`.
+
+        :param y: values, ``batch + out_shape``.
+        :param context: contexts, whose batch dimensions broadcast against those of ``y``.
+        :returns: ``batch + event_shape`` and ``batch``.
+        :raises ValueError: if a shape does not fit.
+        """
+        return self._backward(*self._checked("y", y, self.out_shape, context))
+
+    def condition(self, context: Tensor) -> Bijection:
+        """This transform at a fixed context; itself if it takes none.  Parameters are shared, not copied.
+
+        :param context: ``batch + (context_dim,)``.
+        """
+        return Conditioned(self, context) if self.context_dim else self
+
+    def _checked(
+        self, name: str, value: Tensor, shape: torch.Size, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        kind = type(self).__name__
+        batch = value.shape[: value.dim() - len(shape)]
+        if value.dim() < len(shape) or value.shape[len(batch) :] != shape:
+            raise ValueError(f"{kind}: {name} must end in the event shape {tuple(shape)}, got {tuple(value.shape)}")
+        if not self.context_dim:
+            if context is not None:
+                raise ValueError(f"{kind} takes no context (context_dim is 0), got one of shape {tuple(context.shape)}")
+            return value, None
+        wanted = f"{kind}: context must have shape batch + ({self.context_dim},)"
+        if context is None:
+            raise ValueError(f"{wanted}; pass it, or call condition(context) first")
+        if not context.dim() or context.shape[-1] != self.context_dim:
+            raise ValueError(f"{wanted}, got {tuple(context.shape)}")
+        try:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{wanted} whose batch broadcasts with the batch {tuple(batch)} of {name}, got {tuple(context.shape)}"
+            ) from error
+        return value.expand(batch + shape), context.expand((*batch, self.context_dim))
+
+    # What torch and Pyro ask of a transform.
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> Any:
+        return constraints.independent(constraints.real, len(self.out_shape))
+
+    @property
+    def inv(self) -> Bijection:
+        """The inverse, which shares the parameters; ``t.inv.inv is t``."""
+        if self._inv is None:
+            # Not by attribute: a module that is registered on the one that it holds would be a circle of modules.
+            self.__dict__["_inv"] = Inverse(self)
+        return self._inv  # type: ignore[return-value]
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        """This transform: it never caches, since a cached value is stale after an optimiser step."""
+        return self
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return _with_event(shape, self.event_shape, self.out_shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return _with_event(shape, self.out_shape, self.event_shape)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """:math:`\\log |\\det \\partial y / \\partial x|` at ``x``; :meth:`forward_and_log_det` gives both."""
+        return self.forward_and_log_det(x)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.forward_and_log_det(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_and_log_det(y)[0]
+
+    def __repr__(self) -> str:
+        return torch.nn.Module.__repr__(self)
+
+
+def _with_event(shape: Sequence[int], old: torch.Size, new: torch.Size) -> torch.Size:
+    """A shape whose last dimensions, those of an event, are exchanged (a one broadcasts, as in torch)."""
+    batch = len(shape) - len(old)
+    if batch < 0 or any(n not in (1, m) for n, m in zip(shape[batch:], old, strict=True)):
+        raise ValueError(f"the shape must end in the event shape {tuple(old)}, got {tuple(shape)}")
+    return torch.Size((*shape[:batch], *new))
+
+
+class Inverse(Bijection):
+    """The inverse of a transform: forward and inverse exchanged, the same parameters.
+
+    Made by ``transform.inv``. Use it to choose which direction is the fast one: a masked autoregressive flow for
+    density estimation is the inverse of the one for sampling.
+
+    :param transform: the transform.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import ElementwiseAffine
+        >>> t = ElementwiseAffine(2)
+        >>> t.inv.inv is t
+        True
+    """
+
+    def __init__(self, transform: Bijection) -> None:
+        super().__init__(transform.out_shape, transform.context_dim)
+        self.transform = transform
+
+    @property
+    def out_shape(self) -> torch.Size:
+        return self.transform.event_shape
+
+    @property
+    def inv(self) -> Bijection:
+        return self.transform
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> Any:
+        return self.transform.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> Any:
+        return self.transform.domain
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self.transform._backward(x, context)
+
+    def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self.transform._forward(y, context)
+
+
+class Conditioned(Bijection):
+    """A transform at a fixed context, made by :meth:`Bijection.condition`.
+
+    :param transform: a transform that takes a context.
+    :param context: ``batch + (context_dim,)``.
+    :raises ValueError: if the context has another length.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import ElementwiseAffine
+        >>> t = ElementwiseAffine(2, context_dim=3).condition(torch.zeros(5, 3))
+        >>> t(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, transform: Bijection, context: Tensor) -> None:
+        super().__init__(transform.event_shape)
+        if not context.dim() or context.shape[-1] != transform.context_dim:
+            raise ValueError(
+                f"{type(transform).__name__}: context must have shape batch + ({transform.context_dim},), "
+                f"got {tuple(context.shape)}"
+            )
+        self.transform = transform
+        self.context = context
+
+    @property
+    def out_shape(self) -> torch.Size:
+        return self.transform.out_shape
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> Any:
+        return self.transform.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> Any:
+        return self.transform.codomain
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return self._with_context(super().forward_shape(shape), self.out_shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return self._with_context(super().inverse_shape(shape), self.event_shape)
+
+    def _with_context(self, shape: torch.Size, event: torch.Size) -> torch.Size:
+        batch = torch.broadcast_shapes(shape[: len(shape) - len(event)], self.context.shape[:-1])
+        return torch.Size((*batch, *event))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self.transform.forward_and_log_det(x, self.context)
+
+    def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self.transform.inverse_and_log_det(y, self.context)
