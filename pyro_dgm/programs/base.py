@@ -1,7 +1,7 @@
 """The one idea: a program is a model and a guide, two Pyro callables that take the same batch.
 
 Everything in :mod:`pyro_dgm.infer` and :mod:`pyro_dgm.analysis` works on programs and knows nothing else about
-what it is given.  This file imports Pyro and torch only, so every room of the library may import it.
+what it is given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch.distributions import constraints
 
+from pyro_dgm.programs.param_statements import ParamStatements, WithParamStatements
+
 __all__ = [
     "Batch",
     "Program",
@@ -25,6 +27,7 @@ __all__ = [
     "announce_parameters",
     "announcing",
     "as_program",
+    "is_plain",
     "owner_modules",
     "parameters_announced",
     "program",
@@ -83,23 +86,32 @@ class Program(torch.nn.Module):
 
     Use :func:`program` to make one from your own callables.  Where a callable is a :class:`torch.nn.Module` (or a
     bound method of one) its parameters are parameters of the program, so ``program.parameters()``,
-    ``program.to(device)`` and ``program.state_dict()`` do what they do on any module.
+    ``program.to(device)`` and ``program.state_dict()`` do what they do on any module.  What ``pyro.param`` statements
+    of plain functions make is in ``program.param_store``, and so a parameter of this program only.
+
+    :param model: the model.
+    :param guide: the guide.
+    :param own_store: whether the parameters of plain functions are kept here; else they are in Pyro's global store.
     """
 
     model: Any
     guide: Any
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], *, own_store: bool = True) -> None:
         super().__init__()
         for name, fn in (("model", model), ("guide", guide)):
             if isinstance(fn, type):
                 raise TypeError(f"program(): {name} must be a callable with Pyro sites, got the class {fn.__name__}")
             if not callable(fn):
                 raise TypeError(f"program(): {name} must be a callable with Pyro sites, got {type(fn).__name__}")
+        own = None
+        if own_store and not all(any(owner_modules(fn)) for fn in (model, guide)):
+            own = self.param_store = ParamStatements()
+            model, guide = (f if any(owner_modules(f)) else WithParamStatements(f, own) for f in (model, guide))
         self.model = model
         self.guide = guide
         # Bound methods (`vae.model`) are no submodules; their owners are, or their parameters would be lost.
-        owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn]
+        owners = [m for fn in (model, guide) for m in owner_modules(fn) if m is not fn and m is not own]
         unique = list(dict.fromkeys(owners))
         if unique:
             self._owners = torch.nn.ModuleList(unique)
@@ -115,6 +127,11 @@ class Program(torch.nn.Module):
 
 def program(model: Callable[..., Any], guide: Callable[..., Any]) -> Program:
     """Pair a Pyro model with a guide, so that every objective, sampler and analysis of the library takes them.
+
+    The parameters of ``pyro.param`` statements in plain functions are the program's own: two programs of the same
+    functions share none, and Pyro's global store stays as it was.  Read them by ``program.param_store["name"]``, and
+    run the trained functions as ``program.model`` and ``program.guide``.  A parameter that is in Pyro's store already,
+    since ``SVI`` has trained it there, is used and trained where it is.
 
     :param model: a callable with ``pyro.sample`` sites; its arguments are a batch of data.
     :param guide: a callable with the same arguments, with one ``pyro.sample`` site for each latent of the model
@@ -138,9 +155,13 @@ def program(model: Callable[..., Any], guide: Callable[..., Any]) -> Program:
 
 
 def as_program(obj: Any, argument: str = "program") -> Any:
-    """Check that ``obj`` has a ``model`` and a ``guide``; a ``(model, guide)`` pair is made into a program."""
+    """Check that ``obj`` has a ``model`` and a ``guide``; a ``(model, guide)`` pair is made into a program.
+
+    The parameters of plain functions in a pair are in Pyro's store: the pair could not keep them from one call to the
+    next.
+    """
     if isinstance(obj, tuple) and len(obj) == 2 and all(callable(fn) for fn in obj):
-        return Program(*obj)
+        return Program(*obj, own_store=False)
     if isinstance(obj, type):
         raise TypeError(f"{argument} must be an instance, {obj.__name__}(...), got the class itself")
     if callable(getattr(obj, "model", None)) and callable(getattr(obj, "guide", None)):
@@ -154,11 +175,18 @@ def as_program(obj: Any, argument: str = "program") -> Any:
 def owner_modules(fn: Any) -> Iterator[torch.nn.Module]:
     """The module behind a callable: itself, or the object it is a bound method of (through ``functools.partial``)."""
     while hasattr(fn, "func") and not isinstance(fn, torch.nn.Module):
+        if isinstance(fn, WithParamStatements):
+            yield fn.param_store
         fn = fn.func
     if isinstance(fn, torch.nn.Module):
         yield fn
     elif isinstance(getattr(fn, "__self__", None), torch.nn.Module):
         yield fn.__self__
+
+
+def is_plain(fn: Any) -> bool:
+    """Whether a callable has no module behind it but one of ``pyro.param`` statements, which may come at any time."""
+    return all(isinstance(module, ParamStatements) for module in owner_modules(fn))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ from torch import Tensor, nn
 
 from pyro_dgm.programs import owner_modules
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.param_statements import (
+    ParamStatements,
+    put_in_store,
+    take_out_of_store,
+    warn_of_other_parameters,
+)
 
 __all__ = [
     "ParameterRecorder",
@@ -77,7 +83,10 @@ class _LocalStore:
     """See :func:`local_store`.  Most programs register nothing, and then next to nothing is done."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = modules
+        self.modules = [m for m in modules if not isinstance(m, ParamStatements)]
+        # A program is a module that has them.
+        found = [m if isinstance(m, ParamStatements) else m._modules.get("param_store") for m in modules]
+        self.statements = list(dict.fromkeys(m for m in found if isinstance(m, ParamStatements)))
         self.hidden: dict[str, tuple[Any, Any]] = {}
         self.before: set[str] = set()
 
@@ -87,14 +96,16 @@ class _LocalStore:
             owned = self._owned()
             # Of a PyroModule: other statements register plain leaves, or modules under names with Pyro's mark in them.
             others = [n for n, p in store._params.items() if isinstance(p, nn.Parameter) and id(p) not in owned]
-            self.hidden = _take_out(store, [n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
+            self.hidden = take_out_of_store([n for n in others if _MODULE_NAMESPACE_DIVIDER not in n])
             self.before = set(store._params)
         # What the modules have registered before is there at once: under vmap nothing can be registered.
         known = [values for module in self.modules if (values := _registered.get(module))]
         if known:
             owned = self._owned()
             for values in known:
-                _put_in(store, {n: v for n, v in values.items() if id(v[0]) in owned and n not in store._params})
+                put_in_store({n: v for n, v in values.items() if id(v[0]) in owned and n not in store._params})
+        for statements in self.statements:
+            statements.__enter__()
         self.token = _local.set(True)
 
     def __exit__(self, *error: Any) -> None:
@@ -102,11 +113,14 @@ class _LocalStore:
         store = pyro.get_param_store()
         if store._params:
             added = [name for name in store._params if name not in self.before]
+            kept = {id(leaf) for statements in self.statements for leaf in statements._parameters.values()}
             for module in self.modules if added else ():
-                own = {id(p) for p in module.parameters()}
+                own = {id(p) for p in module.parameters()} - kept
                 names = [name for name in added if name in store._params and id(store._params[name]) in own]
-                _registered[module] = _take_out(store, names)
-        _put_in(store, self.hidden)
+                _registered[module] = take_out_of_store(names)
+        for statements in self.statements:
+            statements.__exit__()
+        put_in_store(self.hidden)
 
     def _owned(self) -> set[int]:
         return {id(p) for module in self.modules for p in module.parameters()}
@@ -123,23 +137,6 @@ def local_store(roots: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
     return _LocalStore(list(roots.values()))
 
 
-def _put_in(store: Any, values: Mapping[str, tuple[Any, Any]]) -> None:
-    for name, (leaf, constraint) in values.items():
-        store._params[name], store._constraints[name] = leaf, constraint
-        store._param_to_name[leaf] = name
-
-
-def _take_out(store: Any, names: list[str]) -> dict[str, tuple[Any, Any]]:
-    found = {name: (store._params[name], store._constraints[name]) for name in names}
-    for name in names:
-        # By hand: a parameter under two names (tied weights) makes the store's own deletion fail at the second.
-        leaf = store._params.pop(name)
-        store._constraints.pop(name)
-        if store._param_to_name.get(leaf) == name:
-            del store._param_to_name[leaf]
-    return found
-
-
 def local_parameters(*fns: Any) -> AbstractContextManager[None]:
     """:func:`local_store` of the modules behind functions, where a program is run outside of anything that has one.
 
@@ -148,6 +145,9 @@ def local_parameters(*fns: Any) -> AbstractContextManager[None]:
     if _local.get() or _PYRO_STACK:
         return nullcontext()
     owners = [m for fn in fns if fn is not None for m in owner_modules(fn)]
+    if len(owners) < len(fns):
+        for fn in fns:
+            warn_of_other_parameters(fn)
     return _LocalStore(list(dict.fromkeys(owners))) if owners else nullcontext()
 
 

@@ -173,7 +173,7 @@ class Objective(PyroELBO):
         if self._seen is not None and self._seen[0]() == model and self._seen[1]() == guide:
             return
         self.begin(model, guide, args, kwargs)
-        self.check(Program(model, guide), args, kwargs)
+        self.check(Program(model, guide, own_store=False), args, kwargs)
         self._seen = weak(model), weak(guide)
 
     def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:

@@ -33,7 +33,7 @@ from pyro_dgm.infer.train.settings import Settings
 from pyro_dgm.infer.train.training_state import check_state, load_state
 from pyro_dgm.ops.arguments import LARGEST_COUNT, check_number
 from pyro_dgm.ops.random_state import forked_rng, seed_everything
-from pyro_dgm.programs import as_program, owner_modules
+from pyro_dgm.programs import as_program, is_plain
 from pyro_dgm.programs.batch import refuse_inference_mode
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import ProgramState, local_store, module_roots
@@ -263,7 +263,7 @@ def fit(
         setup.check_directions(run, watchers)
         compared = describe_settings(run, batches, held_out, watchers, asked, content=folder is not None)
         # A function can come upon a pyro.param statement at any step; what belongs to a module is known beforehand.
-        plain = any(not any(owner_modules(fn)) for fn in (program.model, program.guide))
+        plain = any(is_plain(fn) for fn in (program.model, program.guide))
         settings = Settings(
             LARGEST_COUNT if epochs is None else epochs, base_seed, max_steps, clip_norm, num_data, transform,
             validation_transform, validated, lr_scheduler_interval, checkpoint_every, check_every,

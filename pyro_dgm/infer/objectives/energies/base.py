@@ -181,7 +181,7 @@ class EnergyObjective(Objective):
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if not math.isfinite(loss.item()):
-            self.check(Program(model, guide), args, kwargs)  # says which energies they are
+            self.check(Program(model, guide, own_store=False), args, kwargs)  # says which energies they are
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())
