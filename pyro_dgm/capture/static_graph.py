@@ -1,4 +1,4 @@
-"""A function of tensors as one static graph: recorded once, held against the function, compiled.
+"""A function of tensors as one static graph: recorded once, compared with the function, compiled.
 
 The function runs once under ``make_fx`` (Pyro's handlers are ordinary Python and leave no trace), and what is left is a
 list of tensor operations, its random draws among them.  Every tensor that it reads and was not given, a parameter, a
@@ -52,7 +52,11 @@ class StaticGraph:
     graph: fx.GraphModule
     externals: list[Tensor]
     compiled: Callable[..., Sequence[Tensor]]
+    #: what it was recorded from
+    function: Any = None
     backend: str = "aten"
+    #: calls that were counted (:meth:`pyro_dgm.capture.recorded.Recorded.check`)
+    calls: int = 0
     #: results are in memory that the next call writes again (CUDA graphs), and are copied out
     replayed: bool = False
     #: shapes of the externals: the compiled code trusts them
@@ -122,7 +126,7 @@ def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ())
                 "it makes tensors outside of torch on each run (from NumPy, say), which would be frozen"
             )
     _merge_draws(graph)
-    return StaticGraph(graph, externals, graph)
+    return StaticGraph(graph, externals, graph, fn)
 
 
 #: what torch's validation of values asks
@@ -191,11 +195,11 @@ def _record_once(
 ) -> tuple[fx.GraphModule, list[Tensor]]:
     count = len(inputs)
     before = random.getstate(), _numpy_state()
-    # Two inputs that are one tensor would become one input: each is given a face of its own.
-    faces = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
+    # Two inputs that are one tensor would become one input: each is given an alias of its own.
+    aliases = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
     try:
         with fork_rng(), pyro.validation_enabled(False), _WithoutValueChecks(), _Unvalidated():
-            graph = make_fx(lambda *flat: list(fn(*flat[:count])))(*faces, *known)
+            graph = make_fx(lambda *flat: list(fn(*flat[:count])))(*aliases, *known)
     except Exception as error:
         raise CannotCapture(_explain(error)) from error
     if (random.getstate(), _numpy_state()) != before:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_dgm.capture.recorded import Recorded, difference
 from pyro_dgm.capture.snapshot import hook_of, module_key
-from pyro_dgm.capture.static_graph import CannotCapture
+from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph
 from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
-from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, EvaluationGraph, capture_evaluation, split_tensors
+from pyro_dgm.infer.objectives.evaluation_graph import Evaluation, split_tensors
 from pyro_dgm.infer.objectives.metric import BOUND
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops.arguments import check_count
@@ -143,17 +144,17 @@ class CapturedELBO(Objective):
     # The four methods
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        entry, flat = self._entry(("gradient" if grad else "loss", 1.0), model, guide, args, kwargs)
-        if entry is None:
+        graph, flat = self._graph(("gradient" if grad else "loss", 1.0), model, guide, args, kwargs)
+        if graph is None:
             return self.inner.estimate(model, guide, args, kwargs, grad)
         if _PYRO_STACK:  # SVI asks which parameters there are
-            for i, parameter in enumerate(entry.wrt):
+            for i, parameter in enumerate(graph.function.wrt):
                 announce_parameter(f"captured.{id(parameter)}.{i}", parameter)
-        loss, *gradients = entry(flat)
+        loss, *gradients = graph(*flat)
         if not grad:
             return loss, None
-        inputs = [flat[i] for i in entry.graded_inputs]
-        return loss, _WithGradients.apply(loss, gradients, *entry.wrt, *inputs)
+        inputs = [flat[i] for i in graph.function.graded_inputs]
+        return loss, _WithGradients.apply(loss, gradients, *graph.function.wrt, *inputs)
 
     @leaves_the_store
     @torch.no_grad()
@@ -161,19 +162,14 @@ class CapturedELBO(Objective):
         """The bound of each datum, as the objective inside has it."""
         if not isinstance(self.inner, ParticleObjective):
             raise TypeError(f"{type(self.inner).__name__} has no bound per datum")
-        entry, flat = self._entry(("bound", 1.0), model, guide, args, kwargs)
-        return self.inner.bound(model, guide, *args, **kwargs) if entry is None else entry(flat)[0]
+        graph, flat = self._graph(("bound", 1.0), model, guide, args, kwargs)
+        return self.inner.bound(model, guide, *args, **kwargs) if graph is None else graph(*flat)[0]
 
     # Graphs
 
     def status(self, model: Callable[..., Any], guide: Callable[..., Any]) -> str:
         """How this pair is evaluated: by how many graphs, or eagerly and why."""
-        pair = self._pair(model, guide)
-        if pair.reason:
-            return f"eager: {pair.reason}"
-        backends = sorted({e.graph.backend for e in pair.entries.values()})
-        count = len(pair.entries)
-        return f"captured: {count} graph{'s' * (count != 1)} ({', '.join(backends)})" if count else "not seen yet"
+        return self._pair(model, guide).recorded.status()
 
     @leaves_the_store
     def verify(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
@@ -183,14 +179,15 @@ class CapturedELBO(Objective):
         """
         pair = self._pair(model, guide)
         flat, key, _ = split_tensors(args, kwargs)
-        found = [e for k, e in pair.entries.items() if k[1:3] == (key, pair.modes())]
-        difference = next((d for e in found if (d := e.differs(flat))), "")
-        if difference:
-            pair.entries.clear()  # what the program read for one shape, it reads for all
+        graphs = pair.recorded.graphs
+        same_shape = [g for k, g in graphs.items() if k[1:3] == (key, pair.modes())]
+        found = next((d for g in same_shape if (d := difference(g, flat))), "")
+        if found:
+            graphs.clear()  # what the program read for one shape, it reads for all
             pair.told += 1
             if pair.told > MOST_TOLD_CHANGES:
-                self._give_up(pair, f"it has changed more than {MOST_TOLD_CHANGES} times ({difference})")
-        return not difference
+                pair.recorded.give_up(f"it has changed more than {MOST_TOLD_CHANGES} times ({found})")
+        return not found
 
     def verify_next(self, if_changed: Callable[[], None]) -> None:
         """Compare the next evaluation with the program; where it differs, drop the graphs and call ``if_changed``."""
@@ -198,13 +195,13 @@ class CapturedELBO(Objective):
 
     def graphs(self) -> list[Any]:
         """All graphs that it has."""
-        return [e.graph for pair in self._pairs for e in pair.entries.values()]
+        return [g for pair in self._pairs for g in pair.recorded.graphs.values()]
 
     def _pair(self, model: Any, guide: Any) -> _Pair:
         for pair in self._pairs:
             if pair.model() == model and pair.guide() == guide:
                 return pair
-        pair = _Pair(weak(model), weak(guide), _modules_of(model, guide))
+        pair = _Pair(weak(model), weak(guide), _modules_of(model, guide), self._recorded())
         self._pairs = [*self._pairs[-3:], pair]
         return pair
 
@@ -215,65 +212,65 @@ class CapturedELBO(Objective):
 
         For training loops: no autograd is in the way, and ``advance`` has been called.
         """
-        entry, flat = self._entry(("gradient", scale), model, guide, args, kwargs)
-        if entry is None:
+        graph, flat = self._graph(("gradient", scale), model, guide, args, kwargs)
+        if graph is None:
             return None
         self.advance()
-        loss, *gradients = entry(flat)
-        return loss, entry.wrt, gradients[: len(entry.wrt)]
+        loss, *gradients = graph(*flat)
+        return loss, graph.function.wrt, gradients[: len(graph.function.wrt)]
 
-    def _entry(
+    def _recorded(self) -> Recorded:
+        return Recorded("the program", most=self.max_graphs, forgiven=1, say=self._tell)
+
+    def _graph(
         self, kind: tuple[str, float], model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[EvaluationGraph | None, list]:
+    ) -> tuple[StaticGraph | None, list]:
         if any(not (isinstance(h, TraceMessenger) and h.param_only) for h in _PYRO_STACK):
             return None, []
         pair = self._pair(model, guide)
-        if pair.reason or (self.looks and self._has_hooks(pair)):
+        recorded = pair.recorded
+        if recorded.reason or (self.looks and self._has_hooks(pair)):
             return None, []
         try:
             flat, key, rebuild = split_tensors(args, kwargs)
             full = (kind, key, pair.modes(), module_key(pair.modules) if self.looks else ())
-            entry = pair.entries.get(full)
+            graph = recorded.graphs.get(full)
         except TypeError as error:  # an argument that cannot be compared: what it holds might change unseen
-            self._give_up(pair, f"an argument is neither tensor nor hashable ({error})")
+            recorded.give_up(f"an argument is neither tensor nor hashable ({error})")
             return None, []
-        if entry is not None and self.looks and not all(t.requires_grad for t in entry.wrt):
-            entry = None  # a parameter of no module, in a closure say, is not trained any more
-        if entry is not None and self._if_changed is not None and entry.differs(flat):
-            pair.entries.clear()
+        if graph is not None and self.looks and not all(t.requires_grad for t in graph.function.wrt):
+            graph = None  # a parameter of no module, in a closure say, is not trained any more
+        if graph is not None and self._if_changed is not None and difference(graph, flat):
+            recorded.graphs.clear()
             self._if_changed()
             return None, []
         self._if_changed = None
-        if entry is None:
-            if self.looks:
-                full = (*full[:2], *pair.renewed())
-            if len(pair.entries) >= self.max_graphs:
-                if not pair.crowded:
-                    pair.crowded = True
-                    logger.info("more than %d batch shapes: further ones run eagerly", self.max_graphs)
-                return None, []
+        try:
+            if graph is None:
+                if self.looks:
+                    full = (*full[:2], *pair.renewed())
+                if recorded.is_full():
+                    return None, []
+                evaluation = Evaluation(self.inner, *kind, model, guide, flat, rebuild)
+                graph = recorded.record(
+                    full, evaluation, flat, known=evaluation.known,
+                    other_inputs=[t.flip(0) if t.dim() else t for t in flat],
+                    compile=() if any(k[0] == kind for k in recorded.graphs) else self._options(),
+                )  # fmt: skip
+            if not recorded.check(full, flat):
+                return self._graph(kind, model, guide, args, kwargs)
+        except CannotCapture as reason:
+            recorded.give_up(str(reason))
+            return None, []
+        if graph.calls == self.compile_after and self._options() and graph.backend == "aten":
             try:
-                entry = capture_evaluation(self.inner, *kind, model, guide, flat, rebuild)
-                if self.backend == "inductor" and not any(k[0] == kind for k in pair.entries):
-                    entry.compile(flat, self.cuda_graphs)
-            except CannotCapture as reason:
-                self._give_up(pair, str(reason))
-                return None, []
-            pair.entries[full] = entry
-        entry.calls += 1
-        if entry.calls in CHECKED_CALLS and not self._check(pair, full, entry, flat):
-            return self._entry(kind, model, guide, args, kwargs)
-        if entry.calls == self.compile_after and self.backend == "inductor" and entry.graph.backend == "aten":
-            try:
-                entry.compile(flat, self.cuda_graphs)
+                recorded.compile(graph, flat, self._options())
             except CannotCapture as reason:
                 logger.info("a graph stays uncompiled: %s", reason)
-        return entry, flat
+        return graph, flat
 
-    def _give_up(self, pair: _Pair, reason: str) -> None:
-        pair.reason = reason
-        pair.entries.clear()
-        self._tell(reason)
+    def _options(self) -> list[dict[str, Any]]:
+        return [{"cuda_graphs": self.cuda_graphs}] if self.backend == "inductor" else []
 
     def _has_hooks(self, pair: _Pair) -> bool:
         if not (hook := hook_of(pair.modules)):
@@ -289,17 +286,6 @@ class CapturedELBO(Objective):
             warnings.warn(message, RuntimeWarning, stacklevel=6)
         else:
             self.say(message)
-
-    def _check(self, pair: _Pair, key: Any, entry: EvaluationGraph, flat: Sequence[Tensor]) -> bool:
-        if not (difference := entry.differs(flat)):
-            return True
-        del pair.entries[key]
-        pair.changes += 1
-        if pair.changes > 1:
-            self._give_up(pair, f"it is not the same operations on every call ({difference})")
-        else:
-            logger.info("the program has changed since it was captured and is captured again: %s", difference)
-        return False
 
     def __getstate__(self) -> dict[str, Any]:  # graphs cannot be copied; they are made again
         return {**self.__dict__, "_pairs": []}
@@ -320,10 +306,7 @@ class _Pair:
     model: Any
     guide: Any
     modules: list[torch.nn.Module]
-    entries: dict[Any, EvaluationGraph] = field(default_factory=dict)
-    reason: str = ""
-    changes: int = 0
-    crowded: bool = False
+    recorded: Recorded
     hooked: bool = False
     told: int = 0
 
@@ -334,7 +317,9 @@ class _Pair:
         """Drop the graphs of modules and parameters that the program has no longer; the keys of those it has."""
         self.modules = _modules_of(self.model(), self.guide())
         key = module_key(self.modules)
-        self.entries = {k: e for k, e in self.entries.items() if k[3] == key and all(t.requires_grad for t in e.wrt)}
+        graphs = self.recorded.graphs
+        for k in [k for k, g in graphs.items() if k[3] != key or not all(t.requires_grad for t in g.function.wrt)]:
+            del graphs[k]
         return self.modes(), key
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.capture.static_graph import CannotCapture, StaticGraph, record
-from pyro_dgm.capture.trial import trial
+from pyro_dgm.capture.recorded import Recorded, difference
+from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.objectives import Objective
-from pyro_dgm.infer.objectives.evaluation_graph import CHECKED_CALLS, buffers_of, differences, leaves_of, split_tensors
+from pyro_dgm.infer.objectives.evaluation_graph import buffers_of, leaves_of, split_tensors
 from pyro_dgm.programs import announcing, split_batch
 from pyro_dgm.programs.tensors import batch_length
 
@@ -50,9 +50,8 @@ class CapturedSteps:
         self.objective, self.model, self.guide = objective, model, guide
         self.parameters, self.optimizer = list(parameters), optimizer
         self.share, self.clip_norm, self.backend = share, clip_norm, backend
-        self._graphs: dict[Any, StaticGraph] = {}
-        self._functions: dict[Any, Callable[..., list[Tensor]]] = {}
-        self._calls: dict[Any, int] = {}
+        self._recorded = Recorded("its step")
+        self._graphs = self._recorded.graphs
         like = parameters[0]
         self._rates = [like.new_tensor(float(g["lr"])) for g in optimizer.param_groups]
         #: the learning rates are numbers in the graphs, which are dropped when one changes
@@ -132,18 +131,11 @@ class CapturedSteps:
 
     def verify(self, batch: Any) -> bool:
         """Whether the graph for this batch is what a step of the program does now."""
-        return self._agrees(quick_key(batch), _tensors(batch))
+        return not difference(self._graphs[quick_key(batch)], _tensors(batch))
 
     def verify_block(self, data: Any, order: Tensor) -> bool:
         """The same of a block of steps."""
-        return self._agrees((order.shape, quick_key(data)), [order, *_tensors(data)])
-
-    def _agrees(self, key: Any, flat: Sequence[Tensor]) -> bool:
-        try:
-            self._hold(key, self._graphs[key], flat)
-        except CannotCapture:
-            return False
-        return True
+        return not difference(self._graphs[order.shape, quick_key(data)], [order, *_tensors(data)])
 
     # Behind both
 
@@ -181,29 +173,21 @@ class CapturedSteps:
         gradients = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
+        # Calls and allocations in C++ where that works: they are most of a small program's step.
+        options: list[dict[str, Any]] = [{"cpp_wrapper": True}, {}] if compile and self.backend == "inductor" else []
         try:
             try:
-                graph = trial(lambda *inputs: record(function, inputs, known), flat, known).results
+                graph = self._recorded.record(key, function, flat, known=known)
             except CannotCapture:
                 if self.fixed_rates:
                     raise
                 # An optimiser that needs its learning rate as a number: good for as long as that stays what it is.
                 self.fixed_rates = True
-                graph = trial(lambda *inputs: record(function, inputs, known), flat, known).results
-            self._functions[key] = function
-            self._hold(key, graph, flat)
-            if compile and self.backend == "inductor":
-                try:
-                    # Calls and allocations in C++ too: they are most of a small program's step.
-                    graph.compile(flat, cpp_wrapper=True)
-                    self._hold(key, graph, flat)
-                except CannotCapture:
-                    graph.compile(flat)
-                    self._hold(key, graph, flat)
+                graph = self._recorded.record(key, function, flat, known=known)
+            self._recorded.compile(graph, flat, options)
         finally:
             for p, g in zip(self.parameters, gradients, strict=True):
                 p.grad = g
-        self._graphs[key], self._calls[key] = graph, 0
 
     def prepare(self, batch: Any) -> None:
         """Look up what a step reads and writes, on one batch.
@@ -224,11 +208,6 @@ class CapturedSteps:
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     raise CannotCapture(f"{name} keeps its {key!r} as a number, which a graph would freeze")
 
-    def _hold(self, key: Any, graph: StaticGraph, flat: Sequence[Tensor]) -> None:
-        expected = trial(self._functions[key], flat, graph.externals)
-        if difference := differences(expected, trial(graph, flat, graph.externals)):
-            raise CannotCapture(f"the graph of its step gives something else: {difference}")
-
     def _run(self, key: Any, flat: Sequence[Tensor]) -> Sequence[Tensor] | None:
         for i, group in enumerate(self.optimizer.param_groups):
             if group["lr"] != self._set[i]:
@@ -237,11 +216,8 @@ class CapturedSteps:
                     return None
                 self._set[i] = float(group["lr"])
                 self._rates[i].detach().fill_(self._set[i])
-        graph = self._graphs[key]
-        calls = self._calls[key] = self._calls[key] + 1
-        if calls in CHECKED_CALLS:
-            self._hold(key, graph, flat)
-        return graph(*flat)
+        self._recorded.check(key, flat)
+        return self._graphs[key](*flat)
 
 
 def quick_key(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Trying a function out without anything having happened: random state and tensors are put back."""
+"""A call that leaves nothing changed: random state and tensors are put back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pyro_dgm.ops.random_state import fork_rng
 
-__all__ = ["Trial", "trial"]
+__all__ = ["DryRun", "dry_run"]
 
 
-class Trial(NamedTuple):
-    """What a function gave, and what it left behind."""
+class DryRun(NamedTuple):
+    """What a function gave, and what it would have left behind."""
 
     results: Any
     #: values of the state tensors that it wrote, by position
@@ -24,7 +24,7 @@ class Trial(NamedTuple):
     random_state: Tensor
 
 
-def trial(fn: Callable[..., Any], inputs: Sequence[Tensor], state: Iterable[Tensor]) -> Trial:
+def dry_run(fn: Callable[..., Any], inputs: Sequence[Tensor], state: Iterable[Tensor]) -> DryRun:
     """Call ``fn(*inputs)``, then put back the random state and the tensors of ``state`` that it wrote in place."""
     state = list(state)
     kept = [t.detach().clone() for t in state]
@@ -40,4 +40,4 @@ def trial(fn: Callable[..., Any], inputs: Sequence[Tensor], state: Iterable[Tens
                     if not torch.equal(tensor, value):
                         written[i] = tensor.detach().clone()
                         tensor.copy_(value)
-    return Trial(results, written, after)
+    return DryRun(results, written, after)
