@@ -65,6 +65,7 @@ nitpick_ignore = [
     ("py:class", "pyro_dgm.programs.structure.Structure"),
     ("py:class", "pyro_dgm.infer.mcmc.potentials.base.Potential"),
     ("py:class", "pyro_dgm.infer.mcmc.diagnostics.Summary"),
+    ("py:class", "pyro_dgm.infer.mcmc.kernels.base.KernelOptions"),
     ("py:class", "pyro_dgm.models.base.F"),
 ]
 

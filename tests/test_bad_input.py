@@ -26,6 +26,7 @@ from pyro_dgm.analysis import (
 )
 from pyro_dgm.infer import ELBO, mcmc
 from pyro_dgm.infer.mcmc import HMC, MCMC
+from pyro_dgm.infer.mcmc.kernels.base import Kernel
 from pyro_dgm.infer.objectives import energies as energy
 from pyro_dgm.infer.smc import AIS, SMCSampler
 from pyro_dgm.ops.arguments import check_count, check_device, check_number, check_seed, check_sizes
@@ -332,7 +333,9 @@ def constructors():
         for made in (getattr(room, name) for name in getattr(room, "__all__", ())):
             if not isinstance(made, type) or inspect.isabstract(made) or issubclass(made, Exception):
                 continue
-            parameters = inspect.signature(made).parameters.values()
+            parameters = list(inspect.signature(made).parameters.values())
+            if issubclass(made, Kernel) and parameters[-1].kind is parameters[-1].VAR_KEYWORD:
+                parameters += inspect.signature(Kernel).parameters.values()  # where the keywords go
             named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             needed = {p.name: 8 for p in named if p.default is p.empty}
             if set(needed) - {"steps"}:

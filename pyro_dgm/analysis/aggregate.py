@@ -14,17 +14,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.analysis.prepared import Prepared
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
-from pyro_dgm.ops.arguments import check_count, check_seed
-from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.programs import as_program
-from pyro_dgm.programs.batch import checked_batch
-from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.structure import guide_messenger, probe, sample_sites
+from pyro_dgm.programs.structure import guide_messenger, sample_sites
 
 __all__ = ["AggregateTerms", "aggregate_terms"]
 
@@ -58,30 +54,24 @@ def aggregate_terms(
     program = as_program(program)
     check_count("num_samples", num_samples, 2, why="a standard error needs two")
     check_count("chunk_size", chunk_size)
-    check_seed(seed)
     if guide_messenger(program.guide) is not None:
         raise TypeError(f"{who} evaluates the guide at given values, which a GuideMessenger guide cannot do")
-    args, kwargs = checked_batch(program, x)
-    with (
-        torch.no_grad(),
-        evaluation_mode(program.model, program.guide),
-        forked_rng(device_of(program.model, args, kwargs), seed, enabled=seed is not None),
-    ):
-        structure = probe(program.model, program.guide, args, kwargs)
-        if structure.model_enumerates:
+    with Prepared.of(program, x, seed).evaluating() as prepared:
+        pair = prepared.pair
+        if pair.structure.model_enumerates:
             raise ValueError(
                 f"{who} needs draws of every latent, but the model enumerates one: give the guide its site"
             )
         rows = []
         for _ in range(num_samples):
-            drawn = run_pairs(program.model, program.guide, args, kwargs, 1, structure, False)
+            drawn = prepared.particles()
             if len(drawn.shape) != 1:
                 raise ValueError(
                     f"{who} compares the posteriors of data, so every latent must be in one plate over data, but the "
                     f"plates that hold every site have sizes {tuple(drawn.shape)}: give a program with a datum's "
                     "latents only"
                 )
-            rows.append(_terms(drawn, Pair(program.model, program.guide, args, kwargs, structure), chunk_size))
+            rows.append(_terms(drawn, pair, chunk_size))
     return AggregateTerms(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 

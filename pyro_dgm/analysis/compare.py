@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from pyro_dgm.analysis.comparison import Comparison
 from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gradient, signal_to_noise
 from pyro_dgm.analysis.likelihood import LogLikelihood, exact_log_prob, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
-from pyro_dgm.infer.mcmc.initial import device_of
+from pyro_dgm.analysis.prepared import Prepared
 from pyro_dgm.infer.objectives.adapter import check_objective
 from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate
 from pyro_dgm.ops import normalized_ess
-from pyro_dgm.ops.arguments import check_count, check_seed
-from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import as_program
-from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.random_state import seeded
+from pyro_dgm.programs.module_state import buffers_kept
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import local_store, module_roots
 
@@ -96,24 +94,27 @@ def compare_elbos(
         >>> list(table.to_frame().index)
         ['IWAE(num_particles=8)', 'DReG(num_particles=8)']
     """
-    program = as_program(program)
-    check_seed(seed)
-    args, kwargs = checked_batch(program, x, gradients=True)
+    prepared = Prepared.of(program, x, seed, gradients=True)
+    program, args, kwargs = prepared.program, prepared.args, prepared.kwargs
     named = named_objectives(estimators, "estimators")
     references = num_replicates if num_reference_replicates is None else num_reference_replicates
     for argument, count in (("num_replicates", num_replicates), ("num_reference_replicates", references)):
         check_count(argument, count, 2, why="a variance needs two")
     check_count("reference_particles", reference_particles, 2)
-    roots, device = module_roots(program), device_of(program.model, args, kwargs)
-    with forked_rng(device, seed, enabled=seed is not None), local_store(roots), _buffers_kept(roots):
-        truth = _reference(program, x, args, kwargs, reference, reference_particles)
+    roots = module_roots(program)
+    with (
+        seeded(seed, prepared.device),
+        local_store(roots),
+        buffers_kept(b for r in roots.values() for b in r.buffers()),
+    ):
+        truth = _reference(prepared, x, reference, reference_particles)
         parameters = find_parameters(program, args, kwargs)
         if not parameters.tensors:
             raise ValueError("program: neither model nor guide depends on a parameter that requires a gradient")
         with torch.no_grad():
             one = evaluate(program.model, program.guide, args, kwargs)
         num_data = one.shape.numel() * float(one.outer_scale)
-        runs = [_Replicates(label, e, program, args, kwargs, parameters, num_data) for label, e in named.items()]
+        runs = [_Replicates(label, e, prepared, parameters, num_data) for label, e in named.items()]
         for run in runs:
             run.warm_up()
         for _ in range(references):
@@ -155,9 +156,8 @@ def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: st
     return named
 
 
-def _reference(
-    program: Any, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reference: Any, num_particles: int
-) -> dict[str, Any]:
+def _reference(prepared: Prepared, x: Any, reference: Any, num_particles: int) -> dict[str, Any]:
+    program = prepared.program
     if reference is None:
         reference = "exact" if exact_log_prob(program) is not None else "iwae"
     if isinstance(reference, str):
@@ -167,7 +167,7 @@ def _reference(
         name = reference if reference == "exact" else f"iwae, {num_particles} particles"
     elif callable(reference):
         with torch.no_grad():
-            found = reference(*args, **kwargs)
+            found = reference(*prepared.args, **prepared.kwargs)
         name = getattr(reference, "__name__", type(reference).__name__)
     else:
         raise TypeError(f"reference must be 'exact', 'iwae' or a callable, got {type(reference).__name__}")
@@ -180,18 +180,9 @@ def _reference(
 class _Replicates:
     """One estimator's evaluations, gathered as they come."""
 
-    def __init__(
-        self,
-        label: str,
-        estimator: Any,
-        program: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        parameters: Parameters,
-        num_data: float,
-    ) -> None:
-        self.label, self.estimator, self.program = label, estimator, program
-        self.args, self.kwargs, self.parameters, self.num_data = args, kwargs, parameters, num_data
+    def __init__(self, label: str, estimator: Any, prepared: Prepared, parameters: Parameters, num_data: float) -> None:
+        self.label, self.estimator, self.parameters, self.num_data = label, estimator, parameters, num_data
+        self.program, self.args, self.kwargs = prepared.program, prepared.args, prepared.kwargs
         self.device = parameters.values[0].device
         self.num_particles = int(getattr(estimator, "num_particles", 1))
         #: the loss of an upper bound is plus the bound
@@ -279,16 +270,3 @@ class _Replicates:
             "peak_mb": self.peak / 2**20,
         }
         return row
-
-
-@contextlib.contextmanager
-def _buffers_kept(roots: Mapping[str, torch.nn.Module]) -> Iterator[None]:
-    """Put buffers (running statistics) back as they were."""
-    buffers = list({id(b): b for module in roots.values() for b in module.buffers()}.values())
-    saved = [b.detach().clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved):
-                buffer.copy_(value)

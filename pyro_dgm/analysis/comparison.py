@@ -1,10 +1,11 @@
-"""The table that :func:`pyro_dgm.compare_elbos` gives, and what tables of results have in common."""
+"""The table that :func:`pyro_dgm.compare_elbos` gives."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
+
+from pyro_dgm.ops.tables import ResultTable, plus_minus, text_table
 
 __all__ = ["Comparison"]
 
@@ -12,7 +13,7 @@ __all__ = ["Comparison"]
 _GRADIENTS = (("snr", "SNR", ".2f"), ("variance", "variance", ".2g"), ("cosine", "cosine", ".3f"))
 
 
-class Comparison:
+class Comparison(ResultTable):
     """A row for each estimator; :func:`~pyro_dgm.compare_elbos` says what the columns mean.
 
     :ivar rows: mappings from column to value, in the order in which the estimators were given.
@@ -21,22 +22,13 @@ class Comparison:
     :ivar reference: ``name``, ``value`` and ``standard_error`` (nats per datum) of what gaps are measured from.
     """
 
+    index = "estimator"
+
     def __init__(
         self, rows: Sequence[dict[str, Any]], *, num_data: float, num_replicates: int, reference: dict[str, Any]
     ) -> None:
-        self.rows, self.num_data, self.num_replicates, self.reference = list(rows), num_data, num_replicates, reference
-
-    def __getitem__(self, estimator: str | int) -> dict[str, Any]:
-        return find_row(self.rows, "estimator", estimator)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to_frame(self) -> Any:
-        """The table as a :class:`pandas.DataFrame`, indexed by estimator."""
-        import pandas
-
-        return pandas.DataFrame(self.rows).set_index("estimator")
+        super().__init__(rows)
+        self.num_data, self.num_replicates, self.reference = num_data, num_replicates, reference
 
     def __rich__(self) -> Any:
         """Two tables, bounds with cost and gradients, each of which fits 80 columns."""
@@ -45,8 +37,8 @@ class Comparison:
         bounds, gradients = [], []
         for row in self.rows:
             cells = [
-                _plus_minus(row["bound"], row["bound_se"]),
-                _plus_minus(row["gap"], row["gap_se"]),
+                plus_minus(row["bound"], row["bound_se"], 3),
+                plus_minus(row["gap"], row["gap_se"], 3),
                 f"{row['ess']:.1f} of {row['num_particles']}",
                 f"{1000 * row['seconds']:.1f}",
                 f"{row['peak_mb']:.3g}",
@@ -59,24 +51,17 @@ class Comparison:
             f"Reference ({self.reference['name']}): {self.reference['value']:.3f}{spread} nats per datum. "
             f"{self.num_data:g} data, {self.num_replicates} replicates, ± one Monte Carlo standard error."
         )
-        columns = ["bound", "gap to\nreference", "ESS of\nweights", "ms\na step", "MB\na step"]
+        columns = ["estimator", "bound", "gap to\nreference", "ESS of\nweights", "ms\na step", "MB\na step"]
         sides = [f"{heading}\n{side}" for _, heading, _ in _GRADIENTS for side in ("model", "guide")]
         return Group(
-            rich_table("Bounds (nats per datum) and cost", "estimator", columns, bounds, caption),
-            rich_table(
+            text_table("Bounds (nats per datum) and cost", columns, bounds, caption),
+            text_table(
                 "Gradients, of the model's and of the guide's parameters",
-                "estimator",
-                sides,
+                ["estimator", *sides],
                 gradients,
                 "SNR: signal-to-noise ratio, mean over parameters. Cosine: of one gradient with the mean of many.",
             ),
         )
-
-    def __str__(self) -> str:
-        return as_text(self)
-
-    def __repr__(self) -> str:
-        return f"Comparison({[r['estimator'] for r in self.rows]})"
 
     def plot(self) -> Any:
         """Gap, signal-to-noise ratios, effective sample size and cost, as a :class:`matplotlib.figure.Figure`.
@@ -110,48 +95,3 @@ class Comparison:
         axes[0].set_yticks(list(places), names)
         axes[0].invert_yaxis()
         return figure
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}"
-
-
-def find_row(rows: Sequence[dict[str, Any]], column: str, wanted: str | int) -> dict[str, Any]:
-    """The row of a number, or that has this name in a column."""
-    if isinstance(wanted, int):
-        return rows[wanted]
-    for row in rows:
-        if row[column] == wanted:
-            return row
-    raise KeyError(f"no {column} {wanted!r}; there are {[r[column] for r in rows]}")
-
-
-def as_text(renderable: Any, width: int = 100) -> str:
-    """What rich makes of it, without colours."""
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(renderable)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
-
-
-def rich_table(title: str, first: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Any:
-    """A table of strings whose first column, under that heading, has names."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table

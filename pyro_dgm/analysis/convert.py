@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_dgm.analysis.groups import Conversion
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.arguments import check_count, check_seed
-from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.ops.random_state import seeded
 from pyro_dgm.programs import as_program, split_batch
 from pyro_dgm.programs.batch import checked_arguments
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
@@ -126,7 +126,7 @@ def to_arviz(
     if posterior_predictive is None:
         posterior_predictive = drawn_here
     device = next(iter(posterior.samples.values())).device
-    with forked_rng(device, seed, enabled=seed is not None):
+    with seeded(seed, device):
         conversion = Conversion(posterior, dims or {}, coords or {}, chunk_size, own)
         return conversion.build(log_likelihood, log_prior, posterior_predictive, prior)
 

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,6 +124,7 @@ def compare_energies(
     check_seed(seed)
     grid = DensityGrid.make(bounds, grid_size, x)
     target = None if log_density is None else _target(log_density, grid, x)
+    plane = _Plane(x, held_out, target, grid)
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     programs: dict[str, Any] = {}
     densities: dict[str, Tensor] = {}
@@ -131,10 +133,8 @@ def compare_energies(
         with forked_rng(x.device, seed):
             programs[label] = as_program(program_factory())
         _check_new(programs)
-        row, density = _train(
-            label, programs[label], objective, x, held_out, target, grid,
-            {"progress": False, "seed": seed, "epochs": epochs, **fit_options},
-        )  # fmt: skip
+        options = {"progress": False, "seed": seed, "epochs": epochs, **fit_options}
+        row, density = _train(label, programs[label], objective, plane, options)
         rows.append(row)
         if density is not None:
             densities[label] = density
@@ -173,15 +173,18 @@ def _check_new(programs: Mapping[str, Any]) -> None:
         raise ValueError("program_factory must make a new program at each call, but two share parameters")
 
 
+@dataclass(frozen=True)
+class _Plane:
+    """What all are trained on, and compared with."""
+
+    x: Tensor
+    held_out: Tensor | None
+    target: Tensor | None
+    grid: DensityGrid
+
+
 def _train(
-    label: str,
-    program: Any,
-    objective: EnergyObjective,
-    x: Tensor,
-    held_out: Tensor | None,
-    target: Tensor | None,
-    grid: DensityGrid,
-    options: dict[str, Any],
+    label: str, program: Any, objective: EnergyObjective, plane: _Plane, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Train it; its row, and its normalised log-density on the grid, if there is one."""
     keys = ("kl", "tv", "blur", "kl_blurred", "tv_blurred", "log_likelihood", "log_likelihood_se", "log_z",
@@ -190,25 +193,18 @@ def _train(
     density = None
     began = time.process_time()
     try:
-        fit(program, x, objective=objective, **options)
+        fit(program, plane.x, objective=objective, **options)
     except (FloatingPointError, ValueError) as error:
         row["failure"] = str(error)
     row["seconds"] = time.process_time() - began
     if not row["failure"]:
-        density = _measure(row, program, objective, x, held_out, target, grid)
+        density = _measure(row, program, objective, plane)
     return row, density
 
 
-def _measure(
-    row: dict[str, Any],
-    program: Any,
-    objective: EnergyObjective,
-    x: Tensor,
-    held_out: Tensor | None,
-    target: Tensor | None,
-    grid: DensityGrid,
-) -> Tensor | None:
-    like = x.to(device_of(program.model, (x[:2],), {}))
+def _measure(row: dict[str, Any], program: Any, objective: EnergyObjective, plane: _Plane) -> Tensor | None:
+    grid, target = plane.grid, plane.target
+    like = plane.x.to(device_of(program.model, (plane.x[:2],), {}))
 
     def log_prob(points: Tensor) -> Tensor:
         site = EnergyObjective.energy_site(objective, program.model, (points,), {})
@@ -240,8 +236,8 @@ def _measure(
         if blur is not None:
             blurred = grid.blurred(target, blur)
             row |= {"kl_blurred": grid.kl(blurred, density), "tv_blurred": grid.total_variation(blurred, density)}
-    if held_out is not None:
+    if plane.held_out is not None:
         with torch.no_grad():
-            scores = log_prob(held_out.to(like)).double() - row["log_z"]
+            scores = log_prob(plane.held_out.to(like)).double() - row["log_z"]
         row |= {"log_likelihood": float(scores.mean()), "log_likelihood_se": float(scores.std() / len(scores) ** 0.5)}
     return density

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_dgm.analysis.comparison import as_text, find_row, rich_table
 from pyro_dgm.analysis.density_grid import DensityGrid
+from pyro_dgm.ops.tables import ResultTable, text_table
 
 __all__ = ["EnergyComparison"]
 
 
-class EnergyComparison:
+class EnergyComparison(ResultTable):
     """A row for each objective; :func:`~pyro_dgm.analysis.compare_energies` says what the columns mean.
 
     :ivar rows: mappings from column to value, in the order in which the objectives were given.
@@ -27,6 +27,8 @@ class EnergyComparison:
     :ivar epochs: how often.
     """
 
+    index = "objective"
+
     def __init__(
         self,
         rows: Sequence[dict[str, Any]],
@@ -38,27 +40,17 @@ class EnergyComparison:
         grid: DensityGrid,
         epochs: int,
     ) -> None:
-        self.rows, self.programs, self.densities, self.target = list(rows), dict(programs), dict(densities), target
+        super().__init__(rows)
+        self.programs, self.densities, self.target = dict(programs), dict(densities), target
         self.points, self.num_data, self.epochs = grid.points, len(data), epochs
         self._grid, self._data = grid, data
-
-    def __getitem__(self, objective: str | int) -> dict[str, Any]:
-        return find_row(self.rows, "objective", objective)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to_frame(self) -> Any:
-        """The table as a :class:`pandas.DataFrame`, indexed by objective."""
-        import pandas
-
-        return pandas.DataFrame(self.rows).set_index("objective")
 
     def __rich__(self) -> Any:
         """One table, which fits 100 columns."""
         known = self.target is not None
         scored = any(not math.isnan(row["log_likelihood"]) for row in self.rows)
-        columns = ["KL to\nmodel", "total\nvariation", "KL to model\nof blurred"] if known else []
+        columns = ["objective"]
+        columns += ["KL to\nmodel", "total\nvariation", "KL to model\nof blurred"] if known else []
         columns += ["held-out\nlog-likelihood"] if scored else []
         columns += ["log Z\non grid", "log Z\nlearnt", "CPU s"]
         keys = (["kl", "tv", "kl_blurred"] if known else []) + (["log_likelihood"] if scored else [])
@@ -81,15 +73,7 @@ class EnergyComparison:
             f"Nats; {self.num_data} data, {self.epochs} epochs. Densities are normalised on a grid of "
             f"{self._grid.size} x {self._grid.size} over [{a:.3g}, {b:.3g}] x [{c:.3g}, {d:.3g}]."
         )
-        return rich_table(
-            "Densities learnt by each objective", "objective", columns, cells, " ".join([caption, *notes])
-        )
-
-    def __str__(self) -> str:
-        return as_text(self)
-
-    def __repr__(self) -> str:
-        return f"EnergyComparison({[r['objective'] for r in self.rows]})"
+        return text_table("Densities learnt by each objective", columns, cells, " ".join([caption, *notes]))
 
     def plot(self, figure: Any = None) -> Any:
         """All densities beside the target, or the data where it is not known, on one colour scale.

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.analysis import arviz_adapter
-from pyro_dgm.analysis.replay import (
-    Layout,
-    Site,
-    log_prob,
-    map_draws,
-    read_layout,
-    run,
-    to_numpy,
-)
+from pyro_dgm.analysis.replay import Layout, Site, log_prob, map_draws, read_layout, run, to_numpy
 from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs.parameters import evaluation_mode
@@ -55,13 +47,7 @@ class Conversion:
         self.labels: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
         self.known: set[str] = set()  # names that dims may be given for
 
-    def build(
-        self,
-        log_likelihood: bool,
-        log_prior: bool,
-        posterior_predictive: bool,
-        prior: bool | int,
-    ) -> Any:
+    def build(self, log_likelihood: bool, log_prior: bool, posterior_predictive: bool, prior: bool | int) -> Any:
         """Fill the groups that are asked for and hand them to ArviZ."""
         with evaluation_mode(self.model):
             if self.model is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,17 +12,13 @@ from torch import Tensor
 
 from pyro_dgm.analysis import annealed
 from pyro_dgm.analysis.energy_likelihood import energy_log_likelihood, is_unnormalized
-from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.analysis.prepared import Prepared
 from pyro_dgm.infer.smc.moves import default_kernel
-from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.arguments import check_count
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import as_program
-from pyro_dgm.programs.batch import checked_batch
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.structure import Structure, probe
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -159,41 +155,35 @@ def log_likelihood(
         >>> bool(abs(by_ais.mean - exact.mean) < 4 * by_ais.mean_standard_error)
         True
     """
-    program = as_program(program)
-    check_seed(seed)
+    prepared = Prepared.of(program, x, seed)
     check_count("chunk_size", chunk_size, optional=True)
-    args, kwargs = checked_batch(program, x)
     if method == "exact":
-        return _exact(program, args, kwargs)
+        return _exact(prepared)
     if method in ("ais", "bdmc"):
         settings = annealed.Annealing(
             num_chains, num_temperatures, schedule, initial, kernel or default_kernel(), num_steps, chunk_size
         )
-        return _annealed(program, args, kwargs, method, settings, seed, kernel)
+        return _annealed(prepared, method, settings, kernel)
     if method != "iwae":
         raise ValueError(f"method must be 'iwae', 'ais', 'bdmc' or 'exact', got {method!r}")
-    _refuse_unnormalized(program, args, kwargs, method)
+    _refuse_unnormalized(prepared, method)
     check_count("num_particles", num_particles, 2, why="a standard error needs two")
-    device = device_of(program.model, args, kwargs)
-    with (
-        torch.no_grad(),
-        evaluation_mode(program.model, program.guide),
-        forked_rng(device, seed, enabled=seed is not None),
-    ):
-        structure = probe(program.model, program.guide, args, kwargs)
-        shape = _log_weights(program, args, kwargs, 1, structure).shape[1:]
+    with prepared.evaluating() as whole:
+        shape = whole.particles(1, vectorize=True).log_weights.shape[1:]
         size = shape[-1] if len(shape) == 1 else 0
         parts = []
         if chunk_size is not None and size > chunk_size:
             for start in range(0, size, chunk_size):
                 rows = slice(start, start + chunk_size)
-                part_args = tuple(_rows(a, size, rows) for a in args)
-                part_kwargs = {k: _rows(v, size, rows) for k, v in kwargs.items()}
-                expected = (len(range(size)[rows]),)
-                parts.append(_moments(program, part_args, part_kwargs, structure, num_particles, 1, expected))
+                part = replace(
+                    whole,
+                    args=tuple(_rows(a, size, rows) for a in whole.args),
+                    kwargs={k: _rows(v, size, rows) for k, v in whole.kwargs.items()},
+                )
+                parts.append(_moments(part, num_particles, 1, (len(range(size)[rows]),)))
         else:
             together = num_particles if chunk_size is None else max(chunk_size // max(shape.numel(), 1), 1)
-            parts.append(_moments(program, args, kwargs, structure, num_particles, together, tuple(shape)))
+            parts.append(_moments(whole, num_particles, together, tuple(shape)))
     first, second = (torch.cat(p) if len(p) > 1 else p[0] for p in zip(*parts, strict=True))
     # log of the mean of w^2 over the square of the mean of w, never below 0 but for rounding
     excess = (second - 2 * first).clamp_min(0.0)
@@ -207,7 +197,8 @@ def exact_log_prob(program: Any) -> Callable[..., Tensor] | None:
     return next((method for method in found if callable(method)), None)
 
 
-def _exact(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LogLikelihood:
+def _exact(prepared: Prepared) -> LogLikelihood:
+    program = prepared.program
     exact = exact_log_prob(program)
     if exact is None:
         raise ValueError(
@@ -215,43 +206,34 @@ def _exact(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lo
             "use 'iwae', or 'ais'"
         )
     with torch.no_grad(), evaluation_mode(program.model):
-        values = exact(*args, **kwargs).detach().double()
+        values = exact(*prepared.args, **prepared.kwargs).detach().double()
     return LogLikelihood(values, torch.zeros_like(values), None, "exact", 0)
 
 
-def _annealed(
-    program: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    method: str,
-    settings: Any,
-    seed: int | None,
-    kernel: Any,
-) -> Any:
-    device = device_of(program.model, args, kwargs)
-    modes = evaluation_mode(program.model, program.guide)
+def _annealed(prepared: Prepared, method: str, settings: annealed.Annealing, kernel: Any) -> Any:
     if method == "bdmc":
-        _refuse_unnormalized(program, args, kwargs, method)
-    with torch.no_grad(), modes, forked_rng(device, seed, enabled=seed is not None):
-        if method == "ais" and _is_unnormalized(program, args, kwargs):
-            values, log_z = energy_log_likelihood(program, args, kwargs, settings, kernel)
+        _refuse_unnormalized(prepared, method)
+    of = (prepared.program, prepared.args, prepared.kwargs)
+    with prepared.evaluating(probed=False):
+        if method == "ais" and _is_unnormalized(prepared):
+            values, log_z = energy_log_likelihood(*of, settings, kernel)
             assert log_z.ess is not None
             error, ess = (t.expand(values.shape) for t in (log_z.standard_error, log_z.ess))
             return LogLikelihood(values, error, ess, "ais", settings.num_chains, shared=True)
         if method == "ais":
-            return _of_chains(annealed.annealed(program, args, kwargs, settings))
-        lower, upper, data = annealed.bracketed(program, args, kwargs, settings)
+            return _of_chains(annealed.annealed(*of, settings))
+        lower, upper, data = annealed.bracketed(*of, settings)
     return annealed.LogLikelihoodBracket(_of_chains(lower), _of_chains(upper), data)
 
 
-def _is_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def _is_unnormalized(prepared: Prepared) -> bool:
     # A look, which draws nothing from the run's random numbers.
-    with forked_rng(device_of(program.model, args, kwargs)), evaluation_mode(program.model):
-        return is_unnormalized(program, args, kwargs)
+    with forked_rng(prepared.device), evaluation_mode(prepared.program.model):
+        return is_unnormalized(prepared.program, prepared.args, prepared.kwargs)
 
 
-def _refuse_unnormalized(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str) -> None:
-    if _is_unnormalized(program, args, kwargs):
+def _refuse_unnormalized(prepared: Prepared, method: str) -> None:
+    if _is_unnormalized(prepared):
         raise ValueError(
             f"method={method!r} is for programs with latent sites, and this one is a density known up to a constant: "
             "method='ais' estimates its log Z"
@@ -267,25 +249,13 @@ def _rows(value: Any, size: int, rows: slice) -> Any:
     return value[rows] if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size else value
 
 
-def _log_weights(program: Any, args: tuple[Any, ...], kwargs: Any, num_particles: int, structure: Structure) -> Tensor:
-    return run_pairs(program.model, program.guide, args, kwargs, num_particles, structure, vectorize=True).log_weights
-
-
-def _moments(
-    program: Any,
-    args: tuple[Any, ...],
-    kwargs: Any,
-    structure: Structure,
-    num_particles: int,
-    together: int,
-    shape: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
+def _moments(part: Prepared, num_particles: int, together: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Logarithms of the means of the weights and of their squares, accumulated over chunks of particles."""
     first = second = None
     done = 0
     while done < num_particles:
         k = min(together, num_particles - done)
-        log_w = _log_weights(program, args, kwargs, k, structure).double()
+        log_w = part.particles(k, vectorize=True).log_weights.double()
         if tuple(log_w.shape[1:]) != shape:
             raise ValueError(
                 f"chunk_size: a part of the data gives weights of shape {tuple(log_w.shape[1:])}, not {shape}: this "

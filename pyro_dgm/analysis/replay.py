@@ -26,6 +26,8 @@ from torch import Tensor
 
 from pyro_dgm.analysis.provenance import Origin, origins
 from pyro_dgm.infer.objectives.evaluation.vmap_noise import own_noise
+from pyro_dgm.programs.base_of import base_of
+from pyro_dgm.programs.drawn_plates import DrawnPlates
 
 __all__ = ["Layout", "Site", "map_draws", "read_layout", "run", "to_numpy"]
 
@@ -68,19 +70,6 @@ class Layout:
     def of_kind(self, kind: str) -> list[Site]:
         """Sites of one kind, in the order in which the model visits them."""
         return [s for s in self.sites.values() if s.kind == kind]
-
-
-class _PlateRecorder(Messenger):
-    """Which plates were given their indices, and which drew them."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        if isinstance(fn, _Subsample) and msg["value"] is None and fn.subsample_size not in (None, fn.size):
-            self.layout.random.add(msg["name"])
 
 
 class _Resample(Messenger):
@@ -160,8 +149,9 @@ def read_layout(
 ) -> Layout:
     """Run ``model`` once with its latents at ``first`` and learn its sites."""
     layout = Layout()
-    with torch.no_grad(), pyro.validation_enabled(False), poutine.trace() as plates, _PlateRecorder(layout):
+    with torch.no_grad(), pyro.validation_enabled(False), poutine.trace() as plates, DrawnPlates() as drawing:
         sites = run(model, args, kwargs, first)
+    layout.random.update(drawing.drawn)
     found = origins(model, args, kwargs, first)
     for name, node in plates.trace.nodes.items():
         if node["type"] == "sample" and isinstance(node["fn"], _Subsample):
@@ -206,8 +196,7 @@ def _site(name: str, node: Mapping[str, Any], origin: Origin | None) -> Site:
 
 def _is_point(fn: Any, value: Tensor) -> bool:
     """Whether a site's law is a point mass at its own value."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
+    fn = base_of(fn)
     if not isinstance(fn, pyro.distributions.Delta):
         return False
     point = fn.v
@@ -249,10 +238,7 @@ def _deterministic_event_dim(shape: tuple[int, ...], frames: Iterable[Any]) -> i
 
 
 def map_draws(
-    fn: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    values: Mapping[str, Tensor],
-    num_draws: int,
-    chunk_size: int,
+    fn: Callable[[dict[str, Tensor]], dict[str, Tensor]], values: Mapping[str, Tensor], num_draws: int, chunk_size: int
 ) -> dict[str, np.ndarray]:
     """Apply ``fn`` to each draw, ``chunk_size`` at a time, and bring what it gives to NumPy: ``(num_draws, ...)``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.analysis.aggregate import aggregate_terms
+from pyro_dgm.ops.tables import as_text, text_table
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["ELBOSurgery", "elbo_surgery"]
@@ -37,24 +37,16 @@ class ELBOSurgery:
             raise AttributeError(f"ELBOSurgery has no part {name!r}; there are {', '.join(self.parts)}") from None
 
     def __rich__(self) -> Any:
-        from rich.table import Table
-
-        table = Table(title=f"ELBO surgery, nats per datum, {self.num_data} data")
-        table.add_column("part")
-        table.add_column("value", justify="right")
-        table.add_column("standard error", justify="right")
         notes = {"mutual_information": f"mutual information (at most {math.log(self.num_data):.2f})"}
+        rows = []
         for name, value in self.parts.items():
             label = notes.get(name, name.replace("_", " ").replace("kl", "KL").replace("elbo", "ELBO"))
-            table.add_row(label, f"{value:.3f}", f"{self.standard_errors[name]:.2g}")
-        return table
+            rows.append([label, f"{value:.3f}", f"{self.standard_errors[name]:.2g}"])
+        title = f"ELBO surgery, nats per datum, {self.num_data} data"
+        return text_table(title, ["part", "value", "standard error"], rows)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=80, color_system=None)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return as_text(self, width=80)
 
 
 @one_at_a_time

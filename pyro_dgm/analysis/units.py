@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_dgm.infer.mcmc.initial import device_of
-from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
+from pyro_dgm.analysis.prepared import Prepared
 from pyro_dgm.infer.objectives.score_function.baselines import per_datum
-from pyro_dgm.ops.arguments import check_count, check_number, check_seed
-from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs import as_program
-from pyro_dgm.programs.batch import checked_batch
+from pyro_dgm.ops.arguments import check_count, check_number
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
-from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.structure import probe, sample_sites
+from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["ActiveUnits", "active_units"]
 
@@ -85,21 +80,13 @@ def active_units(
         2
     """
     check_count("num_samples", num_samples, 2)
-    check_seed(seed)
     check_number("threshold", threshold)
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold!r}")
-    program = as_program(program)
-    args, kwargs = checked_batch(program, x)
     draws: dict[str, list[Tensor]] = {}
-    with (
-        torch.no_grad(),
-        evaluation_mode(program.model, program.guide),
-        forked_rng(device_of(program.model, args, kwargs), seed, enabled=seed is not None),
-    ):
-        structure = probe(program.model, program.guide, args, kwargs)
+    with Prepared.of(program, x, seed).evaluating() as prepared:
         for _ in range(num_samples):
-            particles = run_pairs(program.model, program.guide, args, kwargs, 1, structure, False)
+            particles = prepared.particles()
             if len(particles.shape) != 1 or particles.shape[0] < 2:
                 raise ValueError(
                     "active_units compares data, so the program must have one plate that holds at least 2 data, but "

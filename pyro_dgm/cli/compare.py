@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pyro_dgm.cli.errors import CommandFailed, UsageError, guarded
+from pyro_dgm.cli.options import check_output, given_options
 
 __all__ = ["DEFAULT_OBJECTIVES", "compare"]
 
@@ -36,8 +37,7 @@ def compare(
         typer.Option(help="An estimator, as 'IWAE(50)'; repeatable. By default one or two of each kind."),
     ] = None,
     energies: Annotated[
-        bool,
-        typer.Option("--energies", help="Compare objectives for energies on a 2-D density instead; without RUN."),
+        bool, typer.Option("--energies", help="Compare objectives for energies on a 2-D density instead; without RUN.")
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Of training, with --energies.")] = 70,
     num_data: Annotated[int, typer.Option(min=1, help="How many of the test data, the first ones.")] = 64,
@@ -72,10 +72,7 @@ def compare(
     from pyro_dgm.cli.terminal import console, working
 
     _check_options(ctx, directory, energies)
-    if output is not None and output.suffix not in (".json", ".csv", ".png"):
-        raise UsageError(f"--output must end in .json, .csv or .png, got {output}")
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {output.parent}")
+    check_output(output, ".json", ".csv", ".png")
     if energies:
         _compare_energies(objective, epochs, seed, output)
         return
@@ -104,7 +101,7 @@ def compare(
 
 def _check_options(ctx: typer.Context, directory: Path | None, energies: bool) -> None:
     """Refuse options of the one comparison with the other."""
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = given_options(ctx)
     if energies:
         if directory is not None:
             raise UsageError("--energies trains a model of its own: leave RUN out")

@@ -135,12 +135,12 @@ def _fit_all(settings: DemoSettings, data: Any, seed: int, out: Any) -> dict[str
     import pyro_dgm
     from pyro_dgm.cli.specs import parse_objective
     from pyro_dgm.cli.terminal import heading
+    from pyro_dgm.ops.random_state import forked_rng
 
     heading(out, f"Fitting one VAE under {len(OBJECTIVES)} objectives, {settings.epochs} epochs each")
     runs = {}
     for label, spec in OBJECTIVES.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # the same initial weights for all
+        with forked_rng(seed=seed):  # the same initial weights for all
             vae = pyro_dgm.models.VAE(
                 event_shape=data.event_shape,
                 latent_dim=settings.latent_dim,
@@ -169,6 +169,7 @@ def _score_all(settings: DemoSettings, runs: dict[str, Any], data: Any, seed: in
     from rich.progress import track
 
     from pyro_dgm.analysis import log_likelihood
+    from pyro_dgm.cli.fitted import bound_row
 
     k = settings.particles
     rows, values = [], {}
@@ -177,11 +178,7 @@ def _score_all(settings: DemoSettings, runs: dict[str, Any], data: Any, seed: in
         row: dict[str, Any] = {"objective": label, "spec": OBJECTIVES[label]}
         for part, x in (("validation", data.validation), ("test", data.test)):
             found = log_likelihood(run.program, x, num_particles=k, seed=seed)
-            row[part] = {
-                "bound": found.mean,
-                "monte_carlo_standard_error": found.mean_standard_error,
-                "data_standard_error": found.data_standard_error,
-            }
+            row[part] = bound_row(found)
             if part == "test":
                 values[label] = found.values
                 assert found.effective_sample_size is not None
@@ -197,7 +194,7 @@ def _score_all(settings: DemoSettings, runs: dict[str, Any], data: Any, seed: in
 
 
 def _print_bounds(out: Any, rows: list[dict[str, Any]], settings: DemoSettings, data: Any, chosen: str) -> None:
-    from pyro_dgm.cli.terminal import plus_minus, table
+    from pyro_dgm.ops.tables import plus_minus, text_table
 
     cells = [
         [
@@ -216,7 +213,7 @@ def _print_bounds(out: Any, rows: list[dict[str, Any]], settings: DemoSettings, 
         "± one standard error over test data (of the paired difference in the fourth column); MC error: from the "
         "importance samples alone. * best on validation data: comparison and posteriors below are of this fit."
     )
-    out.print(table(f"Held-out IWAE-{settings.particles} bound by objective", columns, cells, caption))
+    out.print(text_table(f"Held-out IWAE-{settings.particles} bound by objective", columns, cells, caption))
 
 
 def _save(run: Any, settings: DemoSettings, chosen: str, seed: int, output: Path) -> None:

@@ -150,16 +150,17 @@ def doctor() -> None:
     """
     import platform
 
-    from pyro_dgm.cli.terminal import console, table
+    from pyro_dgm.cli.terminal import console
+    from pyro_dgm.ops.tables import text_table
 
     out = console()
     installed = {name: version for name in (*BASE, *OPTIONAL) if (version := _version(name)) is not None}
     rows = [
         [name, installed.get(name, "not installed" if name in BASE else "- (optional)")] for name in (*BASE, *OPTIONAL)
     ]
-    out.print(table("Versions", ["package", "version"], [["python", platform.python_version()], *rows], left=2))
-    machine = table("Machine", ["", ""], _machine(), left=2)
-    machine.columns[1].no_wrap, machine.columns[1].overflow = False, "fold"  # a long path wraps, and squeezes nothing
+    out.print(text_table("Versions", ["package", "version"], [["python", platform.python_version()], *rows], left=2))
+    machine = text_table("Machine", ["", ""], _machine(), left=2)
+    machine.columns[0].no_wrap = True  # a long path wraps, and squeezes nothing
     out.print(machine)
     findings = find_bad_pairs(
         installed, sys.version_info[:2], "zuko" in installed and _zuko_switches_validation_off()

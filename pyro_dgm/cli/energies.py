@@ -53,10 +53,10 @@ def compare_on_plane(objectives: dict[str, Any], epochs: int, seed: int) -> Any:
     import torch
 
     import pyro_dgm
+    from pyro_dgm.ops.random_state import forked_rng
 
     law = eight_normals()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with forked_rng(seed=seed):
         x = law.sample((NUM_DATA,))
 
     def make() -> Any:

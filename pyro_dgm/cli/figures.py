@@ -49,8 +49,9 @@ def draw_prior(program: Any, num: int, seed: int) -> tuple[Any, Any]:
     import torch
     from pyro import poutine
 
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    from pyro_dgm.ops.random_state import forked_rng
+
+    with forked_rng(seed=seed), torch.no_grad():
         parameter = next(program.parameters())
         x = torch.zeros((num, *program.event_shape), dtype=parameter.dtype, device=parameter.device)
         site = poutine.trace(poutine.uncondition(program.model)).get_trace(x).nodes[program.obs_name]

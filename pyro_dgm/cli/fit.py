@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pyro_dgm.cli.errors import INTERRUPTED, CommandFailed, UsageError, guarded
+from pyro_dgm.cli.options import given_options
 
 __all__ = ["fit"]
 
+#: settings that :func:`pyro_dgm.fit` has by the same name
+PASSED_ON = (
+    "epochs", "batch_size", "accumulate", "seed", "device", "compile", "precision", "checkpoint_every",
+)  # fmt: skip
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 
 
@@ -21,8 +26,7 @@ LOGGERS = ("tensorboard", "wandb", "mlflow")
 def fit(
     ctx: typer.Context,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder to write. [default: runs/DATASET-OBJECTIVE]"),
+        Path | None, typer.Option("--output", "-o", help="Folder to write. [default: runs/DATASET-OBJECTIVE]")
     ] = None,
     dataset: Annotated[
         str, typer.Option(help="digits, mnist, binarized_mnist, ...; a wrong name lists all.")
@@ -64,12 +68,10 @@ def fit(
         ),
     ] = None,
     compile: Annotated[
-        str,
-        typer.Option(help="How far to compile: auto, eager, graph, objective, reduce-overhead, step or block."),
+        str, typer.Option(help="How far to compile: auto, eager, graph, objective, reduce-overhead, step or block.")
     ] = "auto",
     precision: Annotated[
-        str | None,
-        typer.Option(help="32, tf32 or bf16: precision of matrix products; by default as torch is set."),
+        str | None, typer.Option(help="32, tf32 or bf16: precision of matrix products; by default as torch is set.")
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Epochs between checkpoints.")] = 1,
     test_particles: Annotated[
@@ -116,7 +118,7 @@ def fit(
     if resume is not None:
         _only_epochs(ctx)
         asked, _ = read_settings(resume)
-        if "epochs" in _given(ctx):
+        if "epochs" in given_options(ctx):
             asked = replace(asked, epochs=epochs)
         _run(asked, resume, resuming=True, **how)
         return
@@ -128,12 +130,7 @@ def fit(
         raise UsageError(f"--compile must be auto or one of {', '.join(DEPTHS)}, got {compile}")
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
-    asked = FitSettings(
-        dataset=dataset, binarize=binarize, num_validation=num_validation, family=family, objective=objective,
-        num_particles=num_particles, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed,
-        device=device, compile=compile, precision=precision, checkpoint_every=checkpoint_every,
-        test_particles=test_particles,
-    )  # fmt: skip
+    asked = FitSettings(**{f.name: ctx.params[f.name] for f in fields(FitSettings) if f.name in ctx.params})
     asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
     folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
     if started_rank() == 0 and (folder / CONFIG).exists():  # the others may come when it has begun to write
@@ -144,14 +141,8 @@ def fit(
     _run(asked, folder, resuming=False, **how)
 
 
-def _given(ctx: typer.Context) -> set[str]:
-    """Names of the options that stand on the command line."""
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
 def _only_epochs(ctx: typer.Context) -> None:
-    others = sorted(_given(ctx) - {"resume", "epochs", "quiet", "devices", "log"})
+    others = sorted(given_options(ctx) - {"resume", "epochs", "quiet", "devices", "log"})
     if others:
         names = ", ".join("--" + name.replace("_", "-") for name in others)
         raise UsageError(f"--resume goes on with the settings that the run has; it cannot be given with {names}")
@@ -162,16 +153,13 @@ def _family_options(
 ) -> dict[str, Any]:
     from pyro_dgm.cli.specs import parse_settings
 
-    options: dict[str, Any] = {}
-    if latent_dim is not None:
-        options["latent_dim"] = latent_dim
+    given = {"latent_dim": latent_dim, "likelihood": likelihood}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if hidden is not None:
         try:
             options["hidden"] = [int(width) for width in hidden.split(",") if width]
         except ValueError as error:
             raise UsageError(f"--hidden: {hidden!r} is no list of widths such as 200,200") from error
-    if likelihood is not None:
-        options["likelihood"] = likelihood
     for key, value in parse_settings(more).items():
         if key in options:
             raise UsageError(f"--set {key}=... and the option of that name are both given")
@@ -223,12 +211,15 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
     from pyro_dgm.cli.specs import parse_objective
     from pyro_dgm.cli.terminal import console
     from pyro_dgm.infer.train.distributed import started_rank
+    from pyro_dgm.ops.arguments import check_device
+    from pyro_dgm.ops.random_state import forked_rng
 
     out = console()
     out.quiet = started_rank() > 0  # of several processes one speaks and writes
     objective = parse_objective(asked.objective, asked.num_particles)
     with bad_usage_if_raised("--device"):
-        _check_device(asked.device)
+        if asked.device != "auto":
+            check_device(asked.device)
     flat = is_flat(asked.family)
     if not resuming and asked.binarize is None:
         default = inspect.signature(pyro_dgm.models.FAMILIES[asked.family].__init__).parameters.get("likelihood")
@@ -238,32 +229,25 @@ def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | N
     data = load_data(asked.dataset, asked.binarize, num_validation=asked.num_validation, flat=flat)
     if not resuming:
         asked.family_arguments = family_arguments(asked.family, data.event_shape, asked.family_arguments)
-    with torch.random.fork_rng():
-        torch.manual_seed(asked.seed)
+    with forked_rng(seed=asked.seed):
         program = build_family(asked.family, asked.family_arguments)
     with bad_usage_if_raised("the data do not fit the family"):
         program.check_batch(data.train if data.transform is None else data.transform(data.train[:1000]))
     asked.family_arguments = program.config()
-    out.print(f"{data.note}; train {len(data.train)}, validation {_count(data.validation)}, test {len(data.test)}")
+    held_out = 0 if data.validation is None else len(data.validation)
+    out.print(f"{data.note}; train {len(data.train)}, validation {held_out}, test {len(data.test)}")
     run = pyro_dgm.fit(
         program,
         data.train,
         objective=objective,
         optimizer=functools.partial(torch.optim.Adam, lr=asked.lr),
-        epochs=asked.epochs,
-        batch_size=asked.batch_size,
-        accumulate=asked.accumulate,
         transform=data.transform,
         validation=data.validation,
-        seed=asked.seed,
-        device=asked.device,
         devices=devices,
-        compile=asked.compile,
-        precision=asked.precision,
+        **{name: getattr(asked, name) for name in PASSED_ON},
         loggers=_loggers(log, folder),
         progress=not quiet,
         checkpoint_dir=folder / CHECKPOINTS,
-        checkpoint_every=asked.checkpoint_every,
         resume=resuming or None,
         # When nobody else writes there and nothing was refused, and before the first step.
         callbacks=[_SettingsWriter(lambda: write_settings(asked, folder))],
@@ -290,20 +274,10 @@ class _SettingsWriter:
             self.write()
 
 
-def _check_device(device: str) -> None:
-    from pyro_dgm.ops.arguments import check_device
-
-    if device != "auto":
-        check_device(device)
-
-
-def _count(x: Any) -> int:
-    return 0 if x is None else len(x)
-
-
 def _report(run: Any, data: Any, objective: Any, asked: Any, out: Any) -> dict[str, Any]:
     """Print the bounds, and give what is written beside them."""
     from pyro_dgm.analysis import log_likelihood
+    from pyro_dgm.cli.fitted import bound_row
     from pyro_dgm.cli.terminal import working
 
     for part in ("train", "validation"):
@@ -323,13 +297,5 @@ def _report(run: Any, data: Any, objective: Any, asked: Any, out: Any) -> dict[s
         f"Carlo, {found.data_standard_error:.3f} over data; {data.note})"
     )
     return {
-        "test": {
-            "method": "iwae",
-            "num_particles": k,
-            "bound": found.mean,
-            "monte_carlo_standard_error": found.mean_standard_error,
-            "data_standard_error": found.data_standard_error,
-            "num_data": len(test),
-            "data": data.note,
-        }
+        "test": {"method": "iwae", "num_particles": k, **bound_row(found), "num_data": len(test), "data": data.note}
     }

@@ -15,6 +15,7 @@ __all__ = [
     "CONFIG",
     "FitSettings",
     "Fitted",
+    "bound_row",
     "load_fitted",
     "read_settings",
     "save_fitted",
@@ -109,6 +110,15 @@ def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value from JSON is of a setting's type."""
     kinds = {"str": str, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": dict}
     return any(isinstance(value, kinds[kind.strip()]) for kind in str(annotation).split("|"))  # type: ignore[arg-type]
+
+
+def bound_row(found: Any) -> dict[str, float]:
+    """A bound and its errors, for JSON."""
+    return {
+        "bound": found.mean,
+        "monte_carlo_standard_error": found.mean_standard_error,
+        "data_standard_error": found.data_standard_error,
+    }
 
 
 def load_fitted(directory: Path) -> Fitted:

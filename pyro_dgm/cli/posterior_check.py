@@ -157,8 +157,7 @@ def sentences(agreement: dict[str, Any]) -> list[str]:
 
 
 def _print(out: Any, methods: list[dict[str, Any]], table: list[dict[str, Any]], agreement: dict[str, Any]) -> None:
-    from pyro_dgm.cli.terminal import plus_minus
-    from pyro_dgm.cli.terminal import table as make_table
+    from pyro_dgm.ops.tables import plus_minus, text_table
 
     def optional(value: Any, form: str) -> str:
         return "-" if value is None else f"{value:{form}}"
@@ -172,7 +171,7 @@ def _print(out: Any, methods: list[dict[str, Any]], table: list[dict[str, Any]],
         for m in methods
     ]  # fmt: skip
     columns = ["method", "draws", "R-hat\nmax", "ESS bulk\nmin", "ESS tail\nmin", "diverg.", "accept.", "s", "ESS/s"]
-    out.print(make_table("Posterior draws of held-out digits", columns, cells))
+    out.print(text_table("Posterior draws of held-out digits", columns, cells))
     cells = [
         [
             f"{t['digit']}", f"z[{t['latent']}]",
@@ -182,6 +181,6 @@ def _print(out: Any, methods: list[dict[str, Any]], table: list[dict[str, Any]],
         for t in table
     ]  # fmt: skip
     columns = ["digit", "", "mean\nguide", "mean\nHMC", "sd\nguide", "sd\nHMC", "R-hat\nHMC", "ESS\nHMC"]
-    out.print(make_table("Guide against HMC, ± Monte Carlo error", columns, cells, left=2))
+    out.print(text_table("Guide against HMC, ± Monte Carlo error", columns, cells, left=2))
     for sentence in sentences(agreement):
         out.print(sentence)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pyro_dgm.cli.errors import UsageError, guarded
+from pyro_dgm.cli.options import check_output
 
 __all__ = ["sample"]
 
@@ -50,11 +51,7 @@ def sample(
 
     if method not in (methods := _methods()):
         raise UsageError(f"--method: there is no {method!r}; there are {', '.join(methods)}")
-    suffix = ".png" if rows is None else ".nc"
-    if output is not None and output.suffix != suffix:
-        raise UsageError(f"--output must end in {suffix}, got {output}")
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {output.parent}")
+    check_output(output, ".png" if rows is None else ".nc")
     fitted = load_fitted(directory)
     if rows is None:
         _prior(fitted, num, mean, seed, output or directory / "samples.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_positive
 from pyro_dgm.ops.langevin import langevin_step
 
 __all__ = ["check_kernel", "is_real", "run_chains"]
@@ -72,24 +71,27 @@ def is_real(support: Any) -> bool:
     return support is constraints.real
 
 
-def check_kernel(kernel: Any) -> Any:
+def check_kernel(
+    kernel: Any,
+    target: str = "the density",
+    temperature: str = "the temperature is the distribution's, EnergyDistribution(temperature=...), or its draws "
+    "would be those of another distribution",
+) -> Any:
     """Pass on a kernel (of :mod:`pyro_dgm.infer.mcmc`) that can move a density it is given.
 
+    :param target: what gives it its target, for messages, and ``temperature`` whose temperature counts.
     :raises TypeError: for what has no ``condition``, ``init`` and ``step``.
     :raises ValueError: for one with a target of its own, or at a temperature of its own.
     """
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel must be an instance, {kernel.__name__}(), got the class itself")
     if not all(callable(getattr(kernel, method, None)) for method in ("condition", "init", "step")):
         raise TypeError(f"kernel must be one of pyro_dgm.infer.mcmc, HMC() say, got {type(kernel).__name__}")
     name = type(kernel).__name__
     if getattr(kernel, "model", None) is not None or getattr(kernel, "potential_fn", None) is not None:
-        raise ValueError(
-            f"kernel must have no model or potential of its own: {name}(), the density gives it its target"
-        )
+        raise ValueError(f"kernel must have no model or potential of its own: {name}(), {target} gives it its target")
     if getattr(kernel, "temperature", 1.0) != 1.0:
-        raise ValueError(
-            f"kernel must have temperature 1, got {kernel.temperature}: the temperature is the distribution's, "
-            "EnergyDistribution(temperature=...), or its draws would be those of another distribution"
-        )
+        raise ValueError(f"kernel must have temperature 1, got {kernel.temperature}: {temperature}")
     return kernel
 
 
@@ -117,9 +119,7 @@ class _DensityPotential:
 
 
 def _langevin(potential: _DensityPotential, u: Tensor, num_steps: int, step_size: float) -> tuple[Tensor, Tensor]:
-    check_number("step_size", step_size)
-    if not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+    check_positive("step_size", step_size)
     size = u.new_tensor(step_size)
     for _ in range(num_steps):
         _, gradient = potential.with_gradient(u)

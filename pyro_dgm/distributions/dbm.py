@@ -69,17 +69,14 @@ class DBMDistribution(UnnormalizedDistribution):
             raise ValueError(f"weights must join neighbouring layers of sizes {sizes}, got shapes {shapes}")
         check_count("num_mean_field", num_mean_field)
         self.sizes, self.num_mean_field = sizes, num_mean_field
-        rows = []
-        for i in range(0, len(sizes), 2):
-            row = []
-            for j in range(1, len(sizes), 2):
-                if j == i + 1:
-                    row.append(weights[i])
-                elif j == i - 1:
-                    row.append(weights[j].mT)
-                else:
-                    row.append(weights[0].new_zeros(sizes[i], sizes[j]))
-            rows.append(torch.cat(row, -1))
+
+        def between(i: int, j: int) -> Tensor:
+            if abs(i - j) > 1:
+                return weights[0].new_zeros(sizes[i], sizes[j])
+            return weights[i] if j > i else weights[j].mT
+
+        even, odd = range(0, len(sizes), 2), range(1, len(sizes), 2)
+        rows = [torch.cat([between(i, j) for j in odd], -1) for i in even]
         #: the machine between even and odd layers
         self.joint = RBMDistribution(
             torch.cat(rows), torch.cat(list(biases[::2])), torch.cat(list(biases[1::2])), None, num_steps, False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.distributions.replay_buffer import ReplayBuffer
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_positive
 
 __all__ = ["EnergyDistribution"]
 
@@ -101,9 +100,7 @@ class EnergyDistribution(UnnormalizedDistribution):
             raise TypeError(f"energy must be a function from (N, *event_shape) to (N,), got {type(energy).__name__}")
         positive = [("temperature", temperature), ("step_size", step_size)]
         for argument, value in positive + ([] if noise_level is None else [("noise_level", noise_level)]):
-            check_number(argument, value)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{argument} must be positive and finite, got {value}")
+            check_positive(argument, value)
         for argument, given in (("base", base), ("initial", initial)):
             if given is not None and not (hasattr(given, "event_shape") and callable(getattr(given, "sample", None))):
                 raise TypeError(f"{argument} must be a distribution, got {type(given).__name__}")

@@ -195,11 +195,7 @@ Specification = str | Mapping[str, Any] | Likelihood | Callable[[Tensor], dist.T
 LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": BernoulliLikelihood, "gaussian": GaussianLikelihood}
 
 
-def likelihood(
-    spec: Specification,
-    event_shape: Sequence[int],
-    param_shape: Sequence[int] | None = None,
-) -> Likelihood:
+def likelihood(spec: Specification, event_shape: Sequence[int], param_shape: Sequence[int] | None = None) -> Likelihood:
     """A likelihood by name (``"bernoulli"``, ``"gaussian"``), as given, or from any callable giving a distribution.
 
     :param spec: a name in :data:`LIKELIHOODS`; a mapping with ``"name"`` and options, as ``config()`` gives it; a

@@ -46,9 +46,7 @@ class ReplayBuffer(nn.Module):
     def __init__(self, capacity: int = 10_000, event_shape: Sequence[int] = (), reinit: float = 0.05) -> None:
         super().__init__()
         check_count("capacity", capacity)
-        check_number("reinit", reinit)
-        if not 0.0 <= reinit <= 1.0:
-            raise ValueError(f"reinit must be in [0, 1], got {reinit!r}")
+        check_number("reinit", reinit, within="[0, 1]")
         self.capacity, self.reinit, self.event_shape = capacity, float(reinit), torch.Size(event_shape)
         self.register_buffer("states", torch.zeros((capacity, *self.event_shape)))
         #: states added so far; the buffer holds the last of them

@@ -44,11 +44,7 @@ class UnnormalizedDistribution(TorchDistribution):
     arg_constraints: dict[str, Any] = {}
 
     def __init__(
-        self,
-        batch_shape: torch.Size,
-        event_shape: torch.Size,
-        num_steps: int = 1000,
-        validate_args: bool | None = None,
+        self, batch_shape: torch.Size, event_shape: torch.Size, num_steps: int = 1000, validate_args: bool | None = None
     ) -> None:
         check_count("num_steps", num_steps)
         self.num_steps = num_steps

@@ -52,13 +52,13 @@ class VisibleUnits(ABC):
         """Undo :meth:`flat`."""
         return flat.reshape(*flat.shape[:-1], *self.event_shape)
 
-    @abstractmethod
     def statistics(self, flat: Tensor) -> Tensor:
-        """:math:`s(v)`."""
+        """:math:`s(v)`; by default :math:`v`."""
+        return flat
 
-    @abstractmethod
     def bias_term(self, flat: Tensor, bias: Tensor) -> Tensor:
-        """:math:`g(v, b)`, summed over units."""
+        r""":math:`g(v, b)`, summed over units; by default :math:`b^\top v`."""
+        return flat @ bias
 
     @abstractmethod
     def log_partition(self, eta: Tensor, bias: Tensor) -> Tensor:
@@ -93,12 +93,6 @@ class BernoulliUnits(VisibleUnits):
 
     def __init__(self, num_visible: int, event_shape: Sequence[int] | None = None) -> None:
         super().__init__(num_visible, event_shape or (num_visible,))
-
-    def statistics(self, flat: Tensor) -> Tensor:
-        return flat
-
-    def bias_term(self, flat: Tensor, bias: Tensor) -> Tensor:
-        return flat @ bias
 
     def log_partition(self, eta: Tensor, bias: Tensor) -> Tensor:
         return softplus(eta).sum(-1)
@@ -185,12 +179,6 @@ class CategoricalUnits(VisibleUnits):
     def __init__(self, num_visible: int, num_categories: int) -> None:
         super().__init__(num_visible * num_categories, (num_visible, num_categories))
         self.num_categories = num_categories
-
-    def statistics(self, flat: Tensor) -> Tensor:
-        return flat
-
-    def bias_term(self, flat: Tensor, bias: Tensor) -> Tensor:
-        return flat @ bias
 
     def log_partition(self, eta: Tensor, bias: Tensor) -> Tensor:
         return self.shaped(eta).logsumexp(-1).sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.potentials.sites import latent_sites
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.programs.structure import Structure
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 
 __all__ = ["Draws", "GuideDraws"]
 
@@ -20,24 +20,15 @@ Draws = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
 class GuideDraws:
-    """Draws of the latents ``names``, which are particles as those of an objective are.
+    """Draws of latents, which are particles as those of an objective are.
 
-    :param shapes: of each latent's value in one draw.
-    :param structure: static facts of the pair.
+    :param shapes: of each latent's value in one draw, by name.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        shapes: Mapping[str, torch.Size],
-        structure: Structure,
-    ) -> None:
-        self.program, self.shapes = (model, guide, args, kwargs), shapes
+    def __init__(self, pair: Pair, shapes: Mapping[str, torch.Size]) -> None:
         # What is marked for enumeration is drawn all the same.
-        self.structure = replace(structure, model_enumerates=False, guide_enumerates=False)
+        structure = replace(pair.structure, model_enumerates=False, guide_enumerates=False)
+        self.pair, self.shapes = replace(pair, structure=structure), shapes
 
     def many(self, total: int, chunk: int) -> Draws:
         """``total`` draws, at most ``chunk`` at once: values, :math:`\\log p` and :math:`\\log q` of each, in nats."""
@@ -47,7 +38,7 @@ class GuideDraws:
         return samples, torch.cat([p for _, p, _ in parts]), torch.cat([q for _, _, q in parts])
 
     def _some(self, count: int) -> Draws:
-        particles = run_pairs(*self.program, count, self.structure, vectorize=True)
+        particles = run_pairs(self.pair, count, vectorize=True)
         return self._values(particles, count), *(
             (particles.outer_scale * terms).reshape(count, -1).sum(1) for terms in (particles.log_p, particles.log_q)
         )

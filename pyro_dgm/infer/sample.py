@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -16,13 +14,14 @@ from pyro_dgm.infer.guide_draws import Draws, GuideDraws
 from pyro_dgm.infer.mcmc import KERNELS, MCMC, Kernel
 from pyro_dgm.infer.mcmc.initial import device_of
 from pyro_dgm.infer.mcmc.potentials.sites import latent_sites, refuse_subsampling
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.ops.arguments import check_count, check_seed
-from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.ops.arguments import check_count, check_counts, check_seed
+from pyro_dgm.ops.random_state import seeded
 from pyro_dgm.programs.batch import checked_batch, model_and_guide
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.structure import Structure, guide_messenger, probe
+from pyro_dgm.programs.structure import guide_messenger, probe
 
 __all__ = ["sample_posterior"]
 
@@ -78,8 +77,7 @@ def sample_posterior(
     """
     model, guide = model_and_guide(program_or_model)
     check_seed(seed)
-    for argument, value in (("num_samples", num_samples), ("num_chains", num_chains)):
-        check_count(argument, value)
+    check_counts(num_samples=num_samples, num_chains=num_chains)
     check_count("warmup_steps", warmup_steps, 0, optional=True)
     batch = data[0] if len(data) == 1 else data
     args, kwargs = checked_batch(program_or_model, batch, "data", gradients=method != "guide")
@@ -109,20 +107,14 @@ def sample_posterior(
 
 
 def _from_guide(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_samples: int,
-    num_chains: int,
-    seed: int | None,
+    model: Any, guide: Any, args: tuple, kwargs: dict, num_samples: int, num_chains: int, seed: int | None
 ) -> Posterior:
     began = time.perf_counter()
     device = device_of(model, args, kwargs)
-    with torch.no_grad(), poutine.block(), nullcontext() if seed is None else forked_rng(device, seed):
+    with torch.no_grad(), poutine.block(), seeded(seed, device):
         structure = probe(model, guide, args, kwargs)  # builds a lazy guide; what follows runs without validation
         with pyro.validation_enabled(False):
-            samples, log_p, log_q = _draw(model, guide, args, kwargs, structure, num_samples * num_chains)
+            samples, log_p, log_q = _draw(Pair(model, guide, args, kwargs, structure), num_samples * num_chains)
     shape = (num_chains, num_samples)
     return Posterior(
         samples={k: v.reshape(*shape, *v.shape[1:]) for k, v in samples.items()},
@@ -135,19 +127,13 @@ def _from_guide(
     )
 
 
-def _draw(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    structure: Structure,
-    total: int,
-) -> Draws:
+def _draw(pair: Pair, total: int) -> Draws:
     # The first run shows what there is to draw.
-    with structure.gradients():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        if guide_messenger(guide) is None:
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with pair.structure.gradients():
+        guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+        if guide_messenger(pair.guide) is None:
+            replayed = poutine.replay(pair.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
         else:
             model_trace = guide_trace  # it has run its model, and that trace has the model's plates
     refuse_subsampling(model_trace, "a posterior draw")
@@ -160,5 +146,4 @@ def _draw(
     values = (site.get("value") for site in model_trace.nodes.values())
     width = sum(value.numel() for value in values if isinstance(value, Tensor))
     shapes = {name: torch.as_tensor(model_trace.nodes[name]["value"]).shape for name in names}
-    drawer = GuideDraws(model, guide, args, kwargs, shapes, structure)
-    return drawer.many(total, max(1, CHUNK // max(1, width)))
+    return GuideDraws(pair, shapes).many(total, max(1, CHUNK // max(1, width)))

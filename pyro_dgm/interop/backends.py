@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,15 @@ from pyro_dgm.infer.sample import sample_posterior
 from pyro_dgm.interop.jax_check import differences
 from pyro_dgm.interop.jax_density import to_jax
 from pyro_dgm.interop.numpyro_nuts import run_nuts
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_choice, check_count
+from pyro_dgm.ops.tables import ResultTable, text_table
 from pyro_dgm.programs.batch import model_and_guide
 from pyro_dgm.programs.parameters import evaluation_mode
 
 __all__ = ["BackendComparison", "compare_backends"]
 
 
-class BackendComparison:
+class BackendComparison(ResultTable):
     """A row for each position, and for each latent's element; :func:`compare_backends` says what the columns mean.
 
     :ivar densities: mappings from column to value, a position each.
@@ -30,64 +30,45 @@ class BackendComparison:
     :ivar runs: the draws, by backend (``"torch"``, ``"numpyro"``), where asked for.
     """
 
+    index = "point"
+
     def __init__(
         self, densities: Sequence[dict[str, Any]], posteriors: Sequence[dict[str, Any]], runs: dict[str, Posterior]
     ) -> None:
-        self.densities, self.posteriors, self.runs = list(densities), list(posteriors), dict(runs)
+        super().__init__(densities)
+        self.densities, self.posteriors, self.runs = self.rows, list(posteriors), dict(runs)
 
     def to_frame(self, what: str = "densities") -> Any:
         """``"densities"`` or ``"posteriors"`` as a :class:`pandas.DataFrame`."""
         import pandas
 
-        if what not in ("densities", "posteriors"):
-            raise ValueError(f"what must be 'densities' or 'posteriors', got {what!r}")
+        check_choice("what", what, "densities", "posteriors")
         frame = pandas.DataFrame(getattr(self, what))
         return frame.set_index("point" if what == "densities" else "element") if len(frame) else frame
 
     def __rich__(self) -> Any:
         from rich.console import Group
 
+        forms = {"torch": ".6f", "numpyro": ".6f", "difference": ".1e", "gradient": ".1e"}
         tables = [
-            _table(
+            text_table(
                 "Log-densities in unconstrained space (nats), and their gradients",
                 ["point", "torch", "numpyro", "difference", "gradient:\nrelative"],
-                [
-                    [
-                        str(r["point"]),
-                        f"{r['torch']:.6f}",
-                        f"{r['numpyro']:.6f}",
-                        f"{r['difference']:.1e}",
-                        f"{r['gradient']:.1e}",
-                    ]
-                    for r in self.densities
-                ],
+                [[str(r["point"]), *(f"{r[key]:{form}}" for key, form in forms.items())] for r in self.densities],
                 "Differences are relative to torch's value, and to the norm of its gradient.",
             )
         ]
         if self.posteriors:
+            keys = ("mean_torch", "mean_numpyro", "sd_torch", "sd_numpyro")
             tables.append(
-                _table(
+                text_table(
                     f"Posteriors: {self.runs['torch'].method} on torch, NUTS on NumPyro",
                     ["element", "mean\ntorch", "mean\nnumpyro", "sd\ntorch", "sd\nnumpyro", "mean:\nerrors apart"],
-                    [
-                        [
-                            r["element"],
-                            *(f"{r[k]:.4g}" for k in ("mean_torch", "mean_numpyro", "sd_torch", "sd_numpyro")),
-                            f"{r['z']:+.2f}",
-                        ]
-                        for r in self.posteriors
-                    ],
+                    [[r["element"], *(f"{r[k]:.4g}" for k in keys), f"{r['z']:+.2f}"] for r in self.posteriors],
                     "Errors apart: the difference of the means in its own Monte Carlo standard error.",
                 )
             )
         return Group(*tables)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"BackendComparison({len(self.densities)} points, {len(self.posteriors)} elements)"
@@ -182,24 +163,3 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     flat = draws.flatten(2).cpu().double() if draws.dim() > 2 else draws[..., None].cpu().double()
     errors = [float(arviz.mcse(flat[..., i].numpy(), method="mean")) for i in range(flat.shape[-1])]
     return flat.mean((0, 1)), flat.std((0, 1)), torch.tensor(errors, dtype=torch.float64)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.interop.jaxlower.program import Lowered, Step
+from pyro_dgm.interop.jaxlower.step import mapped
 
 if TYPE_CHECKING:
     from pyro_dgm.interop.jax_density import JaxDensity
@@ -148,15 +149,8 @@ def _read_part(x: Tensor) -> Tensor:
 
 def _call_jax(step: Step, node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
-    return step.rule(*_plain(args), **_plain(kwargs))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return tuple(_plain(v) for v in value) if isinstance(value, tuple) else value
+    plain_args, plain_kwargs = mapped((args, kwargs), lambda ref: ref)  # plain lists, as rules have them
+    return step.rule(*plain_args, **plain_kwargs)
 
 
 def _to_jax(value: Any) -> Any:

@@ -19,6 +19,7 @@ from pyro_dgm.interop.jax_check import differences, explain_mismatch, jitted_val
 from pyro_dgm.interop.jax_setup import precision_of, require
 from pyro_dgm.interop.jaxlower import CannotConvert, Lowered, drop_unread_inputs, functional_graph, lower, lowerings
 from pyro_dgm.interop.jaxlower.table import jax_dtype
+from pyro_dgm.ops.arguments import check_choice
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import owner_modules
 from pyro_dgm.programs.batch import model_and_guide
@@ -74,8 +75,7 @@ def to_jax(
         (3,)
     """
     require("to_jax")
-    if on_missing not in ("error", "callback"):
-        raise ValueError(f"on_missing must be 'error' or 'callback', got {on_missing!r}")
+    check_choice("on_missing", on_missing, "error", "callback")
     model, _ = model_and_guide(program_or_model)
     with evaluation_mode(program_or_model, model):
         density = JaxDensity(ModelPotential(model, args, kwargs), on_missing, init_strategy)

@@ -18,7 +18,7 @@ from pyro_dgm.infer.posterior import Posterior
 from pyro_dgm.interop.jax_density import JaxDensity
 from pyro_dgm.interop.jax_setup import require
 from pyro_dgm.interop.jaxlower import Lowered
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.arguments import check_count, check_counts, check_number
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import evaluation_mode
@@ -68,16 +68,9 @@ def run_nuts(
     """
     require("run_nuts")
     warmup_steps = num_samples if warmup_steps is None else warmup_steps
-    for argument, value, least in (
-        ("num_samples", num_samples, 1),
-        ("warmup_steps", warmup_steps, 0),
-        ("num_chains", num_chains, 1),
-        ("max_tree_depth", max_tree_depth, 1),
-    ):
-        check_count(argument, value, least)
-    check_number("target_accept_prob", target_accept_prob)
-    if not 0 < target_accept_prob < 1:
-        raise ValueError(f"target_accept_prob must be between 0 and 1, got {target_accept_prob!r}")
+    check_counts(num_samples=num_samples, num_chains=num_chains, max_tree_depth=max_tree_depth)
+    check_count("warmup_steps", warmup_steps, 0)
+    check_number("target_accept_prob", target_accept_prob, within="(0, 1)")
     seed = int(torch.randint(2**31, ()).item()) if seed is None else int(seed)
     began = time.perf_counter()
     potential = density.potential

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_dgm.distributions.visible_units import VisibleUnits
 from pyro_dgm.models.energy_family import EnergyFamily
 from pyro_dgm.ops.annealing import annealing_schedule
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_choice, check_count
 from pyro_dgm.ops.log_normalizer import LogNormalizer
 from pyro_dgm.ops.random_state import seeded
 
@@ -84,8 +84,7 @@ class BoltzmannFamily(EnergyFamily):
             return LogNormalizer.exact(_finite(law.exact_log_normalizer(), self))
         if method != "ais":
             raise ValueError(f"method must be 'ais' or 'exact', got {method!r}")
-        if direction not in ("forward", "reverse"):
-            raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+        check_choice("direction", direction, "forward", "reverse")
         check_count("num_chains", num_chains, 2)
         betas = annealing_schedule(schedule, num_temperatures)
         _check_parameters(self)

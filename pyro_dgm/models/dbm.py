@@ -116,11 +116,7 @@ class DBM(BoltzmannFamily):
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild it, for JSON."""
-        return {
-            "num_visible": self.num_visible,
-            "hidden": list(self.hidden),
-            "num_mean_field": self.num_mean_field,
-        }
+        return {"num_visible": self.num_visible, "hidden": list(self.hidden), "num_mean_field": self.num_mean_field}
 
 
 class DBMStage(BoltzmannFamily):

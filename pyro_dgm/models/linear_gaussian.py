@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_dgm.models.base import Family, program_method
-from pyro_dgm.ops.arguments import check_count
+from pyro_dgm.ops.arguments import check_choice, check_count
 
 __all__ = ["LinearGaussian"]
 
@@ -46,16 +46,11 @@ class LinearGaussian(Family):
     """
 
     def __init__(
-        self,
-        event_dim: int,
-        latent_dim: int,
-        isotropic: bool = False,
-        guide_covariance: str = "diagonal",
+        self, event_dim: int, latent_dim: int, isotropic: bool = False, guide_covariance: str = "diagonal"
     ) -> None:
         super().__init__((event_dim,))
         check_count("latent_dim", latent_dim)
-        if guide_covariance not in ("diagonal", "full"):
-            raise ValueError(f"guide_covariance must be 'diagonal' or 'full', got {guide_covariance!r}")
+        check_choice("guide_covariance", guide_covariance, "diagonal", "full")
         self.event_dim, self.latent_dim = int(event_dim), int(latent_dim)
         self.isotropic, self.guide_covariance = bool(isotropic), guide_covariance
         self.weight = nn.Parameter(torch.randn(event_dim, latent_dim) / math.sqrt(latent_dim))

@@ -17,7 +17,7 @@ from pyro_dgm.distributions.visible_units import (
     VisibleUnits,
 )
 from pyro_dgm.models.boltzmann import BoltzmannFamily
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.arguments import check_count, check_positive
 
 __all__ = ["RBM"]
 
@@ -135,8 +135,6 @@ def _make_units(
             )
         return made
     if visible == "gaussian":
-        check_number("scale", scale)
-        if not 0.0 < scale < float("inf"):
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        check_positive("scale", scale)
         return GaussianUnits(num_visible, scale, event_shape)
     return BernoulliUnits(num_visible, event_shape)

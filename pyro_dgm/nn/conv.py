@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_dgm.nn.mlp import batch_of
+
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
@@ -22,10 +24,7 @@ def _image_shape(shape: Sequence[int], argument: str) -> tuple[int, int, int]:
 
 def _halvings(size: int, count: int) -> list[int]:
     """Side lengths after each stride-2 convolution with kernel 3 and padding 1."""
-    sizes = [size]
-    for _ in range(count):
-        sizes.append((sizes[-1] + 1) // 2)
-    return sizes
+    return [-(-size // 2**i) for i in range(count + 1)]
 
 
 class ConvEncoder(nn.Module):
@@ -65,10 +64,7 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        n = len(self.in_shape)
-        batch = x.shape[: x.dim() - n]
-        if x.shape[x.dim() - n :] != self.in_shape:
-            raise ValueError(f"ConvEncoder: x must end in {tuple(self.in_shape)}, got {tuple(x.shape)}")
+        batch = batch_of(x, self.in_shape, "ConvEncoder: x must end in")
         return self.layers(x.reshape((-1, *self.image))).reshape(batch + self.out_shape)
 
 
@@ -119,8 +115,5 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        n = len(self.in_shape)
-        batch = z.shape[: z.dim() - n]
-        if z.shape[z.dim() - n :] != self.in_shape:
-            raise ValueError(f"ConvDecoder: z must end in {tuple(self.in_shape)}, got {tuple(z.shape)}")
+        batch = batch_of(z, self.in_shape, "ConvDecoder: z must end in")
         return self.layers(z.reshape((-1, self.in_shape.numel()))).reshape(batch + self.out_shape)

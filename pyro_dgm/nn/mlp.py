@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from pyro_dgm.ops.arguments import check_sizes
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "batch_of"]
+
+
+def batch_of(x: Tensor, in_shape: torch.Size, wanted: str) -> torch.Size:
+    """The batch dimensions left of an input's event.
+
+    :raises ValueError: where it does not end in that shape.
+    """
+    lead = x.dim() - len(in_shape)
+    if lead < 0 or x.shape[lead:] != in_shape:
+        raise ValueError(f"{wanted} {tuple(in_shape)}, got {tuple(x.shape)}")
+    return x.shape[:lead]
 
 
 class MLP(nn.Module):
@@ -54,9 +65,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        n = len(self.in_shape)
-        batch = x.shape[: x.dim() - n]
-        if x.shape[x.dim() - n :] != self.in_shape:
-            raise ValueError(f"MLP: x must end in the event shape {tuple(self.in_shape)}, got {tuple(x.shape)}")
-        y = self.layers(x.reshape(batch + (-1,)) if n != 1 else x)
+        batch = batch_of(x, self.in_shape, "MLP: x must end in the event shape")
+        y = self.layers(x.reshape(batch + (-1,)) if len(self.in_shape) != 1 else x)
         return y.reshape(batch + self.out_shape) if len(self.out_shape) != 1 else y

@@ -7,11 +7,13 @@ from pyro_dgm.ops.langevin import langevin_step
 from pyro_dgm.ops.log_normalizer import LogNormalizer, log_mean_exp_error
 from pyro_dgm.ops.logmeanexp import log_mean_exp, normalized_ess
 from pyro_dgm.ops.schedules import CyclicalSchedule, LinearSchedule, SigmoidSchedule
+from pyro_dgm.ops.tables import ResultTable
 
 __all__ = [
     "CyclicalSchedule",
     "LinearSchedule",
     "LogNormalizer",
+    "ResultTable",
     "SigmoidSchedule",
     "anneal",
     "annealing_schedule",

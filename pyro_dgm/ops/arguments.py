@@ -12,7 +12,9 @@ import torch
 __all__ = [
     "LARGEST_COUNT",
     "LARGEST_SEED",
+    "check_choice",
     "check_count",
+    "check_counts",
     "check_device",
     "check_floating",
     "check_number",
@@ -56,6 +58,23 @@ def check_count(argument: str, value: Any, least: int = 1, *, optional: bool = F
     if count > LARGEST_COUNT:
         raise ValueError(f"{argument} must be an integer from {least} to 2**31 - 1, got {value!r}")
     return count
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """:func:`check_count` of several arguments, each given by its name."""
+    for argument, value in counts.items():
+        check_count(argument, value, least)
+
+
+def check_choice(argument: str, value: Any, *choices: Any) -> Any:
+    """Check that an argument is one of a few values.
+
+    :raises ValueError: if it is none of them.
+    """
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{argument} must be {', '.join(others)} or {last}, got {value!r}")
+    return value
 
 
 def check_sizes(argument: str, value: Any, least: int = 1) -> tuple[int, ...]:
@@ -126,13 +145,23 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
     return made
 
 
-def check_number(argument: str, value: Any, *, optional: bool = False, finite: bool = False) -> Any:
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    optional: bool = False,
+    finite: bool = False,
+    within: str = "",
+    least: float | None = None,
+) -> Any:
     """Check that an argument is a real number at all, before it is compared with anything; scalar tensors count.
 
     :param optional: whether ``None`` is accepted too.
-    :param finite: whether it must be finite, where nothing else is asked of it.
+    :param finite: whether it must be finite.
+    :param within: the interval that it must be in, as ``"[0, 1)"``.
+    :param least: smallest value that is accepted.
     :raises TypeError: for anything else, ``True`` and ``"3"`` too.
-    :raises ValueError: for a number that is not finite, where it must be.
+    :raises ValueError: for a number out of range.
     """
     if value is None and optional:
         return None
@@ -141,6 +170,13 @@ def check_number(argument: str, value: Any, *, optional: bool = False, finite: b
         raise TypeError(f"{argument} must be a number{', or None' if optional else ''}, got {value!r}")
     if finite and not math.isfinite(value):
         raise ValueError(f"{argument} must be a finite number, got {value!r}")
+    if within:
+        low, high = (float(end) for end in within[1:-1].split(","))
+        above = value > low if within[0] == "(" else value >= low
+        if not (above and (value < high if within[-1] == ")" else value <= high)):
+            raise ValueError(f"{argument} must be in {within}, got {value!r}")
+    if least is not None and not value >= least:
+        raise ValueError(f"{argument} must be at least {least:g}, got {value!r}")
     return value
 
 

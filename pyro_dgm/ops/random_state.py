@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,37 +71,37 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 @contextmanager
-def forked_rng(device: torch.device, seed: int | None = None, enabled: bool = True) -> Iterator[None]:
-    """Leave the global generators as they were found; inside they are seeded when ``seed`` is given."""
+def forked_rng(device: torch.device | None = None, seed: int | None = None, enabled: bool = True) -> Iterator[None]:
+    """Leave the global generators as they were found; inside they are seeded when ``seed`` is given.
+
+    :param device: the device that draws are made on; without it the CPU and all CUDA devices in use.
+    :param seed: seed of torch, NumPy and Python inside; without it they go on from where they are.
+    :param enabled: whether to do anything at all.
+    """
     if not enabled:
         yield
         return
-    before = RandomState.capture(device)
-    try:
-        if seed is not None:
-            seed_everything(seed, device)
-        yield
-    finally:
-        before.restore(device)
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    if device is None and torch.cuda.is_initialized():
+        cuda = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    numpy, python = np.random.get_state(legacy=True), random.getstate()
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            if seed is not None:
+                for place in cuda or [torch.device("cpu")]:
+                    seed_everything(seed, place)
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
+
+
+def seeded(seed: int | None, device: torch.device) -> AbstractContextManager[None]:
+    """:func:`forked_rng` where there is a seed; with ``None`` draws take and advance the global generators."""
+    return forked_rng(device, check_seed(seed), enabled=seed is not None)
 
 
 def fork_rng() -> Any:
-    """Leave the global random state of the CPU, and of CUDA where it is in use, as it was."""
+    """As :func:`forked_rng`, of torch's generators alone: for graphs, which check that NumPy's and Python's stay."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     return torch.random.fork_rng(devices=devices)
-
-
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw with a seed inside and leave the global generators as they were; with ``None`` do nothing."""
-    check_seed(seed)
-    if seed is None:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -44,9 +44,7 @@ class LinearSchedule:
 
     def __post_init__(self) -> None:
         _check_ends(self)
-        check_number("delay", self.delay, finite=True)
-        if self.delay < 0:
-            raise ValueError(f"delay must be at least 0, got {self.delay!r}")
+        check_number("delay", self.delay, finite=True, least=0)
 
     def __call__(self, step: int) -> float:
         return _between(self.start, self.end, min(1.0, max(0.0, (step - self.delay) / self.steps)))
@@ -132,9 +130,7 @@ class CyclicalSchedule:
         check_number("cycles", self.cycles)
         if not 1 <= self.cycles <= self.steps:
             raise ValueError(f"cycles must be from 1 to steps = {self.steps}, got {self.cycles!r}")
-        check_number("ratio", self.ratio)
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio must be in (0, 1], got {self.ratio!r}")
+        check_number("ratio", self.ratio, within="(0, 1]")
 
     def __call__(self, step: int) -> float:
         if step > self.steps:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_dgm.programs import owner_modules
 
-__all__ = ["State", "WithoutDropout", "close", "describe", "modules_of"]
+__all__ = ["State", "WithoutDropout", "buffers_kept", "close", "describe", "modules_of"]
 
 
 def modules_of(*fns: Callable[..., Any]) -> list[nn.Module]:
@@ -46,6 +47,18 @@ def close(a: Tensor, b: Tensor) -> bool:
     tolerance = 4 * torch.finfo(b.dtype).eps ** 0.5 if b.is_floating_point() else 0.0
     size = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
     return torch.allclose(a.to(b.dtype), b, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+@contextmanager
+def buffers_kept(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Put buffers (running statistics) back at the end: what is run inside is no training step."""
+    kept = [(b, b.detach().clone()) for b in {id(b): b for b in buffers}.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 class State:

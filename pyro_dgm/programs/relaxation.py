@@ -10,6 +10,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_dgm.programs.base_of import base_of
+
 __all__ = ["continuous_relaxation"]
 
 METHODS = ("gumbel_softmax", "straight_through")
@@ -106,19 +108,17 @@ class RelaxMessenger(Messenger):
 
 
 def _is_bernoulli(fn: Any) -> bool:
-    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return isinstance(fn, dist.RelaxedBernoulli)
+    return isinstance(base_of(fn, (dist.Independent, dist.MaskedDistribution)), dist.RelaxedBernoulli)
 
 
 def _relaxed(fn: Any, temperature: float | Tensor) -> Any:
     """The relaxation of a distribution, or ``None`` where it has none."""
-    if isinstance(fn, dist.Independent):
+    if isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
         base = _relaxed(fn.base_dist, temperature)
-        return None if base is None else base.to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.MaskedDistribution):
-        base = _relaxed(fn.base_dist, temperature)
-        return None if base is None else base.mask(fn._mask)
+        if base is None:
+            return None
+        masked = isinstance(fn, dist.MaskedDistribution)
+        return base.mask(fn._mask) if masked else base.to_event(fn.reinterpreted_batch_ndims)
     if not isinstance(fn, (dist.Bernoulli, dist.Categorical, dist.OneHotCategorical)):
         return None
     value = torch.as_tensor(temperature, dtype=fn.logits.dtype, device=fn.logits.device)

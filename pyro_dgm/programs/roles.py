@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs.parameters import ParameterRecorder, module_roots
 from pyro_dgm.programs.structure import guide_messenger, sample_sites
 
@@ -46,7 +46,7 @@ def find_parameters(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     """
     model, guide = program.model, program.guide
     messenger = guide_messenger(guide)
-    with fork_rng(), torch.enable_grad(), ParameterRecorder() as recorder:
+    with forked_rng(), torch.enable_grad(), ParameterRecorder() as recorder:
         if messenger is not None:
             guide(*args, **kwargs)
             guide_trace = messenger.get_traces()[1]

@@ -21,10 +21,12 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import owner_modules
+from pyro_dgm.programs.base_of import base_of
 from pyro_dgm.programs.closed_form import wrong_closed_forms
 from pyro_dgm.programs.first_run import AddedDims, first_run, guide_messenger
+from pyro_dgm.programs.module_state import buffers_kept
 from pyro_dgm.programs.observed import check_observed
 from pyro_dgm.programs.site_checks import check_shapes
 from pyro_dgm.programs.unnormalized import refuse_moving_normalizers
@@ -66,9 +68,7 @@ class Structure:
 
 def is_point(fn: Any) -> bool:
     """Whether a distribution is a point mass, through ``to_event``, masks and expansions."""
-    while not isinstance(fn, dist.Delta) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
+    return isinstance(base_of(fn), dist.Delta)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def probe(
     if run.added:  # closed forms are compared with draws of one particle: there are none
         sampled = frozenset(guide_sites)
     else:
-        with fork_rng(), torch.no_grad():
+        with forked_rng(), torch.no_grad():
             sampled = wrong_closed_forms(model_sites, guide_sites)
     return Structure(
         -min(dims) if dims else 0,
@@ -201,18 +201,9 @@ def looking_at(model: Any, guide: Any, differentiates: bool = False) -> Iterator
 
     :param differentiates: whether it differentiates inside itself (:attr:`Structure.differentiates`).
     """
-    with poutine.block(), fork_rng(), torch.set_grad_enabled(differentiates), _buffers_kept(model, guide):
+    buffers = (b for fn in (model, guide) for module in owner_modules(fn) for b in module.buffers())
+    with poutine.block(), forked_rng(), torch.set_grad_enabled(differentiates), buffers_kept(buffers):
         yield
-
-
-@contextmanager
-def _buffers_kept(*fns: Any) -> Iterator[None]:
-    """Put running statistics back as they were: a look at a program is no training step."""
-    buffers = {id(b): b for fn in fns for module in owner_modules(fn) for b in module.buffers()}
-    kept = [(b, b.clone()) for b in buffers.values()]
-    yield
-    for buffer, value in kept:
-        buffer.copy_(value)
 
 
 class StructureCache:

@@ -25,7 +25,7 @@ from pyro_dgm.infer.mcmc.moments import Moments
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.run import ChainRun, RunSettings, run_chains
 from pyro_dgm.infer.posterior import Posterior
-from pyro_dgm.ops.arguments import check_count, check_seed
+from pyro_dgm.ops.arguments import check_choice, check_count, check_counts, check_seed
 from pyro_dgm.programs.batch import checked_arguments
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 from pyro_dgm.programs.parameters import local_parameters
@@ -105,17 +105,11 @@ class MCMC:
                 "Pyro's own kernels run in pyro.infer.MCMC"
             )
         warmup_steps = num_samples if warmup_steps is None else warmup_steps
-        for argument, value, least in (
-            ("num_samples", num_samples, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("num_chains", num_chains, 1),
-            ("thinning", thinning, 1),
-            ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
-        ):
-            check_count(argument, value, least)
+        check_counts(num_samples=num_samples, num_chains=num_chains, thinning=thinning)
+        check_count("warmup_steps", warmup_steps, 0)
+        check_count("chunk_size", 1 if chunk_size is None else chunk_size)
         check_seed(seed)
-        if chain_method not in ("vectorized", "sequential"):
-            raise ValueError(f"chain_method must be 'vectorized' or 'sequential', got {chain_method!r}")
+        check_choice("chain_method", chain_method, "vectorized", "sequential")
         if thinning > num_samples:
             raise ValueError(f"thinning must be at most num_samples = {num_samples}, got {thinning}")
         together = num_chains if chain_method == "vectorized" else 1

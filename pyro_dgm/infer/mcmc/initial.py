@@ -12,6 +12,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_dgm.infer.mcmc.chains import finite_chains
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.infer.mcmc.potentials.sites import latent_sites
@@ -65,7 +66,7 @@ def initial_position(
         position = _checked(potential, params, num_chains)
         if not potential.known:
             return position
-        bad = _bad_chains(*potential(position))
+        bad = ~finite_chains(*potential(position))
         if bool(bad.any()):
             chains = bad.nonzero().flatten()
             why = potential.explain({k: v[chains] for k, v in position.items()})
@@ -78,7 +79,7 @@ def initial_position(
     position = draw_initial(model, strategy, num_chains, generator)
     for attempt in range(MAX_TRIES):
         values, gradients = potential(position)
-        bad = _bad_chains(values, gradients)
+        bad = ~finite_chains(values, gradients)
         if attempt < FAR_TRIES and not bool(bad.any()):
             bad = far_behind(values, position)
         chains = bad.nonzero().flatten()
@@ -159,13 +160,6 @@ def draw_initial(
                 {name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in potential.latents}
             )
     return {name: torch.stack([row[name] for row in rows]) for name in potential.latents}
-
-
-def _bad_chains(values: Tensor, gradients: Position) -> Tensor:
-    bad = ~torch.isfinite(values)
-    for g in gradients.values():
-        bad = bad | ~torch.isfinite(g).reshape(len(g), -1).all(-1)
-    return bad
 
 
 def _checked(potential: Potential, params: Position, num_chains: int) -> Position:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.metric import BOUND, metric_of
 
-__all__ = ["as_objective", "check_objective"]
+__all__ = ["as_objective", "check_objective", "scalar_loss"]
 
 
 def as_objective(objective: Any, argument: str = "objective") -> Objective:
@@ -95,7 +95,7 @@ class AdaptedELBO(_Adapted):
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         if grad and self.differentiable:
-            loss = _scalar(self._original.differentiable_loss(model, guide, *args, **kwargs))
+            loss = scalar_loss(self._original.differentiable_loss(model, guide, *args, **kwargs))
             return loss, loss
         if grad:
             raise TypeError(f"{type(self._original).__name__} has no differentiable loss, only loss_and_grads")
@@ -128,7 +128,7 @@ class AdaptedCallable(_Adapted):
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         loss = self(model, guide)(*args, **kwargs)
         if grad:
-            return _scalar(loss), loss
+            return scalar_loss(loss), loss
         return torch.as_tensor(_first(loss)), None
 
     def evaluator(self, model: Any, guide: Any) -> Callable[..., float]:
@@ -147,7 +147,11 @@ def _first(loss: Any) -> Any:
     return loss[0] if isinstance(loss, tuple) else loss
 
 
-def _scalar(loss: Any) -> Tensor:
+def scalar_loss(loss: Any) -> Tensor:
+    """Pass on a loss that can be differentiated.
+
+    :raises TypeError: for anything else.
+    """
     if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
         raise TypeError(
             "objective(model, guide)(*batch) must give a scalar tensor that depends on the parameters, got "

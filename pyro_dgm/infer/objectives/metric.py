@@ -8,6 +8,8 @@ from typing import Any
 from pyro.infer import ReweightedWakeSleep, Trace_MMD
 from pyro.infer.elbo import ELBO as PyroELBO
 
+from pyro_dgm.ops.arguments import check_choice
+
 __all__ = ["BOUND", "LOSS", "Metric", "metric_of"]
 
 
@@ -36,8 +38,7 @@ class Metric:
     better: str | None = "higher"
 
     def __post_init__(self) -> None:
-        if self.better not in ("higher", "lower", None):
-            raise ValueError(f"better must be 'higher', 'lower' or None, got {self.better!r}")
+        check_choice("better", self.better, "higher", "lower", None)
 
     def of(self, loss: float) -> float:
         """The value, from the loss per datum."""

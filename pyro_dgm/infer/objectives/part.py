@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.programs import announce_parameters, announcing
 
 __all__ = ["Part"]
 
@@ -43,11 +41,7 @@ class Part(Objective):
         self.whole.prepare(model, guide, args, kwargs)
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        with announcing(bool(_PYRO_STACK)):
-            if self.learned is not None:
-                announce_parameters(self.learned)
-            particles = self.whole._particles(model, guide, args, kwargs, grad=True)
-        loss, surrogate = self.losses(particles)
+        loss, surrogate = self.losses(self.whole.announced(model, guide, args, kwargs, grad=True))
         return loss, surrogate if grad else None
 
     def __repr__(self) -> str:

@@ -112,6 +112,10 @@ class ParticleObjective(Objective):
         """The shared evaluation, once.  ``grad`` says whether :meth:`surrogate_of` will be called."""
         return self.run(model, guide, args, kwargs)
 
+    def pair(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Pair:
+        """Model and guide with their batch and structure."""
+        return Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
+
     def run(
         self,
         model: Any,
@@ -122,15 +126,13 @@ class ParticleObjective(Objective):
         before: Callable[[], None] | None = None,
     ) -> Particles:
         """Run the pair with this objective's particles; see :func:`~.evaluation.evaluate.run_pairs`."""
-        structure = self.structure(model, guide, args, kwargs)
-        return run_pairs(
-            model, guide, args, kwargs, self.num_particles, structure, self.vectorize_particles, rewrite, before
-        )
+        pair = self.pair(model, guide, args, kwargs)
+        return run_pairs(pair, self.num_particles, self.vectorize_particles, rewrite, before)
 
     def dry_run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
         """One particle, without a trace in random state, buffers or handlers: for the sizes of learned networks."""
         with looking_at(model, guide):  # run_pairs turns gradients on where the program needs them
-            return run_pairs(model, guide, args, kwargs, 1, self._structures.get(model, guide, args, kwargs), False)
+            return run_pairs(Pair(model, guide, args, kwargs, self._structures.get(model, guide, args, kwargs)))
 
     # What is the same for all
 
@@ -172,14 +174,18 @@ class ParticleObjective(Objective):
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
+        particles = self.announced(model, guide, args, kwargs, grad)
+        bound = self.bound_of(particles)
+        loss = -(particles.outer_scale * bound.sum())
+        return loss, -self.surrogate_of(particles, bound) if grad else None
+
+    def announced(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
+        """The shared evaluation, with a message for each parameter of the objective's own networks."""
         # Messages of parameters are for handlers around the objective (SVI's, a recorder's).
         with announcing(bool(_PYRO_STACK)):
             if self.learned is not None:
                 announce_parameters(self.learned)
-            particles = self._particles(model, guide, args, kwargs, grad)
-        bound = self.bound_of(particles)
-        loss = -(particles.outer_scale * bound.sum())
-        return loss, -self.surrogate_of(particles, bound) if grad else None
+            return self._particles(model, guide, args, kwargs, grad)
 
     @leaves_the_store
     @torch.no_grad()
@@ -196,13 +202,11 @@ class ParticleObjective(Objective):
         try:
             particles = self.particles(model, guide, args, kwargs, grad)
         except Exception:
-            pair = Pair(model, guide, args, kwargs, self.structure(model, guide, args, kwargs))
-            if not is_other_way(pair, self.num_particles, self.vectorize_particles):
+            if not is_other_way(self.pair(model, guide, args, kwargs), self.num_particles, self.vectorize_particles):
                 raise
             particles = self.particles(model, guide, args, kwargs, grad)
         particles.averages_weights = self.averages_weights
         return particles
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
-        structure = self.structure(model, guide, args, kwargs)
-        return run_pairs(model, guide, args, kwargs, 1, structure, False).pairs[0]
+        return run_pairs(self.pair(model, guide, args, kwargs)).pairs[0]

@@ -15,7 +15,7 @@ from pyro_dgm.infer.smc.moves import KernelPath, check_kernel, default_kernel
 from pyro_dgm.ops.annealing import anneal, annealing_schedule
 from pyro_dgm.ops.arguments import check_count, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer
-from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.ops.random_state import forked_rng, seeded
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["AIS"]
@@ -119,7 +119,7 @@ class AIS:
         betas = self.betas if target_values is None else self.betas.flip(0)
         direction = "forward" if target_values is None else "reverse"
         device = self._device(target_values)
-        with forked_rng(device, seed, enabled=seed is not None):
+        with seeded(seed, device):
             values = self.ends.draw(num_chains) if target_values is None else target_values
             if self.transition is not None:
                 values, log_weights = self._by_transition(values, betas)
@@ -154,7 +154,7 @@ class AIS:
 
     def _device(self, values: Any) -> torch.device:
         if values is None:
-            with forked_rng(torch.device("cpu")):
+            with forked_rng():
                 values = self.ends.draw(1)
         return next(iter(values.values())).device
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyro_dgm.distributions import chains
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
@@ -165,16 +166,8 @@ def check_kernel(kernel: Kernel) -> None:
     :raises TypeError: for what is no kernel.
     :raises ValueError: for one with a target of its own, at another temperature, or that leaves no density invariant.
     """
-    if isinstance(kernel, type):
-        raise TypeError(f"kernel must be an instance, {kernel.__name__}(), got the class itself")
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"kernel must be one of pyro_dgm.infer.mcmc, HMC() say, got {type(kernel).__name__}")
-    name = type(kernel).__name__
-    if kernel.model is not None or kernel.potential_fn is not None:
-        raise ValueError(f"kernel must have no model or potential of its own: {name}(), the path gives it its target")
-    if kernel.temperature != 1.0:
-        raise ValueError(
-            f"kernel must have temperature 1, got {kernel.temperature}: the path has temperatures of its own"
-        )
+    chains.check_kernel(kernel, "the path", "the path has temperatures of its own")
     if not kernel.adjusted:
-        raise ValueError(f"kernel must leave its target invariant, which {name} does not: take HMC() or MALA()")
+        raise ValueError(
+            f"kernel must leave its target invariant, which {type(kernel).__name__} does not: take HMC() or MALA()"
+        )

@@ -20,6 +20,7 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.runners import Runner
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
+from pyro_dgm.ops.arguments import check_choice
 from pyro_dgm.programs.site_checks import check_shapes
 from pyro_dgm.programs.structure import Structure, probe, sample_sites
 
@@ -41,8 +42,7 @@ class ProgramEnds:
     """
 
     def __init__(self, program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], initial: str = "prior") -> None:
-        if initial not in ("prior", "guide"):
-            raise ValueError(f"initial must be 'prior' or 'guide', got {initial!r}")
+        check_choice("initial", initial, "prior", "guide")
         self.model, self.guide = program.model, program.guide
         self.args, self.kwargs, self.initial = args, dict(kwargs), initial
         with torch.no_grad(), poutine.block():

@@ -16,10 +16,10 @@ from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.smc.ends import Ends
 from pyro_dgm.infer.smc.moves import KernelPath, default_kernel
 from pyro_dgm.infer.smc.resampling import next_temperature, systematic
-from pyro_dgm.ops.arguments import check_count, check_number, check_seed
+from pyro_dgm.ops.arguments import check_count, check_counts, check_number, check_seed
 from pyro_dgm.ops.log_normalizer import LogNormalizer, warn_of_low_ess
 from pyro_dgm.ops.logmeanexp import normalized_ess
-from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.ops.random_state import forked_rng, seeded
 from pyro_dgm.programs.one_at_a_time import one_at_a_time
 
 __all__ = ["SMCResult", "SMCSampler"]
@@ -94,14 +94,9 @@ class SMCSampler:
         resample_at: float = 0.5,
         max_temperatures: int = 1000,
     ) -> None:
-        check_number("target_ess", target_ess)
-        if not 0.0 < target_ess < 1.0:
-            raise ValueError(f"target_ess must be in (0, 1), got {target_ess!r}")
-        check_number("resample_at", resample_at)
-        if not 0.0 < resample_at <= 1.0:
-            raise ValueError(f"resample_at must be in (0, 1], got {resample_at!r}")
-        for argument, value in (("num_steps", num_steps), ("max_temperatures", max_temperatures)):
-            check_count(argument, value)
+        check_number("target_ess", target_ess, within="(0, 1)")
+        check_number("resample_at", resample_at, within="(0, 1]")
+        check_counts(num_steps=num_steps, max_temperatures=max_temperatures)
         self.ends = Ends(initial, target)
         self.kernel = default_kernel() if kernel is None else kernel
         self.num_steps, self.max_temperatures = num_steps, max_temperatures
@@ -119,9 +114,9 @@ class SMCSampler:
         """
         check_count("num_particles", num_particles, 2)
         check_seed(seed)
-        with forked_rng(torch.device("cpu")):
+        with forked_rng():
             device = next(iter(self.ends.draw(1).values())).device
-        with forked_rng(device, seed, enabled=seed is not None):
+        with seeded(seed, device):
             position = self.ends.unconstrain(self.ends.draw(num_particles))
             generator = new_generator(int(torch.randint(2**62, (), device="cpu").item()), device)
         return self._run(position, generator)

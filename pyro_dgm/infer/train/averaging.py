@@ -121,9 +121,7 @@ class EMA(WeightAverage):
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         super().__init__()
-        check_number("decay", decay)
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must be in (0, 1), got {decay!r}")
+        check_number("decay", decay, within="(0, 1)")
         self.decay, self.warmup = float(decay), bool(warmup)
 
     def share(self, epoch: int) -> float:

@@ -15,14 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_dgm.infer.train.distributed import ALONE, Group
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs.tensors import (
-    batch_length,
-    constant_tensors,
-    map_tensors,
-    named_tensors,
-    refuse_meta,
-    take_rows,
-)
+from pyro_dgm.programs.tensors import batch_length, constant_tensors, map_tensors, named_tensors, refuse_meta, take_rows
 
 __all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches"]
 

@@ -89,12 +89,8 @@ class EarlyStopping(Callback):
             raise ValueError(f"min_delta must be at least 0 (nats per datum), got {min_delta!r}")
         if monitor not in (None, "train", "validation"):
             raise ValueError(f"monitor must be 'train', 'validation' or None, got {monitor!r}")
-        self.patience, self.min_delta, self.monitor, self.restore_best = (
-            patience,
-            float(min_delta),
-            monitor,
-            restore_best,
-        )
+        self.patience, self.min_delta = patience, float(min_delta)
+        self.monitor, self.restore_best = monitor, restore_best
         self.best = -float("inf")  # as a gain: of a loss, minus the loss
         self.best_epoch = 0
         self.waited = 0

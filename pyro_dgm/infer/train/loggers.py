@@ -9,6 +9,7 @@ that has ``check()`` is asked before training whether it can log.
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -145,10 +146,7 @@ class TensorBoardLogger:
 
         :raises ImportError: if it is not installed.
         """
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ImportError("TensorBoardLogger needs TensorBoard: pip install tensorboard") from error
+        _need(self, "torch.utils.tensorboard", "TensorBoard: pip install tensorboard")
 
     def _open(self) -> Any:
         self.check()
@@ -187,10 +185,7 @@ class WandbLogger:
 
         :raises ImportError: if it is not installed.
         """
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise ImportError("WandbLogger needs Weights & Biases: pip install wandb") from error
+        _need(self, "wandb", "Weights & Biases: pip install wandb")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log all at one step."""
@@ -248,10 +243,7 @@ class MLflowLogger:
 
         :raises ImportError: if it is not installed.
         """
-        try:
-            import mlflow.tracking  # noqa: F401
-        except ImportError as error:
-            raise ImportError("MLflowLogger needs MLflow: pip install mlflow (or mlflow-skinny)") from error
+        _need(self, "mlflow.tracking", "MLflow: pip install mlflow (or mlflow-skinny)")
 
     def _open(self) -> None:
         self.check()
@@ -284,6 +276,13 @@ def as_loggers(loggers: Any) -> list[Logger]:
             what = f"the class {logger.__name__} itself" if isinstance(logger, type) else type(logger).__name__
             raise TypeError(f"loggers must hold objects with log(metrics, step) and close(), got {what}")
     return found
+
+
+def _need(logger: Any, module: str, what: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{type(logger).__name__} needs {what}") from error
 
 
 def _shown(value: float) -> str:

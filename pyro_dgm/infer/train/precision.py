@@ -16,37 +16,14 @@ __all__ = ["PRECISIONS", "check_precision", "matmul_precision", "mixed_precision
 #: what ``fit(precision=...)`` takes, and what the run's header says of each
 PRECISIONS = {"32": "float32 products", "tf32": "TF32 products", "bf16": "bfloat16 products"}
 
+_NAMES = ("matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv")
 #: products of matrices and convolutions: the work of a network, and what tensor cores do
 _PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
     [
-        F.linear,
-        F.bilinear,
-        F.conv1d,
-        F.conv2d,
-        F.conv3d,
-        F.conv_transpose1d,
-        F.conv_transpose2d,
-        F.conv_transpose3d,
-        F.scaled_dot_product_attention,
-        *(
-            getattr(torch, name)
-            for name in ("matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "einsum")
-        ),
-        *(
-            getattr(Tensor, name)
-            for name in (
-                "matmul",
-                "__matmul__",
-                "__rmatmul__",
-                "mm",
-                "bmm",
-                "mv",
-                "addmm",
-                "addbmm",
-                "baddbmm",
-                "addmv",
-            )
-        ),
+        *(getattr(F, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)),
+        *(F.linear, F.bilinear, F.scaled_dot_product_attention),
+        *(getattr(torch, name) for name in ("einsum", *_NAMES)),
+        *(getattr(Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", *_NAMES[1:])),
     ]
 )
 

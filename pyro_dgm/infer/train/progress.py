@@ -45,13 +45,7 @@ class ProgressBar(SilentProgress):
     def __init__(
         self, epochs: int, num_batches: int | None, metric: Metric = BOUND, validation: Metric | None = None
     ) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.num_batches = num_batches
         self.metric, self.validation = metric, validation or metric

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pyro_dgm.ops.arguments import check_count, check_device, check_seed
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Batch, split_batch
 from pyro_dgm.programs.batch import check_batch, check_dtypes
+from pyro_dgm.programs.module_state import buffers_kept
 from pyro_dgm.programs.parameters import ParameterRecorder, ProgramState
 from pyro_dgm.programs.tensors import as_batch, named_tensors
 
@@ -128,23 +129,13 @@ def first_evaluation(program: Any, objective: Objective, batch: Batch, state: Pr
     :returns: ``objective(model, guide)``.
     """
     module = objective(program.model, program.guide)
-    with unchanged(state.buffers()), ParameterRecorder() as recorder:
+    with buffers_kept(state.buffers()), ParameterRecorder() as recorder:
         objective.first_evaluation(module, batch.args, batch.kwargs)
     state.add_objective(module)
     state.record(recorder.found)
     for tensor in state.trainable().values():
         tensor.grad = None
     return module
-
-
-@contextmanager
-def unchanged(buffers: list[Tensor]) -> Iterator[None]:
-    """Put buffers back at the end: running statistics have seen a batch that was no training step."""
-    values = [b.detach().clone() for b in buffers]
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
 
 
 def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:
@@ -231,7 +222,7 @@ def find_roles(
     program: Any, leaves: dict[str, Tensor], batch: Batch, state: ProgramState, device: torch.device
 ) -> dict[str, str]:
     """Whose each parameter is, looked up on a batch; random numbers and running statistics stay as they are."""
-    with forked_rng(device), unchanged(state.buffers()):
+    with forked_rng(device), buffers_kept(state.buffers()):
         return split_by_role(program, leaves, batch.args, batch.kwargs)
 
 
@@ -244,7 +235,7 @@ def check_divisible(
     """
     if num_data is not None or batch.size == 1:
         return
-    with unchanged(state.buffers()):
+    with buffers_kept(state.buffers()):
         is_sum = objective.is_sum(program.model, program.guide, batch.args, batch.kwargs)
     if not is_sum:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.objectives import Objective
+from pyro_dgm.infer.objectives.adapter import scalar_loss
 from pyro_dgm.infer.train.compilation import Compilation
 from pyro_dgm.infer.train.nonfinite import Culprit, NonFiniteLossError, find_culprit
 from pyro_dgm.infer.train.optimizers import Optimizers, clip_gradients
@@ -165,12 +166,7 @@ class Update:
                 if mine is None or id(leaf) in mine:
                     leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
             return loss
-        loss = self.module(*batch.args, **batch.kwargs)
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
-            raise TypeError(
-                "objective(model, guide)(*batch) must give a scalar tensor that depends on the parameters, got "
-                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}"
-            )
+        loss = scalar_loss(self.module(*batch.args, **batch.kwargs))
         (loss * share).backward(inputs=None if self.alone else self.parameters)
         return loss.detach()
 

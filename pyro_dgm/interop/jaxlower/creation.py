@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, table_of
 
 __all__ = ["rules"]
 
@@ -39,9 +39,6 @@ def rules() -> Rules:
 
         return rule
 
-    def full(size: Any, value: Any, *, dtype: Any = None, **_: Any) -> Any:
-        return jnp.full(tuple(size), value, None if dtype is None else jax_dtype(dtype))
-
     def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None, **_: Any) -> Any:
         # From both ends, as torch rounds it.
         made = kind(dtype)
@@ -54,8 +51,7 @@ def rules() -> Rules:
     def indices(fn: Any) -> Any:
         return lambda row, col, offset=0, **_: jnp.stack(fn(row, offset, col))
 
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("arange.default arange.start arange.start_step", arange),
         # An empty tensor's numbers are whatever they are; zeros are as good.
         ("zeros.default empty.memory_format", filled(0)),
@@ -64,7 +60,10 @@ def rules() -> Rules:
         ("ones_like.default", filled_like(1)),
         ("new_zeros.default new_empty.default", new_filled(0)),
         ("new_ones.default", new_filled(1)),
-        ("full.default", full),
+        (
+            "full.default",
+            lambda size, value, *, dtype=None, **_: jnp.full(tuple(size), value, dtype and jax_dtype(dtype)),
+        ),
         ("full_like.default", lambda x, value, **o: filled_like(value)(x, dtype=o.get("dtype"))),
         ("new_full.default", lambda x, size, value, **o: new_filled(value)(x, size, dtype=o.get("dtype"))),
         ("scalar_tensor.default", lambda value, *, dtype=None, **_: jnp.asarray(value, kind(dtype))),
@@ -73,6 +72,4 @@ def rules() -> Rules:
         ("linspace.default", linspace),
         ("tril_indices.default", indices(jnp.tril_indices)),
         ("triu_indices.default", indices(jnp.triu_indices)),
-    ):
-        table.update(overloads(names, rule))
-    return table
+    )

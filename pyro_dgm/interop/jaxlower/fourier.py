@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, table_of
 
 __all__ = ["rules"]
 
@@ -37,8 +37,7 @@ def rules() -> Rules:
             return jnp.fft.fftn(x, axes=tuple(dim)) * scale(points, normalization)
         return jnp.fft.ifftn(x, axes=tuple(dim)) * (points * scale(points, normalization))
 
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("_fft_r2c.default", real_to_complex),
         ("_fft_c2r.default", complex_to_real),
         ("_fft_c2c.default", complex_to_complex),
@@ -50,6 +49,4 @@ def rules() -> Rules:
         ("imag.default", jnp.imag),
         ("angle.default", jnp.angle),
         ("polar.default", lambda size, angle: lax.complex(size * jnp.cos(angle), size * jnp.sin(angle))),
-    ):
-        table.update(overloads(names, rule))
-    return table
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, table_of
 
 __all__ = ["rules"]
 
@@ -46,28 +46,16 @@ def rules() -> Rules:
             return source
         return source[tuple(slice(0, n) for n in index.shape)]
 
-    def scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
-        return x.at[places(x, dim, index)].set(corner(source, index))
-
-    def scatter_add(x: Any, dim: int, index: Any, source: Any) -> Any:
-        return x.at[places(x, dim, index)].add(corner(source, index))
-
     def scatter_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
         names = {"sum": "add", "prod": "multiply", "amax": "max", "amin": "min"}
         if not include_self or reduce not in names:
             raise ValueError(f"scatter_reduce with reduce={reduce!r}, include_self={include_self} has no rule")
         return getattr(x.at[places(x, dim, index)], names[reduce])(corner(source, index))
 
-    def index_select(x: Any, dim: int, index: Any) -> Any:
-        return jnp.take(x, index, axis=dim) if x.ndim else x
-
     def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
         where: list[Any] = [slice(None)] * x.ndim
         where[dim] = index
         return x.at[tuple(where)].add(source * alpha)
-
-    def embedding(weight: Any, index: Any, *_: Any, **__: Any) -> Any:
-        return weight[index]
 
     def search_sorted(
         edges: Any, x: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
@@ -76,22 +64,22 @@ def rules() -> Rules:
             raise ValueError("searchsorted has a rule for one sorted vector only")
         return jnp.searchsorted(edges, x, side="right" if right else side or "left")
 
-    def bucketize(x: Any, edges: Any, *, out_int32: bool = False, right: bool = False) -> Any:
-        return search_sorted(edges, x, right=right)
-
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("index.Tensor", lambda x, indices: x[at(indices)]),
         ("index_put.default", index_put),
         ("gather.default", gather),
-        ("index_select.default", index_select),
+        ("index_select.default", lambda x, dim, index: jnp.take(x, index, axis=dim) if x.ndim else x),
         ("index_add.default", index_add),
-        ("scatter.src scatter.value", scatter),
-        ("scatter_add.default", scatter_add),
+        (
+            "scatter.src scatter.value",
+            lambda x, dim, index, source: x.at[places(x, dim, index)].set(corner(source, index)),
+        ),
+        ("scatter_add.default", lambda x, dim, index, source: x.at[places(x, dim, index)].add(corner(source, index))),
         ("scatter_reduce.two", scatter_reduce),
-        ("embedding.default", embedding),
+        ("embedding.default", lambda weight, index, *_, **__: weight[index]),
         ("searchsorted.Tensor searchsorted.Scalar", search_sorted),
-        ("bucketize.Tensor bucketize.Scalar", bucketize),
-    ):
-        table.update(overloads(names, rule))
-    return table
+        (
+            "bucketize.Tensor bucketize.Scalar",
+            lambda x, edges, *, out_int32=False, right=False: search_sorted(edges, x, right=right),
+        ),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, table_of
 
 __all__ = ["rules"]
 
@@ -67,23 +67,7 @@ def rules() -> Rules:
         )
         return (out[..., 0] if vector else out), None, None, info_of(a)
 
-    def slogdet(a: Any) -> tuple[Any, ...]:
-        sign, value = jnp.linalg.slogdet(a)
-        return sign, value, None, None
-
-    def eigh(a: Any, lower: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
-        values, vectors = jnp.linalg.eigh(a, UPLO=lower)
-        return values, vectors
-
-    def svd(a: Any, full_matrices: bool = False, compute_uv: bool = True, *, driver: Any = None) -> tuple[Any, ...]:
-        u, s, v = jnp.linalg.svd(a, full_matrices=full_matrices)
-        return u, s, v
-
-    def cross(a: Any, b: Any, *, dim: int = -1) -> Any:
-        return jnp.cross(a, b, axis=dim)
-
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("mm.default bmm.default mv.default dot.default", product),
         ("addmm.default baddbmm.default addmv.default", add_product),
         ("linalg_cholesky_ex.default", cholesky),
@@ -94,13 +78,14 @@ def rules() -> Rules:
         ("cholesky_inverse.default", cholesky_inverse),
         ("linalg_inv_ex.default", lambda a, **_: (jnp.linalg.inv(a), info_of(a))),
         ("_linalg_solve_ex.default", solve),
-        ("_linalg_slogdet.default", slogdet),
+        ("_linalg_slogdet.default", lambda a: (*jnp.linalg.slogdet(a), None, None)),
         ("_linalg_det.default", lambda a: (jnp.linalg.det(a), None, None)),
-        ("_linalg_eigh.default", eigh),
-        ("_linalg_svd.default", svd),
+        ("_linalg_eigh.default", lambda a, lower="L", compute_v=True: tuple(jnp.linalg.eigh(a, UPLO=lower))),
+        (
+            "_linalg_svd.default",
+            lambda a, full_matrices=False, _=True, *, driver=None: tuple(jnp.linalg.svd(a, full_matrices)),
+        ),
         ("linalg_qr.default", lambda a, mode="reduced": jnp.linalg.qr(a, mode=mode)),
         ("linalg_matrix_exp.default", jax.scipy.linalg.expm),
-        ("linalg_cross.default", cross),
-    ):
-        table.update(overloads(names, rule))
-    return table
+        ("linalg_cross.default", lambda a, b, *, dim=-1: jnp.cross(a, b, axis=dim)),
+    )

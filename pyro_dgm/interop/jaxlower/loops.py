@@ -97,7 +97,7 @@ class _Program:
         first: list[int] = []
         for i, step in enumerate(self.steps):
             number = self.num_inputs + i
-            refs = list(refs_of((step.args, step.kwargs)))
+            refs = refs_of((step.args, step.kwargs))
             if not _moves(step) or len(refs) > 1:
                 continue
             moved.add(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, table_of
 
 __all__ = ["rules"]
 
@@ -127,9 +127,6 @@ def rules() -> Rules:
         large = x * beta > threshold
         return jnp.where(large, x, jnp.log1p(jnp.exp(jnp.where(large, 0, x) * beta)) / beta)
 
-    def gelu(x: Any, *, approximate: str = "none") -> Any:
-        return jax.nn.gelu(x, approximate=approximate == "tanh")
-
     def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
         low = jnp.where(x > 0, 0, x)
         return jnp.where(x > 0, x * scale, alpha * scale * jnp.expm1(low * input_scale))
@@ -170,14 +167,7 @@ def rules() -> Rules:
         out = (x - mean.reshape(shape)) * lax.rsqrt(var.reshape(shape) + eps)
         return scaled(out, w, b, shape), mean[:0], mean[:0]
 
-    def batch_norm_eval(x: Any, w: Any, b: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
-        return batch_norm(x, w, b, mean, var, False, momentum, eps)
-
-    def batch_norm_alone(x: Any, w: Any, b: Any, training: bool, momentum: float, eps: float) -> Any:
-        return batch_norm(x, w, b, None, None, training, momentum, eps)
-
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("convolution.default", convolution),
         ("max_pool2d_with_indices.default max_pool3d_with_indices.default", max_pool),
         ("avg_pool1d.default", avg_pool(1)),
@@ -187,13 +177,16 @@ def rules() -> Rules:
         ("native_layer_norm.default", layer_norm),
         ("native_group_norm.default", group_norm),
         ("native_batch_norm.default _native_batch_norm_legit_functional.default", batch_norm),
-        ("_native_batch_norm_legit_no_training.default", batch_norm_eval),
-        ("_native_batch_norm_legit.no_stats", batch_norm_alone),
+        (
+            "_native_batch_norm_legit_no_training.default",
+            lambda x, w, b, mean, var, *rest: batch_norm(x, w, b, mean, var, False, *rest),
+        ),
+        ("_native_batch_norm_legit.no_stats", lambda x, w, b, *rest: batch_norm(x, w, b, None, None, *rest)),
         ("relu.default", lambda x: jnp.where(x > 0, x, 0)),
         ("hardtanh.default", lambda x, low=-1, high=1: jnp.where(x < low, low, jnp.where(x > high, high, x))),
         ("leaky_relu.default", lambda x, slope=0.01: jnp.where(x > 0, x, x * slope)),
         ("elu.default", elu),
-        ("gelu.default", gelu),
+        ("gelu.default", lambda x, *, approximate="none": jax.nn.gelu(x, approximate=approximate == "tanh")),
         ("silu.default", jax.nn.silu),
         ("mish.default", lambda x: x * jnp.tanh(softplus(x))),
         ("softplus.default", softplus),
@@ -201,6 +194,4 @@ def rules() -> Rules:
         ("_log_softmax.default", soft_max(jax.nn.log_softmax)),
         ("softmax.int", soft_max_as(jax.nn.softmax)),
         ("log_softmax.int", soft_max_as(jax.nn.log_softmax)),
-    ):
-        table.update(overloads(names, rule))
-    return table
+    )

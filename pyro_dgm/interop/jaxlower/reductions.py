@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, jax_dtype, table_of
 
 __all__ = ["rules"]
 
@@ -71,9 +71,6 @@ def rules() -> Rules:
         index = jnp.argsort(x, axis=dim, stable=True, descending=descending)
         return jnp.take_along_axis(x, index, axis=dim), index
 
-    def stable_sort(x: Any, *, stable: Any = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
-        return sort(x, dim, descending)
-
     def top_k(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Any, Any]:
         values, index = sort(x, dim, descending=largest)
         return lax.slice_in_dim(values, 0, k, axis=dim), lax.slice_in_dim(index, 0, k, axis=dim)
@@ -96,14 +93,7 @@ def rules() -> Rules:
         # Torch's gradient of the norm at zero is zero.
         return jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / ord))
 
-    def distances(a: Any, b: Any, p: float, compute_mode: Any = None) -> Any:
-        return norm(a[..., :, None, :] - b[..., None, :, :], p, -1)
-
-    def log_sum_exp(x: Any, dim: Any, keepdim: bool = False) -> Any:
-        return jax.nn.logsumexp(x, axis=_axes(dim), keepdims=keepdim)
-
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("sum.default sum.dim_IntList", reduction(jnp.sum)),
         ("prod.default prod.dim_int", reduction(jnp.prod)),
         ("mean.default mean.dim", mean),
@@ -119,18 +109,16 @@ def rules() -> Rules:
         ("std.correction", std),
         ("var_mean.correction", with_mean(var)),
         ("std_mean.correction", with_mean(std)),
-        ("logsumexp.default", log_sum_exp),
+        ("logsumexp.default", lambda x, dim, keepdim=False: jax.nn.logsumexp(x, axis=_axes(dim), keepdims=keepdim)),
         ("linalg_vector_norm.default", norm),
-        ("_cdist_forward.default", distances),
+        ("_cdist_forward.default", lambda a, b, p, mode=None: norm(a[..., :, None, :] - b[..., None, :, :], p, -1)),
         ("cumsum.default", cumulative(jnp.cumsum)),
         ("cumprod.default", cumulative(jnp.cumprod)),
         ("logcumsumexp.default", cumulative(lax.cumlogsumexp)),
         ("sort.default", sort),
-        ("sort.stable", stable_sort),
+        ("sort.stable", lambda x, *, stable=None, dim=-1, descending=False: sort(x, dim, descending)),
         ("topk.default", top_k),
         ("kthvalue.default", kth_value),
         ("median.dim", median),
         ("median.default", lambda x: median(x.reshape(-1), 0)[0]),
-    ):
-        table.update(overloads(names, rule))
-    return table
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, table_of
 
 __all__ = ["rules"]
 
@@ -25,9 +25,6 @@ def rules() -> Rules:
         x = x if eps is None else jnp.clip(x, eps, 1 - eps)
         return jnp.log(x / (1 - x))
 
-    def polygamma(n: int, x: Any) -> Any:
-        return lax.digamma(x) if n == 0 else special.polygamma(n, x)
-
     def alike(fn: Callable[..., Any]) -> Callable[..., Any]:
         """For functions of two arrays that JAX wants of one shape and type."""
 
@@ -37,14 +34,13 @@ def rules() -> Rules:
 
         return rule
 
-    def log_sigmoid(x: Any) -> tuple[Any, Any]:
-        return jax.nn.log_sigmoid(x), x
-
-    table: Rules = {}
-    for names, rule in (
+    return table_of(
         ("lgamma.default", lax.lgamma),
         ("digamma.default special_digamma.default", lax.digamma),
-        ("polygamma.default special_polygamma.default", polygamma),
+        (
+            "polygamma.default special_polygamma.default",
+            lambda n, x: lax.digamma(x) if n == 0 else special.polygamma(n, x),
+        ),
         ("mvlgamma.default special_multigammaln.default", mvlgamma),
         ("erf.default", lax.erf),
         ("erfc.default", lax.erfc),
@@ -66,7 +62,5 @@ def rules() -> Rules:
         ("logit.default special_logit.default", logit),
         ("sinc.default", jnp.sinc),
         ("sigmoid.default", jax.nn.sigmoid),
-        ("log_sigmoid_forward.default", log_sigmoid),
-    ):
-        table.update(overloads(names, rule))
-    return table
+        ("log_sigmoid_forward.default", lambda x: (jax.nn.log_sigmoid(x), x)),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.interop.jaxlower.table import Rule, jax_dtype
 
-__all__ = ["CannotConvert", "Constant", "Ref", "Row", "Step", "by_rows", "gather", "refs_of", "renumbered", "value_of"]
+__all__ = [
+    "CannotConvert", "Constant", "Ref", "Row", "Step", "by_rows", "gather", "mapped", "refs_of", "renumbered",
+    "value_of",
+]  # fmt: skip
 
 
 class CannotConvert(CannotCapture):
@@ -47,7 +50,7 @@ class Step:
     dtype: torch.dtype | None
 
     def __call__(self, env: Sequence[Any]) -> Any:
-        args, kwargs = _filled((self.args, self.kwargs), env)
+        args, kwargs = mapped((self.args, self.kwargs), lambda ref: value_of(env[ref.index]))
         try:
             out = self.rule(*args, **kwargs)
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -64,18 +67,15 @@ class Step:
         return f"{self.name}{self.args!r}{self.kwargs!r}{self.shape}{self.dtype}"
 
 
-def _filled(template: Any, env: Sequence[Any]) -> Any:
-    """Arguments with values in the places of references.  FX's immutable containers become plain ones."""
+def mapped(template: Any, fn: Callable[[Ref], Any]) -> Any:
+    """A template of arguments with ``fn`` of each reference in its place, in their order; lists and dicts are new."""
     if isinstance(template, Ref):
-        return value_of(env[template.index])
+        return fn(template)
     if isinstance(template, (list, tuple)):
-        return (
-            tuple(_filled(x, env) for x in template)
-            if isinstance(template, tuple)
-            else [_filled(x, env) for x in template]
-        )
+        parts = [mapped(part, fn) for part in template]
+        return tuple(parts) if isinstance(template, tuple) else parts
     if isinstance(template, dict):
-        return {k: _filled(v, env) for k, v in template.items()}
+        return {key: mapped(part, fn) for key, part in template.items()}
     return template
 
 
@@ -104,29 +104,16 @@ def _torch_dtype(array: np.ndarray[Any, Any]) -> torch.dtype:
     return torch.from_numpy(np.empty((), array.dtype)).dtype
 
 
-def refs_of(template: Any) -> Iterator[int]:
-    """Numbers of the values that arguments refer to, in order."""
-    if isinstance(template, Ref):
-        yield template.index
-    elif isinstance(template, (list, tuple)):
-        for part in template:
-            yield from refs_of(part)
-    elif isinstance(template, dict):
-        for part in template.values():
-            yield from refs_of(part)
+def refs_of(template: Any) -> list[int]:
+    """The numbers of what a template refers to, in order."""
+    found: list[int] = []
+    mapped(template, lambda ref: found.append(ref.index))
+    return found
 
 
 def renumbered(template: Any, numbers: Iterator[int] | None = None) -> Any:
-    """Arguments that refer to other values, taken in order; without them to none."""
-    if isinstance(template, Ref):
-        return Ref(-1 if numbers is None else next(numbers))
-    if isinstance(template, list):
-        return [renumbered(part, numbers) for part in template]
-    if isinstance(template, tuple):
-        return tuple(renumbered(part, numbers) for part in template)
-    if isinstance(template, dict):
-        return {key: renumbered(part, numbers) for key, part in template.items()}
-    return template
+    """The template with other references, in order; without numbers, with the same one everywhere."""
+    return mapped(template, lambda _: Ref(-1 if numbers is None else next(numbers)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Rule", "Rules", "jax_dtype", "overloads"]
+__all__ = ["Rule", "Rules", "jax_dtype", "table_of"]
 
 #: takes an operation's arguments, tensors being JAX arrays, and gives its result; a tuple where torch gives several
 Rule = Callable[..., Any]
@@ -25,6 +25,11 @@ def overloads(names: str, rule: Rule) -> Rules:
         chosen = [overload] if overload else [o for o in found.overloads() if not o.endswith("out")]
         table.update({getattr(found, o): rule for o in chosen})
     return table
+
+
+def table_of(*rows: tuple[str, Rule]) -> Rules:
+    """A table from rows of overloads and the rule that they share, as :func:`overloads` takes them."""
+    return {op: rule for names, rule in rows for op in overloads(names, rule)}
 
 
 def jax_dtype(dtype: torch.dtype) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_dgm.interop.jaxlower.table import Rules, overloads
+from pyro_dgm.interop.jaxlower.table import Rules, table_of
 
 __all__ = ["rules"]
 
@@ -14,16 +14,10 @@ def rules() -> Rules:
     import jax.numpy as jnp
     from jax import lax
 
-    def view(x: Any, size: Any) -> Any:
-        return jnp.reshape(x, tuple(size))
-
     def expand(x: Any, size: Any, *, implicit: bool = False) -> Any:
         lead = len(size) - x.ndim
         shape = [x.shape[i - lead] if n == -1 else n for i, n in enumerate(size)]
         return jnp.broadcast_to(x, shape)
-
-    def transpose(x: Any, a: int, b: int) -> Any:
-        return jnp.swapaxes(x, a, b) if x.ndim else x
 
     def squeeze(x: Any, dim: Any = None) -> Any:
         if dim is None:
@@ -31,12 +25,6 @@ def rules() -> Rules:
         dims = [dim] if isinstance(dim, int) else dim
         axes = [d % x.ndim for d in dims] if x.ndim else []
         return jnp.squeeze(x, tuple(d for d in axes if x.shape[d] == 1))
-
-    def select(x: Any, dim: int, index: int) -> Any:
-        return lax.index_in_dim(x, index, axis=dim, keepdims=False)
-
-    def slice_(x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
-        return x[_slice(x, dim, start, end, step)]
 
     def select_scatter(x: Any, source: Any, dim: int, index: int) -> Any:
         where: list[Any] = [slice(None)] * x.ndim
@@ -47,9 +35,6 @@ def rules() -> Rules:
         x: Any, source: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
     ) -> Any:
         return x.at[_slice(x, dim, start, end, step)].set(source)
-
-    def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-        return jnp.diagonal(x, offset, dim1, dim2)
 
     def diagonal_scatter(x: Any, source: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
         moved = jnp.moveaxis(x, (dim1, dim2), (-2, -1))
@@ -74,9 +59,6 @@ def rules() -> Rules:
     def unbind(x: Any, dim: int = 0) -> Any:
         return tuple(lax.index_in_dim(x, i, axis=dim, keepdims=False) for i in range(x.shape[dim]))
 
-    def repeat(x: Any, repeats: Any) -> Any:
-        return jnp.tile(x, tuple(repeats))
-
     def unfold(x: Any, dim: int, size: int, step: int) -> Any:
         dim = dim % x.ndim
         starts = jnp.arange(0, x.shape[dim] - size + 1, step)
@@ -94,25 +76,27 @@ def rules() -> Rules:
         kept = [x for x in tensors if x.shape != (0,)] or list(tensors[:1])
         return jnp.concatenate(kept, axis=dim)
 
-    table: Rules = {}
-    for names, rule in (
-        ("view.default _unsafe_view.default reshape.default view_copy.default", view),
+    return table_of(
+        (
+            "view.default _unsafe_view.default reshape.default view_copy.default",
+            lambda x, size: jnp.reshape(x, tuple(size)),
+        ),
         ("expand.default", expand),
         ("permute.default", lambda x, dims: jnp.transpose(x, tuple(dims))),
-        ("transpose.int", transpose),
+        ("transpose.int", lambda x, a, b: jnp.swapaxes(x, a, b) if x.ndim else x),
         ("t.default", jnp.transpose),
         ("squeeze.default squeeze.dim squeeze.dims", squeeze),
         ("unsqueeze.default", lambda x, dim: jnp.expand_dims(x, dim)),
-        ("select.int", select),
-        ("slice.Tensor", slice_),
+        ("select.int", lambda x, dim, index: lax.index_in_dim(x, index, axis=dim, keepdims=False)),
+        ("slice.Tensor", lambda x, dim=0, start=None, end=None, step=1: x[_slice(x, dim, start, end, step)]),
         ("select_scatter.default", select_scatter),
         ("slice_scatter.default", slice_scatter),
-        ("diagonal.default", diagonal),
+        ("diagonal.default", lambda x, offset=0, dim1=0, dim2=1: jnp.diagonal(x, offset, dim1, dim2)),
         ("diagonal_scatter.default", diagonal_scatter),
         ("diag_embed.default", diag_embed),
         ("split.Tensor split_with_sizes.default", split),
         ("unbind.int", unbind),
-        ("repeat.default", repeat),
+        ("repeat.default", lambda x, repeats: jnp.tile(x, tuple(repeats))),
         ("unfold.default", unfold),
         ("flip.default", lambda x, dims: jnp.flip(x, tuple(dims))),
         ("roll.default", lambda x, shifts, dims=(): jnp.roll(x, tuple(shifts), tuple(dims) or None)),
@@ -121,9 +105,7 @@ def rules() -> Rules:
         ("stack.default", lambda tensors, dim=0: jnp.stack(tensors, axis=dim)),
         ("tril.default", lambda x, diagonal=0: jnp.tril(x, diagonal)),
         ("triu.default", lambda x, diagonal=0: jnp.triu(x, diagonal)),
-    ):
-        table.update(overloads(names, rule))
-    return table
+    )
 
 
 def _slice(x: Any, dim: int, start: int | None, end: int | None, step: int) -> tuple[slice, ...]:

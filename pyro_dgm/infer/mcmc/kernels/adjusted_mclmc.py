@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelOptions, KernelState
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.kernels.hmc import TRAJECTORY_LENGTH
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
@@ -44,9 +44,7 @@ class AdjustedMCLMC(Hamiltonian):
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :raises ValueError: for a setting out of range, or a target of one dimension.
 
     Source: J. Robnik, R. Cohn-Gordon and U. Seljak (2025), "Metropolis adjusted microcanonical Hamiltonian Monte
@@ -80,9 +78,7 @@ class AdjustedMCLMC(Hamiltonian):
         target_accept_prob: float = 0.9,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
         if trajectory_length is None and num_steps is None:
             trajectory_length = TRAJECTORY_LENGTH
@@ -96,9 +92,7 @@ class AdjustedMCLMC(Hamiltonian):
             max_num_steps=max_num_steps,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob),
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
+            options=options,
         )
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
@@ -156,11 +150,7 @@ class Whitened:
     def unwhitened(self, x: Tensor, value: Tensor, gradient: Tensor) -> tuple[Position, Tensor, Position]:
         """Latents, potential and its gradient, from whitened coordinates and what :meth:`evaluate` gave there."""
         slopes = unflatten(gradient * self.temperature, self.like)
-        return (
-            self._unwhiten(x),
-            value * self.temperature,
-            {k: v / self.scales[k] for k, v in slopes.items()},
-        )
+        return (self._unwhiten(x), value * self.temperature, {k: v / self.scales[k] for k, v in slopes.items()})
 
 
 def require_two_dimensions(kernel: Kernel, params: Position) -> None:

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,10 +20,20 @@ from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.infer.mcmc.pyro_adapter import PyroAdapter
 from pyro_dgm.infer.mcmc.state import Info, KernelState
-from pyro_dgm.ops.arguments import check_count, check_positive
+from pyro_dgm.ops.arguments import check_choice, check_count, check_positive
 from pyro_dgm.ops.random_state import forked_rng
 
-__all__ = ["Info", "Kernel", "KernelState"]
+__all__ = ["Info", "Kernel", "KernelOptions", "KernelState"]
+
+
+class KernelOptions(TypedDict, total=False):
+    """What every kernel passes on to :class:`Kernel`, which says what each is."""
+
+    temperature: float
+    init_strategy: str | Callable[[Any], Tensor]
+    compile: bool | str
+    transforms: Mapping[str, Transform] | None
+    max_plate_nesting: int | None
 
 
 class Kernel(PyroAdapter):
@@ -79,8 +89,7 @@ class Kernel(PyroAdapter):
         transforms: Mapping[str, Transform] | None = None,
         max_plate_nesting: int | None = None,
     ) -> None:
-        if compile not in (True, False, "auto"):
-            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+        check_choice("compile", compile, True, False, "auto")
         if model is not None and potential_fn is not None:
             raise ValueError("give model or potential_fn, not both")
         for argument, fn in (("model", model), ("potential_fn", potential_fn)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelOptions, KernelState
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.ops.arguments import check_positive
@@ -73,9 +73,8 @@ class ChEES(Hamiltonian):
     :param target_accept_prob: harmonic mean of the acceptance probability to aim for.
     :param max_num_steps: most leapfrog steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param temperature: :math:`T` of the target; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`; the gradient is compiled, transitions of many lengths are not.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`; the
+        gradient is compiled, transitions of many lengths are not.
     :raises ValueError: for a setting out of range, or fewer than two chains to learn from.
 
     Source: M. D. Hoffman, A. Radul and P. Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
@@ -111,9 +110,7 @@ class ChEES(Hamiltonian):
         target_accept_prob: float = 0.651,
         max_num_steps: int = 500,
         max_energy_error: float = 1000.0,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(
             model,
@@ -123,9 +120,7 @@ class ChEES(Hamiltonian):
             max_num_steps=max_num_steps,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
+            options=options,
         )
         check_positive("learning_rate", learning_rate)
         self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)

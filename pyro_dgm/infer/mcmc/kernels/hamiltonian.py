@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, StepSizeWarmup
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
+from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.state import Info, KernelState
 from pyro_dgm.ops.arguments import check_count, check_number, check_positive
@@ -73,21 +73,9 @@ class Hamiltonian(AdaptiveKernel):
         max_num_steps: int = 100,
         max_energy_error: float,
         adaptation: Adaptation,
-        temperature: float,
-        init_strategy: str | Callable[[Any], Tensor],
-        compile: bool | str,
-        transforms: Mapping[str, Transform] | None = None,
-        max_plate_nesting: int | None = None,
+        options: KernelOptions,
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn,
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
-            transforms=transforms,
-            max_plate_nesting=max_plate_nesting,
-        )
+        super().__init__(model, potential_fn, **options)
         if num_steps is not None and trajectory_length is not None:
             raise ValueError("give num_steps or trajectory_length, not both")
         check_positive("step_size", step_size)
@@ -95,9 +83,7 @@ class Hamiltonian(AdaptiveKernel):
         check_positive("max_energy_error", max_energy_error)
         check_count("num_steps", num_steps, optional=True)
         check_count("max_num_steps", max_num_steps)
-        check_number("jitter", jitter)
-        if not 0.0 <= jitter < 1.0:
-            raise ValueError(f"jitter must be in [0, 1), got {jitter}")
+        check_number("jitter", jitter, within="[0, 1)")
         self.initial_step_size, self.adaptation = float(step_size), adaptation
         self.trajectory_length, self.num_steps = trajectory_length, num_steps
         self.jitter, self.max_num_steps, self.max_energy_error = float(jitter), max_num_steps, float(max_energy_error)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
-from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
+from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
@@ -52,10 +52,7 @@ class HMC(Hamiltonian):
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most leapfrog steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
-    :param transforms: see :class:`Kernel`, like ``max_plate_nesting``.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :param full_mass: Pyro's name of ``dense_mass``.
     :param min_stepsize: least step size that adaptation may take, and ``max_stepsize`` the largest.
     :param jit_compile: Pyro's, like ``jit_options`` and ``ignore_jit_warnings``; taken and not needed, since the
@@ -93,17 +90,13 @@ class HMC(Hamiltonian):
         target_accept_prob: float = 0.8,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
-        transforms: Mapping[str, Transform] | None = None,
-        max_plate_nesting: int | None = None,
         full_mass: bool | None = None,
         min_stepsize: float = 0.0,
         max_stepsize: float = math.inf,
         jit_compile: bool = False,
         jit_options: Mapping[str, Any] | None = None,
         ignore_jit_warnings: bool = False,
+        **options: Unpack[KernelOptions],
     ) -> None:
         if full_mass is not None and not isinstance(full_mass, bool):
             raise ValueError(
@@ -129,9 +122,5 @@ class HMC(Hamiltonian):
                 min_stepsize,
                 max_stepsize,
             ),
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
-            transforms=transforms,
-            max_plate_nesting=max_plate_nesting,
+            options=options,
         )

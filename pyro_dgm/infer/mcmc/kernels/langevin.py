@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelOptions, KernelState
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.ops.arguments import check_positive
 from pyro_dgm.ops.langevin import langevin_step
@@ -49,9 +49,7 @@ class Langevin(Kernel):
     :param max_grad_norm: longest :math:`\|\nabla U\|` of a chain, over all its latents; longer ones are scaled down to
         it. The target is then another one where it bites.
     :param max_grad_value: largest :math:`|\partial U / \partial u_i|` of an element; likewise.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. Parisi (1981), "Correlation functions and computer simulations"; G. O. Roberts and R. L. Tweedie (1996),
@@ -81,11 +79,9 @@ class Langevin(Kernel):
         schedule: Callable[[int], float] | None = None,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        super().__init__(model, potential_fn, **options)
         check_positive("step_size", step_size)
         check_positive("max_grad_norm", max_grad_norm, optional=True)
         check_positive("max_grad_value", max_grad_value, optional=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
+from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
@@ -34,9 +35,7 @@ class MALA(Hamiltonian):
     :param dense_mass: whether :math:`M` is a full matrix, as in :class:`HMC`.
     :param target_accept_prob: 0.574, optimal as dimensions grow.
     :param max_energy_error: as in :class:`HMC`.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. O. Roberts and R. L. Tweedie (1996), "Exponential convergence of Langevin distributions and their
@@ -69,9 +68,7 @@ class MALA(Hamiltonian):
         dense_mass: bool = False,
         target_accept_prob: float = 0.574,
         max_energy_error: float = 1000.0,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(
             model,
@@ -80,7 +77,5 @@ class MALA(Hamiltonian):
             num_steps=1,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
+            options=options,
         )

@@ -223,11 +223,7 @@ class ParallelTempering(Kernel):
         """
         assert isinstance(state, TemperedState)
         swaps = state.swaps / state.taken.clamp(min=1).unsqueeze(-1)
-        return {
-            "swap_acceptance": swaps.mean(0),
-            "round_trips": state.round_trips,
-            "inverse_temperatures": state.betas,
-        }
+        return {"swap_acceptance": swaps.mean(0), "round_trips": state.round_trips, "inverse_temperatures": state.betas}
 
     # Warm-up
 

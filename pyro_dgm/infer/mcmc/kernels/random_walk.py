@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, DualAveraging
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
+from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.wrapped import ValuePotential
@@ -44,9 +45,7 @@ class RandomWalk(AdaptiveKernel):
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
     :param adapt_mass_matrix: whether to learn the diagonal :math:`M`.
     :param target_accept_prob: 0.234, optimal as dimensions grow; in one dimension 0.44 is.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: N. Metropolis et al. (1953), "Equation of state calculations by fast computing machines"; scaling and
@@ -77,11 +76,9 @@ class RandomWalk(AdaptiveKernel):
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
         target_accept_prob: float = 0.234,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy=init_strategy, compile=compile)
+        super().__init__(model, potential_fn, **options)
         check_positive("step_size", step_size, optional=True)
         self.step_size = None if step_size is None else float(step_size)
         self.adaptation = Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.mcmc.chains import per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelOptions, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.minibatch import FunctionMinibatches, MinibatchPotential, ModelMinibatches
-from pyro_dgm.ops.arguments import check_number, check_positive
+from pyro_dgm.ops.arguments import check_choice, check_number, check_positive
 
 __all__ = ["SGLD"]
 
@@ -75,9 +75,7 @@ class SGLD(Langevin):
     :param freeze_preconditioner: whether :math:`G` stays as the warm-up left it.
     :param max_grad_norm: see :class:`Langevin`.
     :param max_grad_value: see :class:`Langevin`.
-    :param temperature: :math:`T`; see :class:`Kernel`.
-    :param init_strategy: see :class:`Kernel`.
-    :param compile: see :class:`Kernel`.
+    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
     :raises ValueError: for a setting out of range, or a latent inside a subsampled plate; the message names it.
 
     Source: M. Welling and Y. W. Teh (2011), "Bayesian learning via stochastic gradient Langevin dynamics"; C. Li, C.
@@ -119,9 +117,7 @@ class SGLD(Langevin):
         freeze_preconditioner: bool = True,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        temperature: float = 1.0,
-        init_strategy: str | Callable[[Any], Tensor] = "uniform",
-        compile: bool | str = "auto",
+        **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(
             model,
@@ -130,9 +126,7 @@ class SGLD(Langevin):
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             max_grad_value=max_grad_value,
-            temperature=temperature,
-            init_strategy=init_strategy,
-            compile=compile,
+            **options,
         )
         if (num_data is None) != (batch_size is None):
             raise ValueError(f"give num_data and batch_size both, got {num_data!r} and {batch_size!r}")
@@ -141,11 +135,8 @@ class SGLD(Langevin):
                 raise ValueError("num_data and batch_size are for potential_fn; a model says both by its plate")
             if not (isinstance(batch_size, int) and isinstance(num_data, int) and 1 <= batch_size <= num_data):
                 raise ValueError(f"batch_size must be from 1 to num_data = {num_data!r}, got {batch_size!r}")
-        if preconditioner not in (None, "rmsprop"):
-            raise ValueError(f"preconditioner must be None or 'rmsprop', got {preconditioner!r}")
-        check_number("decay", decay)
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        check_choice("preconditioner", preconditioner, None, "rmsprop")
+        check_number("decay", decay, within="[0, 1)")
         check_positive("damping", damping)
         self.num_data, self.batch_size = num_data, batch_size
         self.preconditioner, self.freeze_preconditioner = preconditioner, bool(freeze_preconditioner)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_number, check_positive
 
 __all__ = ["PolynomialDecay"]
 
@@ -38,12 +37,8 @@ class PolynomialDecay:
     exponent: float = 0.55
 
     def __post_init__(self) -> None:
-        check_number("offset", self.offset)
-        if not (self.offset > 0 and math.isfinite(self.offset)):
-            raise ValueError(f"offset must be positive and finite, got {self.offset}")
-        check_number("exponent", self.exponent)
-        if not 0.0 < self.exponent <= 1.0:
-            raise ValueError(f"exponent must be in (0, 1], got {self.exponent}")
+        check_positive("offset", self.offset)
+        check_number("exponent", self.exponent, within="(0, 1]")
 
     def __call__(self, iteration: int) -> float:
         """What to multiply :math:`\\epsilon` by at a transition, counted from 0."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_dgm.infer.mcmc.initial import device_of, initial_position, new_generator
 from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs.parameters import local_parameters
 
 __all__ = ["CapturedPotential", "capture_potential"]
@@ -70,7 +70,7 @@ def capture_potential(
         raise ValueError(f"backend must be 'inductor' or 'aten', got {backend!r}")
     with local_parameters(model):
         potential = ModelPotential(model, args, kwargs, compile=backend == "inductor")
-        with fork_rng():
+        with forked_rng():
             generator = new_generator(0, device_of(model, args, kwargs))
             position = initial_position(potential, "uniform", num_chains, generator, None)
         potential.capture(position)

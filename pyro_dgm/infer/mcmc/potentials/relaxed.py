@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, OneHotCategorical, constraints
 
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.wrapped import WrappedPotential
+from pyro_dgm.programs.base_of import base_of
 
 __all__ = ["RelaxedPotential", "RelaxedSites"]
 
@@ -121,9 +122,7 @@ class _Relax(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        inner = msg["fn"]
-        while hasattr(inner, "base_dist"):
-            inner = inner.base_dist
+        inner = base_of(msg["fn"])
         if isinstance(inner, Bernoulli):
             self.found[msg["name"]] = None
         elif isinstance(inner, OneHotCategorical):

@@ -23,14 +23,7 @@ from pyro_dgm.programs.observed import check_observed
 from pyro_dgm.programs.site_checks import check_shapes
 from pyro_dgm.programs.unnormalized import refuse_moving_normalizers
 
-__all__ = [
-    "Feasible",
-    "NoLatents",
-    "SubsampledPlate",
-    "describe_latents",
-    "latent_sites",
-    "refuse_subsampling",
-]
+__all__ = ["Feasible", "NoLatents", "SubsampledPlate", "describe_latents", "latent_sites", "refuse_subsampling"]
 
 register_mixture_support()
 

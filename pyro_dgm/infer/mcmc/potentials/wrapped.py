@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 __all__ = ["UnknownPotential", "ValuePotential", "WrappedPotential"]
 
 
+def _forwarded(name: str) -> Any:
+    """A setting that is the other potential's."""
+    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
+
+
 class WrappedPotential(Potential):
     """A potential computed from another one, which alone keeps graphs and knows of failed factorisations.
 
@@ -26,14 +32,8 @@ class WrappedPotential(Potential):
         super().__init__()
         self.base = base
 
-    @property
-    def compile(self) -> bool:
-        """That of the other potential."""
-        return self.base.compile
-
-    @compile.setter
-    def compile(self, compile: bool) -> None:
-        self.base.compile = compile
+    compile = _forwarded("compile")
+    chunk_size = _forwarded("chunk_size")
 
     @property
     def transforms(self) -> dict[str, Transform]:  # type: ignore[override]
@@ -48,15 +48,6 @@ class WrappedPotential(Potential):
 
     def value(self, position: Position) -> Tensor:
         return self(position)[0]
-
-    @property
-    def chunk_size(self) -> int | None:
-        """That of the other potential."""
-        return self.base.chunk_size
-
-    @chunk_size.setter
-    def chunk_size(self, size: int | None) -> None:
-        self.base.chunk_size = size
 
     def graph(self, position: Position, kind: str = "gradient") -> GraphFunction:
         return self.base.graph(position, kind)

@@ -16,7 +16,7 @@ from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.part import Part
 from pyro_dgm.infer.objectives.phase import Phase
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 
 __all__ = ["DiscriminatorObjective"]
 
@@ -58,7 +58,7 @@ class DiscriminatorObjective(AggregateObjective):
         particles = self.dry_run(model, guide, args, kwargs)
         self.require(particles)
         rows = self.rows(particles)
-        with fork_rng():
+        with forked_rng():
             return Discriminator(rows.shape[-1], self.hidden, self.network, rows)
 
     def discriminator(self, rows: Tensor) -> Discriminator:

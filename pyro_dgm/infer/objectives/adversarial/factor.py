@@ -65,8 +65,7 @@ class FactorVAE(DiscriminatorObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not check_number("gamma", self.gamma) >= 0:
-            raise ValueError(f"gamma must be at least 0, got {self.gamma!r}")
+        check_number("gamma", self.gamma, least=0)
 
     def rows(self, particles: Particles) -> Tensor:
         return latents(particles)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.aggregate.aggregate import kept_data, log_prior, reconstruction, to_each_datum
 from pyro_dgm.infer.objectives.aggregate.factorised import FactorisedObjective, pairwise_log_q
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.arguments import check_choice, check_count, check_number
 
 __all__ = ["BetaTC"]
 
@@ -70,11 +70,9 @@ class BetaTC(FactorisedObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("alpha", "beta", "gamma"):
-            if not check_number(name, getattr(self, name)) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name), least=0)
         check_count("num_data", self.num_data, optional=True)
-        if self.sampling not in ("mws", "mss"):
-            raise ValueError(f"sampling must be 'mws' or 'mss', got {self.sampling!r}")
+        check_choice("sampling", self.sampling, "mws", "mss")
         self.min_data = 2 if self.sampling == "mss" else 1
 
     def bound_of(self, particles: Particles) -> Tensor:

@@ -16,16 +16,12 @@ from torch import Tensor
 from pyro_dgm.infer.objectives.aggregate.aggregate import AggregateObjective, latent_sites
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.score_function.baselines import per_datum
-from pyro_dgm.programs.structure import (
-    Structure,
-    StructureCache,
-    guide_messenger,
-    looking_at,
-    sample_sites,
-)
+from pyro_dgm.programs.base_of import base_of
+from pyro_dgm.programs.structure import Structure, StructureCache, guide_messenger, looking_at, sample_sites
 
 __all__ = ["FactorisedObjective", "pairwise_log_q", "posterior_moments"]
 
+_WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution)
 _GAUSSIANS = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
 
 
@@ -92,12 +88,6 @@ def _require_independent(name: str, model: Any, guide: Any, args: tuple, kwargs:
                 )
 
 
-def _base(fn: Any) -> Any:
-    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def pairwise_log_q(particles: Particles, objective: Any) -> tuple[Tensor, Tensor]:
     """The guide's density of each datum's latents given each other datum.
 
@@ -115,7 +105,7 @@ def pairwise_log_q(particles: Particles, objective: Any) -> tuple[Tensor, Tensor
 
 
 def _pairwise(particles: Particles, site: Any, objective: Any) -> tuple[Tensor, Tensor]:
-    fn, value, event_dim = _base(site["fn"]), site["value"], site["fn"].event_dim
+    fn, value, event_dim = base_of(site["fn"], _WRAPPERS), site["value"], site["fn"].event_dim
     lead, nesting, size = int(particles.vectorized), particles.nesting, particles.shape.numel()
     batch = value.shape[: value.dim() - event_dim]
     value = value.reshape((1,) * (lead + nesting - len(batch)) + value.shape)
@@ -158,7 +148,7 @@ def posterior_moments(particles: Particles, objective: Any, covariance: bool) ->
     means, blocks = [], []
     for name in latent_sites(particles):
         fn = sample_sites(particles.pairs[0][1])[name]["fn"]
-        base = _base(fn)
+        base = base_of(fn, _WRAPPERS)
         try:
             mean, variance = fn.mean, fn.variance if covariance else fn.mean
         except (NotImplementedError, AttributeError) as error:  # torch's words for "not in closed form"

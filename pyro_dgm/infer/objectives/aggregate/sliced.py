@@ -63,8 +63,7 @@ class SlicedWasserstein(AggregateObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not check_number("lam", self.lam) >= 0:
-            raise ValueError(f"lam must be at least 0, got {self.lam!r}")
+        check_number("lam", self.lam, least=0)
         check_count("num_projections", self.num_projections)
 
     def bound_of(self, particles: Particles) -> Tensor:

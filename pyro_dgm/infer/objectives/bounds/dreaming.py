@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.runners import run_guide
-from pyro_dgm.infer.objectives.score_function.logits import base_of
+from pyro_dgm.programs.base_of import base_of
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["DetachSamples", "dream_log_q"]

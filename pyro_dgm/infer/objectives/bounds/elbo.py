@@ -244,17 +244,17 @@ class ELBO(ParticleObjective):
     # Enumerated sites: Pyro's DiCE estimator, kept per datum
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        structure = self.structure(model, guide, args, kwargs)
-        if structure.guide_enumerates or structure.model_enumerates:
+        pair = self.pair(model, guide, args, kwargs)
+        if pair.structure.guide_enumerates or pair.structure.model_enumerates:
             if grad:
-                self._refuse_enumeration(structure, guide, model, args, kwargs)
-            loss = -enumerated_elbo(self, structure, model, guide, args, kwargs)
+                self._refuse_enumeration(pair.structure, guide, model, args, kwargs)
+            loss = -enumerated_elbo(self, pair)
             return loss, loss if grad else None
         return super().estimate(model, guide, args, kwargs, grad)
 
     @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        structure = self.structure(model, guide, args, kwargs)
-        if not structure.guide_enumerates:
+        pair = self.pair(model, guide, args, kwargs)
+        if not pair.structure.guide_enumerates:
             return super().bound(model, guide, *args, **kwargs)
-        return enumerated_bound(self, structure, model, guide, args, kwargs)
+        return enumerated_bound(self, pair)

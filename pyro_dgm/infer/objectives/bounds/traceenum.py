@@ -66,12 +66,12 @@ class TraceEnumELBO(ELBO):
     # What ELBO does when it meets a mark, done always
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        loss = -enumerated_elbo(self, self.structure(model, guide, args, kwargs), model, guide, args, kwargs)
+        loss = -enumerated_elbo(self, self.pair(model, guide, args, kwargs))
         return loss, loss if grad else None
 
     @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return enumerated_bound(self, self.structure(model, guide, args, kwargs), model, guide, args, kwargs)
+        return enumerated_bound(self, self.pair(model, guide, args, kwargs))
 
     # The posterior of what is summed out, by Pyro
 

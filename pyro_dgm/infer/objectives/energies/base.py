@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_dgm.infer.objectives.base import Objective
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Program
 from pyro_dgm.programs.structure import sample_sites
 
@@ -162,7 +162,7 @@ class EnergyObjective(Objective):
         """Evaluate inside with :meth:`check_finite` looking at values; random state is put back."""
         self._checking = True
         try:
-            with fork_rng():
+            with forked_rng():
                 yield
         finally:
             self._checking = False

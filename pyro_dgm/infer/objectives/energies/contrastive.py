@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
-from pyro_dgm.ops.arguments import check_count, check_number
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.arguments import check_choice, check_count, check_number
+from pyro_dgm.ops.random_state import forked_rng
 
 __all__ = ["ContrastiveDivergence", "PersistentCD"]
 
@@ -129,17 +129,15 @@ class PersistentCD(ContrastiveDivergence):
             check_count(argument, getattr(self, argument), optional=True)
         if self.buffer is not None and self.buffer < (self.num_chains or 1):
             raise ValueError(f"buffer must hold at least num_chains = {self.num_chains} states, got {self.buffer}")
-        if not 0.0 <= check_number("reinit", self.reinit) <= 1.0:
-            raise ValueError(f"reinit must be in [0, 1], got {self.reinit!r}")
-        if self.initial not in ("noise", "data"):
-            raise ValueError(f"initial must be 'noise' or 'data', got {self.initial!r}")
+        check_number("reinit", self.reinit, within="[0, 1]")
+        check_choice("initial", self.initial, "noise", "data")
         #: states of the chains, or of the whole buffer; ``None`` before the first batch
         self.chains: Tensor | None = None
         self._size = self.num_chains  # C, once it is known
 
     def begin(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
         """Begin chains, unless a first program finds those of a checkpoint."""
-        with fork_rng():
+        with forked_rng():
             site = self.energy_site(model, args, kwargs)
         if self.chains is not None and self._seen is None:
             self.chains = self.chains.to(site.value.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
-from pyro_dgm.ops.arguments import check_count, check_number
+from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.programs import announcing
 from pyro_dgm.programs.structure import sample_sites
 
@@ -75,9 +74,7 @@ class ShortRunML(EnergyObjective):
         super().__post_init__()
         check_count("num_steps", self.num_steps)
         check_count("num_prior_steps", self.num_prior_steps, optional=True)
-        check_number("step_size", self.step_size)
-        if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
+        check_positive("step_size", self.step_size)
         if self.kernel is not None:
             check_kernel(self.kernel)
 
@@ -129,8 +126,7 @@ class ShortRunML(EnergyObjective):
         )
         likelihood = self.log_likelihood(model, site.name, z, args, kwargs)
         self.check_finite(
-            likelihood,
-            lambda bad, count: f"the log-likelihood given {site.name!r} is {bad} at {count} posterior draws",
+            likelihood, lambda bad, count: f"the log-likelihood given {site.name!r} is {bad} at {count} posterior draws"
         )
         prior = self.surrogate(EnergySite(site.name, site.distribution, z, site.scale))
         return prior - likelihood.sum()

@@ -18,11 +18,10 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.ops.rings import LogRing
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.runners import OneBatch
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
 from pyro_dgm.programs.enumerated import model_costs
@@ -66,21 +65,17 @@ class _Expectation(Dice):
 
 
 def enumerated_elbo(
-    objective: Any,
-    structure: Any,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    weights: Callable[[poutine.Trace, poutine.Trace], Tensor] | None = None,
+    objective: Any, pair: Pair, weights: Callable[[poutine.Trace, poutine.Trace], Tensor] | None = None
 ) -> Tensor:
     """The ELBO with all marked sites summed out (Pyro's DiCE estimator), averaged over particles.
 
     :param weights: gives a plate-aligned tensor that multiplies every cost: differentiating with respect to it gives
         the ELBO of each datum, since the ELBO is linear in its costs.
     """
-    pair = Pair(model, guide, args, kwargs, replace(structure, under_vmap=False))
-    strategy = strategy_for(pair, objective.num_particles, vectorize=objective.vectorize_particles)
+    structure = replace(pair.structure, under_vmap=False)
+    strategy = strategy_for(
+        replace(pair, structure=structure), objective.num_particles, vectorize=objective.vectorize_particles
+    )
     vectorized = strategy.kind.vectorized
     elbo = TraceEnum_ELBO(
         num_particles=objective.num_particles,
@@ -90,7 +85,7 @@ def enumerated_elbo(
     )
     total: Any = 0.0
     for model_trace, guide_trace in elbo._get_traces(
-        WithPriors(structure.unmasked)(model), _OneBatch()(guide), args, kwargs
+        WithPriors(structure.unmasked)(pair.model), OneBatch()(pair.guide), pair.args, pair.kwargs
     ):
         costs, ordering = model_costs(model_trace, guide_trace)
         for name, site in guide_trace.nodes.items():
@@ -106,50 +101,27 @@ def enumerated_elbo(
     return torch.as_tensor(total) / objective.num_particles
 
 
-def enumerated_bound(
-    objective: Any,
-    structure: Any,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Tensor:
+def enumerated_bound(objective: Any, pair: Pair) -> Tensor:
     """The ELBO of each datum with all marked sites summed out, without the outer scale or gradients."""
     found: list[Any] = []
 
     def weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
         # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
         if not found:
-            frames = Particles([(model_trace, guide_trace)], 1, structure.nesting, False)
+            frames = Particles([(model_trace, guide_trace)], 1, pair.structure.nesting, False)
             like = frames.zero(model_trace, guide_trace)
-            sizes = [1] * structure.nesting
+            sizes = [1] * pair.structure.nesting
             for frame in frames.plates:
                 sizes[frame.dim] = frame.size
             found.extend([like.new_ones(sizes).requires_grad_(), frames.outer_scale, frames.shape])
         return found[0]
 
     with torch.enable_grad():
-        elbo = enumerated_elbo(objective, structure, model, guide, args, kwargs, weights)
+        elbo = enumerated_elbo(objective, pair, weights)
         if not elbo.requires_grad:  # there is no site at all
             return elbo.expand(found[2])
         (per_datum,) = torch.autograd.grad(elbo, found[0])
     return (per_datum / found[1]).reshape(found[2])
-
-
-class _OneBatch(Messenger):
-    """Give every run the mini-batch of the first: particles one by one are particles of the same data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.indices: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample) and msg["name"] in self.indices:
-            msg["value"], msg["done"] = self.indices[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self.indices[msg["name"]] = msg["value"]
 
 
 def _multiply(weights: Tensor, cost: Any) -> Tensor:

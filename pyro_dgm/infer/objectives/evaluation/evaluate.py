@@ -14,19 +14,15 @@ from pyro_dgm.infer.objectives.evaluation.strategy import Pair, Strategy
 from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way, strategy_for
 from pyro_dgm.programs.module_state import State
 from pyro_dgm.programs.parameters import local_parameters
-from pyro_dgm.programs.structure import Structure, probe
+from pyro_dgm.programs.structure import probe
 
 __all__ = ["evaluate", "run_pairs"]
 
 
 def run_pairs(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_particles: int,
-    structure: Structure,
-    vectorize: bool,
+    pair: Pair,
+    num_particles: int = 1,
+    vectorize: bool = False,
     rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
     before: Callable[[], None] | None = None,
 ) -> Particles:
@@ -35,7 +31,6 @@ def run_pairs(
     :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.
     :param before: called before each run of the pair.
     """
-    pair = Pair(model, guide, args, kwargs, structure)
     strategy = strategy_for(pair, num_particles, vectorize=vectorize)
     try:
         return _run(pair, strategy, num_particles, rewrite, before)
@@ -111,4 +106,4 @@ def evaluate(
         structure = probe(model, guide, args, kwargs)
         if max_plate_nesting != float("inf"):
             structure = replace(structure, nesting=int(max_plate_nesting))
-        return run_pairs(model, guide, args, kwargs, num_particles, structure, vectorize)
+        return run_pairs(Pair(model, guide, args, kwargs, structure), num_particles, vectorize)

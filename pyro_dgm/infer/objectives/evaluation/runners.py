@@ -13,7 +13,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro_dgm.infer.objectives.evaluation.under_vmap import PLATE, run_under_vmap
 from pyro_dgm.infer.objectives.evaluation.vmapped_distribution import Layout
 
-__all__ = ["InPlate", "OneByOne", "Runner", "UnderVmap", "mini_batch", "particle_plate", "run_guide"]
+__all__ = ["InPlate", "OneBatch", "OneByOne", "Runner", "UnderVmap", "mini_batch", "particle_plate", "run_guide"]
 
 Program = Callable[..., Any]
 #: a program that takes the values of a trace, made of the program and ``trace=``
@@ -97,7 +97,7 @@ class Runner:
         """
         plate = particle_plate(self.num_particles, self.nesting, self.vectorized)
         nodes: dict[str, Any] = {} if batch is None else dict(batch.nodes)
-        with _OneBatch({name: (site["fn"], site["value"]) for name, site in nodes.items()}):
+        with OneBatch({name: (site["fn"], site["value"]) for name, site in nodes.items()}):
             (guide if plate is None else plate(guide))(*args, **kwargs)
         return messenger.get_traces()
 
@@ -163,7 +163,7 @@ class UnderVmap(Runner):
             replayed = poutine.Trace()
             for name, site in nodes.items():
                 replayed.add_node(name, **{**site, "value": given[name]})
-            with _OneBatch(indices):
+            with OneBatch(indices):
                 return [(run_guide(fn, args, kwargs, None, replayed, replay), scores)]
 
         return self._run(produce, values)[0]
@@ -179,7 +179,7 @@ class UnderVmap(Runner):
         indices = self._indices({})
 
         def produce(_: dict[str, Any]) -> list[tuple[poutine.Trace, bool]]:
-            with _OneBatch(indices):
+            with OneBatch(indices):
                 guide(*args, **kwargs)
             model_trace, guide_trace = messenger.get_traces()
             return [(model_trace, False), (guide_trace, True)]
@@ -208,12 +208,12 @@ def mini_batch(*traces: poutine.Trace) -> poutine.Trace:
     return found
 
 
-class _OneBatch(Messenger):
-    """Gives subsampled plates their indices."""
+class OneBatch(Messenger):
+    """Gives subsampled plates their indices: those it is given, else those that its first run has drawn."""
 
-    def __init__(self, indices: dict[str, tuple[Any, Any]]) -> None:
+    def __init__(self, indices: dict[str, tuple[Any, Any]] | None = None) -> None:
         super().__init__()
-        self.indices = indices
+        self.indices = dict(indices or {})
 
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["fn"], _Subsample) or msg["value"] is not None or msg["name"] not in self.indices:
@@ -221,3 +221,7 @@ class _OneBatch(Messenger):
         fn, value = self.indices[msg["name"]]
         if (fn.size, fn.subsample_size) == (msg["fn"].size, msg["fn"].subsample_size):
             msg["value"], msg["done"] = value, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.indices[msg["name"]] = (msg["fn"], msg["value"])

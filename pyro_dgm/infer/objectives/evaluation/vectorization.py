@@ -17,15 +17,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from pyro_dgm.infer.objectives.evaluation.particle_check import difference
 from pyro_dgm.infer.objectives.evaluation.runners import InPlate, OneByOne, Runner, UnderVmap
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair, Strategy
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
+from pyro_dgm.programs.drawn_plates import DrawnPlates
 from pyro_dgm.programs.module_state import State, WithoutDropout, describe, modules_of
 from pyro_dgm.programs.structure import sample_sites, weak
 
@@ -116,13 +115,13 @@ def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strate
     """Try the ways in turn; nothing is left changed."""
     slots = [(m, name) for m in modules_of(pair.model, pair.guide) for name, b in m._buffers.items() if b is not None]
     state = State([m._buffers[name] for m, name in slots])
-    draws, dropout, reasons = _BatchDraws(), WithoutDropout(), []
+    draws, dropout, reasons = DrawnPlates(), WithoutDropout(), []
     with (
         disable_proxy_modes_tracing(),
         poutine.block(),
         pyro.validation_enabled(False),
         warnings.catch_warnings(),
-        fork_rng(),
+        forked_rng(),
         torch.set_grad_enabled(pair.structure.differentiates),
         dropout,
     ):
@@ -158,16 +157,3 @@ def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strate
         names = [describe(slots[i], pair.model, pair.guide) for i in written]
         found.reason += f"; modules with state of their own: {', '.join(names)}"
     return found
-
-
-class _BatchDraws(Messenger):
-    """Which plates draw a mini-batch, rather than being given one or taking all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        if isinstance(fn, _Subsample) and msg["value"] is None and fn.subsample_size not in (None, fn.size):
-            self.drawn[msg["name"]] = fn

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.infer.objectives.score_function.logits import Hidden, base_of
+from pyro_dgm.infer.objectives.score_function.logits import Hidden
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
+from pyro_dgm.programs.base_of import base_of
 from pyro_dgm.programs.structure import looking_at, sample_sites
 
 __all__ = ["ControlVariate"]

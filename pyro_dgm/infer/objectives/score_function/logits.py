@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot, softplus
 
-__all__ = ["Hidden", "base_of", "relaxed_log_prob"]
+from pyro_dgm.programs.base_of import base_of
 
-
-def base_of(fn: Any) -> Any:
-    """The distribution inside ``to_event``, masks and expansions."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
+__all__ = ["Hidden", "relaxed_log_prob"]
 
 
 class Hidden:

@@ -11,8 +11,8 @@ from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.infer.objectives.score_function.baselines import RunningScale, mlp, observed_features, require_width
 from pyro_dgm.infer.objectives.score_function.score_function import direct_terms
-from pyro_dgm.ops.arguments import check_count, check_number
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.arguments import check_choice, check_count, check_number
+from pyro_dgm.ops.random_state import forked_rng
 
 __all__ = ["NVIL"]
 
@@ -61,18 +61,15 @@ class NVIL(ParticleObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("hidden", self.hidden)
-        check_number("decay", self.decay)
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {self.decay!r}")
-        if self.target not in ("elbo", "iwae"):
-            raise ValueError(f"target must be 'elbo' or 'iwae', got {self.target!r}")
+        check_number("decay", self.decay, within="[0, 1)")
+        check_choice("target", self.target, "elbo", "iwae")
         self.multi_sample = self.averages_weights = self.target == "iwae"
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:
         particles = self.dry_run(model, guide, args, kwargs)
         if not particles.score_sites:
             return None
-        with fork_rng():
+        with forked_rng():
             return Baseline(observed_features(particles), self.hidden, self.decay)
 
     def surrogate_of(self, particles: Particles, bound: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pyro_dgm.infer.objectives.bounds.pathwise import with_values
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.score_function.control_variate import ControlVariate, parameter
 from pyro_dgm.infer.objectives.score_function.logits import Hidden, relaxed_log_prob
-from pyro_dgm.ops.arguments import check_number
+from pyro_dgm.ops.arguments import check_number, check_positive
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["REBAR"]
@@ -55,9 +55,7 @@ class REBAR(ControlVariate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("temperature", self.temperature)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
+        check_positive("temperature", self.temperature)
         check_number("control_scale", self.control_scale, finite=True)
 
     def build_learned(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> nn.Module | None:

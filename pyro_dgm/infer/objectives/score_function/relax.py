@@ -19,7 +19,7 @@ from pyro_dgm.infer.objectives.score_function.baselines import (
 from pyro_dgm.infer.objectives.score_function.control_variate import ControlVariate
 from pyro_dgm.infer.objectives.score_function.logits import Hidden
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.ops.random_state import fork_rng
+from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["RELAX"]
@@ -67,7 +67,7 @@ class RELAX(ControlVariate):
         sites = sample_sites(particles.pairs[0][1])
         hidden = [Hidden(self, sites[n]) for n in names]
         features = _features(particles, hidden, [h.logits for h in hidden])
-        with fork_rng():
+        with forked_rng():
             return _Network(features, self.hidden)
 
     def control(self, particles: Particles, pair: int, hidden: list[Hidden], values: list[Tensor]) -> Tensor:

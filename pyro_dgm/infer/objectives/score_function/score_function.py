@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.particle import ParticleObjective
+from pyro_dgm.ops.arguments import check_choice
 from pyro_dgm.programs.structure import is_point, sample_sites
 
 __all__ = ["CutSamples", "ScoreFunction", "cut_terms", "direct_terms", "leave_one_out"]
@@ -54,8 +55,7 @@ class ScoreFunction(ParticleObjective):
     baseline: str | None = "leave_one_out"
 
     def __post_init__(self) -> None:
-        if self.baseline not in ("leave_one_out", None):
-            raise ValueError(f"baseline must be 'leave_one_out' or None, got {self.baseline!r}")
+        check_choice("baseline", self.baseline, "leave_one_out", None)
         if self.baseline is None:
             self.min_particles = 1
         super().__post_init__()

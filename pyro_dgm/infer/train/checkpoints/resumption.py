@@ -35,12 +35,7 @@ COMPARED: dict[str, Any] = {
 
 
 def describe_settings(
-    run: Run,
-    batches: Batches,
-    held_out: Batches | None,
-    watchers: list[Any],
-    asked: Mapping[str, Any],
-    content: bool,
+    run: Run, batches: Batches, held_out: Batches | None, watchers: list[Any], asked: Mapping[str, Any], content: bool
 ) -> dict[str, Any]:
     """What a run was asked for beyond the names in its configuration, for a comparison when it is resumed.
 

@@ -29,7 +29,7 @@ from pyro_dgm.infer import (
 )
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.evaluation.vectorization import strategy_for
-from pyro_dgm.infer.objectives.score_function.logits import base_of
+from pyro_dgm.programs.base_of import base_of
 from pyro_dgm.programs.structure import sample_sites
 
 K, N = 4, 5

@@ -15,6 +15,7 @@ from torch import nn
 import pyro_dgm
 from pyro_dgm.infer import ELBO, IWAE, CapturedELBO, DReG
 from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate, run_pairs
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.programs.structure import sample_sites
 from tests.infer.objectives.evaluation.test_vectorization import Regression, way_of
 
@@ -116,7 +117,7 @@ def test_all_particles_see_one_mini_batch():
         structure = IWAE(4, vectorize_particles=vectorize).structure(model, guide, (x,), {})
         batches = []
         for _ in range(3):
-            pairs = run_pairs(model, guide, (x,), {}, 4, structure, vectorize).pairs
+            pairs = run_pairs(Pair(model, guide, (x,), {}, structure), 4, vectorize).pairs
             seen = {tuple(m.nodes["x"]["value"].tolist()) for m, _ in pairs}
             assert len(seen) == 1 and len(pairs) == (1 if vectorize else 4)
             batches += seen
@@ -226,7 +227,7 @@ def test_dropout_has_noise_of_its_own_for_each_particle(vectorize):
     structure = IWAE(4).structure(vae.model, vae.guide, (x,), {})
 
     def locs():
-        pairs = run_pairs(vae.model, vae.guide, (x,), {}, 4, structure, vectorize).pairs
+        pairs = run_pairs(Pair(vae.model, vae.guide, (x,), {}, structure), 4, vectorize).pairs
         if not vectorize:
             return torch.stack([g.nodes["z"]["value"] for _, g in pairs])
         return pairs[0][1].nodes["z"]["value"]
