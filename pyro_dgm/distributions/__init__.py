@@ -2,6 +2,8 @@
 
 from pyro_dgm.distributions.dbm import DBMDistribution
 from pyro_dgm.distributions.energy import EnergyDistribution
+from pyro_dgm.distributions.flow import FlowDistribution
+from pyro_dgm.distributions.flow_reparam import FlowReparam
 from pyro_dgm.distributions.fully_visible import FullyVisibleDistribution
 from pyro_dgm.distributions.likelihoods import (
     BernoulliLikelihood,
@@ -12,6 +14,7 @@ from pyro_dgm.distributions.likelihoods import (
 )
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.replay_buffer import ReplayBuffer
+from pyro_dgm.distributions.rounded import Rounded
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, CategoricalUnits, GaussianUnits, VisibleUnits
 
@@ -22,12 +25,15 @@ __all__ = [
     "CategoricalUnits",
     "DBMDistribution",
     "EnergyDistribution",
+    "FlowDistribution",
+    "FlowReparam",
     "FullyVisibleDistribution",
     "GaussianLikelihood",
     "GaussianUnits",
     "Likelihood",
     "RBMDistribution",
     "ReplayBuffer",
+    "Rounded",
     "UnnormalizedDistribution",
     "VisibleUnits",
     "likelihood",

@@ -6,6 +6,7 @@ from pyro_dgm.ops.divergences import gaussian_total_correlation, mmd, sliced_was
 from pyro_dgm.ops.langevin import langevin_step
 from pyro_dgm.ops.log_normalizer import LogNormalizer, log_mean_exp_error
 from pyro_dgm.ops.logmeanexp import log_mean_exp, normalized_ess
+from pyro_dgm.ops.rational_quadratic import rational_quadratic
 from pyro_dgm.ops.schedules import CyclicalSchedule, LinearSchedule, SigmoidSchedule
 from pyro_dgm.ops.tables import ResultTable
 
@@ -25,5 +26,6 @@ __all__ = [
     "log_sum_over_binary",
     "mmd",
     "normalized_ess",
+    "rational_quadratic",
     "sliced_wasserstein",
 ]

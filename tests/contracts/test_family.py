@@ -7,9 +7,18 @@ from pyro import poutine
 
 from pyro_dgm.distributions import GaussianLikelihood
 from pyro_dgm.infer import ELBO, IWAE
-from pyro_dgm.models import FAMILIES, VAE, Family, LinearGaussian
+from pyro_dgm.models import FAMILIES, VAE, Family, FlowModel, LinearGaussian
 
 CASES = {
+    "FlowModel": (lambda: FlowModel((5,), num_layers=2, hidden=(8,)), lambda: torch.randn(4, 5)),
+    "FlowModel-autoregressive": (
+        lambda: FlowModel((2, 3), "affine_autoregressive", 2, (16,)),
+        lambda: torch.randn(4, 2, 3),
+    ),
+    "FlowModel-levels": (
+        lambda: FlowModel((2, 3), "affine_coupling", 2, (16,), num_levels=8),
+        lambda: torch.randint(0, 8, (4, 2, 3)).float(),
+    ),
     "LinearGaussian": (lambda: LinearGaussian(5, 2), lambda: torch.randn(4, 5)),
     "LinearGaussian-full-ppca": (
         lambda: LinearGaussian(5, 2, isotropic=True, guide_covariance="full"),

@@ -1,5 +1,6 @@
 """How the contract test makes each transform, and what it may expect of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,45 @@ class Case:
     spread: float = 0.3
 
 
+def angles(shape: torch.Size) -> torch.Tensor:
+    """Uniform on the circle."""
+    return (torch.rand(shape) * 2 - 1) * math.pi
+
+
 #: by the name in ``TRANSFORMS``, with a suffix for a second case
 CASES: dict[str, Case] = {
+    "additive_coupling": Case(lambda **k: t.AdditiveCoupling(3, hidden=(8,), **k)),
+    "affine_autoregressive": Case(lambda **k: t.AffineAutoregressive(3, hidden=(8, 8), **k)),
+    "affine_autoregressive-residual": Case(
+        lambda **k: t.AffineAutoregressive(3, hidden=(8, 8), residual=True, order=(2, 0, 1), **k)
+    ),
+    "affine_autoregressive-inverse": Case(lambda **k: t.AffineAutoregressive(3, hidden=(8,), **k).inv),
+    "affine_coupling": Case(lambda **k: t.AffineCoupling(3, hidden=(8,), **k)),
+    "circular_spline": Case(lambda **k: t.CircularSpline(3, num_bins=4, **k), draw=angles),
+    "circular_spline-autoregressive": Case(
+        lambda **k: t.Autoregressive(3, t.CircularSplineFamily(4), hidden=(8,), **k), draw=angles
+    ),
+    "circular_spline_coupling": Case(
+        lambda **k: t.CircularSplineCoupling(3, num_bins=4, hidden=(8,), **k), draw=angles
+    ),
     "elementwise_affine": Case(lambda **k: t.ElementwiseAffine(3, **k)),
     "elementwise_affine-image": Case(lambda **k: t.ElementwiseAffine((2, 2), **k), event_shape=(2, 2)),
+    "permutation": Case(lambda: t.Permutation(3, (2, 0, 1)), conditional=False),
+    "spline": Case(lambda **k: t.Spline(3, num_bins=4, **k)),
+    "spline-image": Case(lambda **k: t.Spline((2, 2), hidden=(4,) if k else (), **k), event_shape=(2, 2)),
+    "spline_autoregressive": Case(lambda **k: t.SplineAutoregressive(3, num_bins=4, hidden=(8,), **k)),
+    "spline_coupling": Case(lambda **k: t.SplineCoupling(3, num_bins=4, hidden=(8,), mask="alternate", **k)),
+    "spline_coupling-flipped": Case(lambda **k: t.SplineCoupling(3, hidden=(8,), flip=True, **k)),
 }
 
 #: those that are two-dimensional, for the integral over a grid; made with the same keywords
 PLANE: dict[str, Callable[..., Any]] = {
+    "additive_coupling": lambda **k: t.AdditiveCoupling(2, hidden=(8,), **k),
+    "affine_autoregressive": lambda **k: t.AffineAutoregressive(2, hidden=(8,), **k),
+    "affine_coupling": lambda **k: t.AffineCoupling(2, hidden=(8,), **k),
     "elementwise_affine": lambda **k: t.ElementwiseAffine(2, **k),
+    "permutation": lambda: t.Permutation(2),
+    "spline": lambda **k: t.Spline(2, num_bins=4, **k),
+    "spline_autoregressive": lambda **k: t.SplineAutoregressive(2, num_bins=4, hidden=(8,), **k),
+    "spline_coupling": lambda **k: t.SplineCoupling(2, num_bins=4, hidden=(8,), **k),
 }
