@@ -109,7 +109,7 @@ class FlowModel(Family):
             raise ValueError(f"transform must be one of {layers} or a transform, got {transform!r}")
         parts: list[Bijection] = []
         for i in range(self.num_layers):
-            layer: Bijection = kind(dim, hidden=self.hidden, context_dim=size, **self.options)  # type: ignore[call-arg]
+            layer: Bijection = kind(dim, hidden=self.hidden, context_dim=size, **self.options)
             parts.append(layer if isinstance(layer, Coupling) else layer.inv)
             parts.append(Permutation(dim, "random" if issubclass(kind, Coupling) and dim > 2 else "reverse", seed=i))
         parts.append(ElementwiseAffine(dim))
@@ -123,7 +123,7 @@ class FlowModel(Family):
         """The density of a datum (with ``num_levels``: of ``v``) given its context."""
         vectors = self.context.encode(context, self.base_loc)
         base = dist.Normal(self.base_loc, self.base_scale, validate_args=False).to_event(self.base_loc.dim())
-        return FlowDistribution(self.flow, base, *vectors, validate_args=False)
+        return FlowDistribution(self.flow, base, next(iter(vectors), None), validate_args=False)
 
     @program_method
     def model(self, x: Tensor, *context: Tensor) -> None:

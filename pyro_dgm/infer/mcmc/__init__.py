@@ -5,12 +5,14 @@ from pyro_dgm.infer.mcmc.kernels.adjusted_mclmc import AdjustedMCLMC
 from pyro_dgm.infer.mcmc.kernels.annealed_langevin import AnnealedLangevin
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.chees import ChEES
+from pyro_dgm.infer.mcmc.kernels.flowmc import FlowMC
 from pyro_dgm.infer.mcmc.kernels.gibbs import Gibbs
 from pyro_dgm.infer.mcmc.kernels.gibbs_with_gradients import GibbsWithGradients
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
 from pyro_dgm.infer.mcmc.kernels.mala import MALA
 from pyro_dgm.infer.mcmc.kernels.mclmc import MCLMC
+from pyro_dgm.infer.mcmc.kernels.neutra import NeuTra
 from pyro_dgm.infer.mcmc.kernels.parallel_tempering import ParallelTempering
 from pyro_dgm.infer.mcmc.kernels.random_walk import RandomWalk
 from pyro_dgm.infer.mcmc.kernels.sgld import SGLD
@@ -26,6 +28,8 @@ KERNELS: dict[str, type[Kernel]] = {
         MCLMC,
         AdjustedMCLMC,
         ParallelTempering,
+        FlowMC,
+        NeuTra,
         RandomWalk,
         Langevin,
         AnnealedLangevin,
@@ -50,12 +54,14 @@ __all__ = [
     "AdjustedMCLMC",
     "AnnealedLangevin",
     "ChEES",
+    "FlowMC",
     "Gibbs",
     "GibbsWithGradients",
     "Info",
     "Kernel",
     "KernelState",
     "Langevin",
+    "NeuTra",
     "ParallelTempering",
     "PolynomialDecay",
     "RandomWalk",

@@ -67,6 +67,11 @@ class PyroAdapter(MCMCKernel):
     def step(self, state: KernelState) -> tuple[KernelState, Info]:
         """One transition of every chain, with fresh random numbers."""
 
+    def relocated(self, state: KernelState, position: Position) -> KernelState:
+        """The state with all chains put elsewhere from outside; energies, and what else depends on them, follow."""
+        value, gradient = self.potential(position)
+        return replace(state, position=position, potential=value, gradient=gradient)
+
     @abstractmethod
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
         """Begin ``num_steps`` transitions of adaptation."""
@@ -122,10 +127,8 @@ class PyroAdapter(MCMCKernel):
         if state is None:
             raise RuntimeError("sample() before setup(): run the kernel in pyro.infer.MCMC or pyro_dgm.infer.mcmc.MCMC")
         if params is not run.params:
-            # The chain was moved from outside (composition with another kernel): energies must follow.
-            position = {k: v.detach()[None] for k, v in params.items()}
-            value, gradient = self.potential(position)
-            state = replace(state, position=position, potential=value, gradient=gradient)
+            # The chain was moved from outside (composition with another kernel).
+            state = self.relocated(state, {k: v.detach()[None] for k, v in params.items()})
         state, info = self.step(state)
         run.count += 1
         draw = run.count - run.num_warmup
