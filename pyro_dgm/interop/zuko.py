@@ -99,7 +99,7 @@ class ZukoBijection(Bijection):
 
     def base(self, context: Tensor | None = None) -> torch.distributions.Distribution:
         """The base distribution."""
-        return self.flow.base(context)
+        return self.flow.base(context)  # type: ignore[operator]
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> Any:
