@@ -102,7 +102,9 @@ def funnel_rows() -> list[str]:
 
     runs: dict[str, Callable[[], tuple[Tensor, int, float]]] = {
         "`HMC`": lambda: ours(HMC(potential_fn=funnel), start, 500, 500),
-        "`NeuTra`": lambda: ours(NeuTra(potential_fn=funnel), start, 500, 500),
+        "`NeuTra`": lambda: ours(
+            NeuTra(potential_fn=funnel, train_steps=2000, target_accept_prob=0.9), start, 500, 500
+        ),
     }
     if importlib.util.find_spec("numpyro"):
         runs["NumPyro `NUTS`"] = lambda: nuts("funnel", start, 500, 500)

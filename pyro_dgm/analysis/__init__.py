@@ -25,23 +25,7 @@ _NAMES = {
     "to_arviz": "convert",
 }
 
-__all__ = [
-    "ActiveUnits",
-    "Comparison",
-    "ELBOSurgery",
-    "EnergyComparison",
-    "LogLikelihood",
-    "LogLikelihoodBracket",
-    "MutualInformation",
-    "active_units",
-    "arviz_adapter",
-    "compare_elbos",
-    "compare_energies",
-    "elbo_surgery",
-    "log_likelihood",
-    "mutual_information",
-    "to_arviz",
-]
+__all__ = [*_NAMES, "arviz_adapter"]
 
 if TYPE_CHECKING:
     from pyro_dgm.analysis import arviz_adapter

@@ -1,8 +1,9 @@
-"""A normalizing flow as a distribution: it can stand at any sample site."""
+"""A normalizing flow as a distribution."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,102 +13,161 @@ from torch import Tensor
 
 from pyro_dgm.distributions.transforms.base import Bijection
 
-__all__ = ["FlowDistribution"]
+__all__ = ["FlowDistribution", "standard_normal"]
+
+
+def standard_normal(transform: Bijection, context: Tensor | None = None) -> TorchDistribution:
+    """The standard normal on the input of a transform, in the dtype and on the device of its parameters.
+
+    :param transform: the transform.
+    :param context: whose dtype and device count where the transform has no tensor of its own.
+    """
+    tensors = itertools.chain(transform.parameters(), transform.buffers(), () if context is None else (context,))
+    like = next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+    zero = like.new_zeros(transform.event_shape)
+    normal = dist.Normal(zero, torch.ones_like(zero), validate_args=False)
+    return normal.to_event(len(transform.event_shape))
 
 
 class FlowDistribution(TorchDistribution):
-    """The distribution of :math:`y = f(x; c)` with :math:`x` from a base distribution.
+    r"""The distribution of :math:`y = f(z; c)`, where :math:`z` is base noise and :math:`f` a transform.
 
-    .. math:: \\log p(y | c) = \\log p_0(f^{-1}(y; c)) + \\log |\\det \\partial f^{-1} / \\partial y|
+    .. math:: \log p(y \mid c) = \log p_0\bigl(f^{-1}(y; c)\bigr) +
+              \log \left|\det \frac{\partial f^{-1}(y; c)}{\partial y}\right|
 
-    Use it as the density of data, or, once it was fitted, as a prior at a site of any program. Both terms come from one
-    pass through the flow, where ``dist.TransformedDistribution`` takes two. For samplers and automatic guides
-    :class:`~pyro_dgm.distributions.FlowReparam` puts the base distribution at the site.
+    It stands at any ``pyro.sample`` site: as a prior, as a likelihood, in a guide. A density costs one call of
+    :meth:`~pyro_dgm.distributions.transforms.Bijection.inverse_and_log_det`, a draw one call of the forward direction.
+    Parameters are used as they are at the time of the call. For a frozen flow, call ``requires_grad_(False)`` on the
+    transform. For samplers and automatic guides, :class:`~pyro_dgm.distributions.FlowReparam` moves the latent to base
+    space.
 
-    :param transform: the flow, from the base to the values.
-    :param base: distribution with the flow's ``event_shape``; ``None`` takes the standard normal.
-    :param context: ``batch + (context_dim,)``, for a flow that takes a context.
-    :param validate_args: whether values are checked against the support.
-    :raises TypeError: if ``transform`` is no :class:`~pyro_dgm.distributions.transforms.Bijection`.
-    :raises ValueError: if the base has another event shape, or a context is missing or of another length.
+    :param transform: :math:`f`, from noise to data.
+    :param base: distribution of :math:`z`, of the transform's event shape; batch dimensions on its right that belong to
+        the event are made part of it. ``None`` is the standard normal.
+    :param context: :math:`c`, ``batch + (context_dim,)``, where the transform takes one.
+    :param remember: for guides. The density of the tensor that was drawn last from this object is what the draw gave,
+        without a call of the inverse, which costs many passes in some flows. Any other tensor, an equal one too, and
+        any tensor after a change of the parameters, is scored as usual.
+    :raises TypeError: if ``transform`` is no :class:`~pyro_dgm.distributions.transforms.Bijection`
+        (:func:`~pyro_dgm.distributions.transforms.as_bijection` makes one of any other transform), or ``base`` no
+        distribution.
+    :raises ValueError: if the event shape of ``base`` or the shape of the context does not fit.
+
+    Source: D. J. Rezende and S. Mohamed (2015), arXiv:1505.05770; G. Papamakarios, E. Nalisnick, D. J. Rezende,
+    S. Mohamed and B. Lakshminarayanan (2021), arXiv:1912.02762.
 
     Example::
 
         >>> import torch
         >>> from pyro_dgm.distributions import FlowDistribution
         >>> from pyro_dgm.distributions.transforms import ElementwiseAffine
-        >>> d = FlowDistribution(ElementwiseAffine(2))
-        >>> d.log_prob(d.rsample((5,))).shape
-        torch.Size([5])
+        >>> flow = FlowDistribution(ElementwiseAffine(2, context_dim=3), context=torch.zeros(5, 3))
+        >>> flow.batch_shape, flow.event_shape, flow.log_prob(flow.sample()).shape
+        (torch.Size([5]), torch.Size([2]), torch.Size([5]))
     """
 
     arg_constraints: dict[str, Any] = {}
-    has_rsample = True
 
     def __init__(
         self,
         transform: Bijection,
-        base: Any = None,
+        base: TorchDistribution | None = None,
         context: Tensor | None = None,
+        *,
+        remember: bool = False,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(transform, Bijection):
             raise TypeError(
-                "transform must be a transform of pyro_dgm.distributions.transforms (Wrapped takes those of torch and "
-                f"Pyro), got {type(transform).__name__}"
+                f"transform must be a Bijection, got {type(transform).__name__}: as_bijection(transform, event_shape) "
+                "makes one of a transform of torch or Pyro"
             )
-        if (context is None) != (not transform.context_dim):
-            wanted = f"a context of shape batch + ({transform.context_dim},)" if transform.context_dim else "no context"
-            raise ValueError(f"{type(transform).__name__} takes {wanted}, got {_shape_of(context)}")
-        self.transform = transform if context is None else transform.condition(context)
-        if base is None:
-            like = next(_floating(transform), torch.zeros((), device="cpu") if context is None else context)
-            zeros = like.new_zeros(transform.event_shape)
-            base = dist.Normal(zeros, torch.ones_like(zeros), validate_args=False).to_event(zeros.dim())
-        if base.event_shape != transform.event_shape:
+        base = standard_normal(transform, context) if base is None else _fitted(base, transform)
+        batch = torch.Size(base.batch_shape)
+        wanted = f"context must have shape batch + ({transform.context_dim},) for this transform"
+        if context is None:
+            if transform.context_dim:
+                raise ValueError(f"{wanted}, got None")
+        elif not transform.context_dim:
             raise ValueError(
-                f"base must have the flow's event shape {tuple(transform.event_shape)}, got {tuple(base.event_shape)}"
+                f"the transform takes no context (context_dim is 0), got one of shape {tuple(context.shape)}"
             )
-        shape = self.transform.forward_shape(base.batch_shape + base.event_shape)
-        batch = shape[: len(shape) - len(transform.out_shape)]
-        self.base = base.expand(batch) if base.batch_shape != batch else base
+        else:
+            if not context.dim() or context.shape[-1] != transform.context_dim:
+                raise ValueError(f"{wanted}, got {tuple(context.shape)}")
+            try:
+                batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{wanted} whose batch broadcasts with the batch {tuple(batch)} of base, got {tuple(context.shape)}"
+                ) from error
+        self.transform, self.base, self.context = transform, base.expand(batch), context
+        self.remember = remember
+        self._last: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
+        self.has_rsample = bool(base.has_rsample)
         super().__init__(batch, transform.out_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> Any:
+        """The transform's codomain."""
         return self.transform.codomain
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         new = self._get_checked_instance(FlowDistribution, _instance)
         batch = torch.Size(batch_shape)
-        new.transform, new.base = self.transform, self.base.expand(batch)
+        new.transform, new.context, new.remember = self.transform, self.context, self.remember
+        new.base, new._last, new.has_rsample = self.base.expand(batch), None, self.has_rsample
         super(FlowDistribution, new).__init__(batch, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, of one call of the inverse."""
+        last = self._last
+        if last is not None and last[0] is value and last[2] == self._versions():
+            return last[1]
         if self._validate_args:
             self._validate_sample(value)
-        x, log_det = self.transform.inverse_and_log_det(value)
-        return self.base.log_prob(x) + log_det
+        noise, log_det = self.transform.inverse_and_log_det(value, self.context)
+        return self.base.log_prob(noise) + log_det
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.transform(self.base.rsample(sample_shape))
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A reparameterised draw: the transform of a draw of the base."""
+        if self.remember:
+            value, log_prob = self.rsample_with_log_prob(sample_shape)
+            self._last = (value, log_prob, self._versions())
+            return value
+        return self.transform.forward_and_log_det(self.base.rsample(torch.Size(sample_shape)), self.context)[0]
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities by one pass of the flow, with no inverse.
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A draw without gradients."""
+        with torch.no_grad():
+            return self.transform.forward_and_log_det(self.base.sample(torch.Size(sample_shape)), self.context)[0]
 
-        :param sample_shape: shape of the draws.
-        :returns: ``sample_shape + batch_shape + event_shape`` and ``sample_shape + batch_shape``.
+    def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """A draw and its log-density, by one call of the forward direction.
+
+        :param sample_shape: as of :meth:`rsample`.
+        :returns: values ``sample_shape + batch + event`` and their log-densities in nats, ``sample_shape + batch``.
         """
-        x = self.base.rsample(sample_shape)
-        y, log_det = self.transform.forward_and_log_det(x)
-        return y, self.base.log_prob(x) - log_det
+        noise = self.base.rsample(torch.Size(sample_shape))
+        value, log_det = self.transform.forward_and_log_det(noise, self.context)
+        return value, self.base.log_prob(noise) - log_det
+
+    def _versions(self) -> tuple[int, ...]:
+        """What changes when a parameter is written in place, as an optimiser does."""
+        return tuple(0 if p.is_inference() else p._version for p in self.transform.parameters())
 
 
-def _floating(module: torch.nn.Module) -> Any:
-    return (t for t in itertools.chain(module.parameters(), module.buffers()) if t.is_floating_point())
-
-
-def _shape_of(context: Tensor | None) -> str:
-    return "none" if context is None else f"one of shape {tuple(context.shape)}"
+def _fitted(base: Any, transform: Bijection) -> Any:
+    """A base whose event is the transform's input."""
+    if not isinstance(base, torch.distributions.Distribution):
+        raise TypeError(f"base must be a distribution, got {type(base).__name__}")
+    shape, event = torch.Size(base.batch_shape) + torch.Size(base.event_shape), transform.event_shape
+    missing = len(event) - len(base.event_shape)
+    if missing < 0 or shape[len(shape) - len(event) :] != event or len(shape) < len(event):
+        raise ValueError(
+            f"base must have the event shape {tuple(event)} of the transform, got batch shape "
+            f"{tuple(base.batch_shape)} and event shape {tuple(base.event_shape)}"
+        )
+    return dist.Independent(base, missing) if missing else base

@@ -84,7 +84,9 @@ class ZukoBijection(Bijection):
                 "flow must be a lazy flow of zuko with a transform and a base, such as zuko.flows.NSF(features=3), "
                 f"got {type(flow).__name__}"
             )
-        first = next((p for p in [*flow.parameters(), *flow.buffers()] if p.is_floating_point()), torch.zeros(()))
+        first = next(
+            (p for p in [*flow.parameters(), *flow.buffers()] if p.is_floating_point()), torch.zeros((), device="cpu")
+        )
         context = first.new_zeros(context_dim) if context_dim else None
         try:
             with torch.no_grad():

@@ -15,15 +15,11 @@ from torch.distributions.transforms import SigmoidTransform
 
 from pyro_dgm.distributions import FlowDistribution, Rounded
 from pyro_dgm.distributions.transforms import (
-    TRANSFORMS,
-    Autoregressive,
     Bijection,
     Compose,
-    Coupling,
     ElementwiseAffine,
-    Permutation,
-    Reshape,
     Wrapped,
+    make_flow,
 )
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
@@ -92,32 +88,14 @@ class FlowModel(Family):
         self.register_buffer("base_loc", torch.zeros(self.flow.event_shape))
         self.register_buffer("base_scale", torch.ones(self.flow.event_shape))
 
-    def _flow(self, transform: Any) -> Bijection:
-        dim, size = self.event_shape.numel(), self.context.size
-        if isinstance(transform, Bijection):
-            if transform.out_shape != self.event_shape or transform.context_dim != size:
-                raise ValueError(
-                    f"transform must give events of shape {tuple(self.event_shape)} with context_dim {size}, "
-                    f"got {tuple(transform.out_shape)} with {transform.context_dim}"
-                )
-            return transform
-        if not isinstance(transform, str):
-            raise TypeError(f"transform must be a name or a transform, got {type(transform).__name__}")
-        kind = TRANSFORMS.get(transform)
-        if kind is None or not issubclass(kind, (Coupling, Autoregressive)):
-            layers = sorted(k for k, v in TRANSFORMS.items() if issubclass(v, (Coupling, Autoregressive)))
-            raise ValueError(f"transform must be one of {layers} or a transform, got {transform!r}")
-        parts: list[Bijection] = []
-        for i in range(self.num_layers):
-            layer: Bijection = kind(dim, hidden=self.hidden, context_dim=size, **self.options)
-            parts.append(layer if isinstance(layer, Coupling) else layer.inv)
-            parts.append(Permutation(dim, "random" if issubclass(kind, Coupling) and dim > 2 else "reverse", seed=i))
-        parts.append(ElementwiseAffine(dim))
-        if self.num_levels is not None:
-            parts.append(Wrapped(SigmoidTransform(), (dim,)))
-        if self.event_shape != (dim,):
-            parts.append(Reshape((dim,), self.event_shape))
-        return Compose(parts)
+    def _flow(self, transform: str | Bijection) -> Bijection:
+        by_name = {"num_layers": self.num_layers, "hidden": self.hidden, **self.options}
+        options: dict[str, Any] = by_name if isinstance(transform, str) else {}
+        shape = tuple(self.event_shape)
+        flow = make_flow(transform, shape, context_dim=self.context.size, fast="inverse", **options)
+        if self.num_levels is None or not isinstance(transform, str):
+            return flow
+        return Compose([flow, Wrapped(SigmoidTransform(), shape)])
 
     def distribution(self, *context: Tensor) -> FlowDistribution:
         """The density of a datum (with ``num_levels``: of ``v``) given its context."""

@@ -56,7 +56,7 @@ class MaskedLinear(nn.Linear):
 class MaskedMLP(nn.Module):
     """A network with several outputs for each input, which depend on the inputs before it and on a context.
 
-    .. math:: \\theta_i = g_i(x_{j :\\, j \\text{ before } i},\\; c), \\qquad i = 1, \\dots, D
+    .. math:: \\theta_i = g_i(x_{j :\\, j \\text{ before } i},\\; c), \\qquad i = 1, \\ldots, D
 
     Every hidden unit has a degree: the number of first inputs that it may see. A unit sees units of the layer before
     whose degree is not greater, and the outputs of the input at place :math:`m` see units of degree below

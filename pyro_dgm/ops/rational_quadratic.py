@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -68,23 +70,17 @@ def rational_quadratic(
         )
     if not 0 <= min_size * num_bins < 1:
         raise ValueError(f"min_size must lie in [0, 1 / num_bins) = [0, {1 / num_bins:.3g}), got {min_size}")
-    # Bins come first: sums over them then run along memory, and write out to one loop in a recorded graph.
-    shape = (wanted, *(1,) * (value.dim() + 1 - parameters.dim()), *parameters.shape[:-1])
-    logits, raw = parameters.movedim(-1, 0).reshape(shape).contiguous().split((2 * num_bins, wanted - 2 * num_bins))
-    # Widths and heights together, as fractions of the interval less the least sizes.
-    fractions = _softmax(logits.unflatten(0, (2, num_bins)))
+    parameters = parameters.movedim(-1, 0)
+    shape = (wanted, *(1,) * (value.dim() + 1 - parameters.dim()), *parameters.shape[1:])
     room, least = 2 * bound * (1 - min_size * num_bins), 2 * bound * min_size
     inner = value.clamp(-bound, bound)
-    lower, here = _bin_of(inner, fractions.detach()[1 if inverse else 0], room, least, bound)
-    size = _total(fractions * here, 1) * room + least
-    start = _total(fractions * lower, 1) * room + (_total(lower, 0) * least - bound)
-    # Zero gives slope 1, as in the tails, whose parameters are the zeros of the sums at both ends.
-    if circular:
-        ends = torch.stack([_total(raw * here, 0), _total(raw * here.roll(1, 0), 0)])
-    else:
-        ends = torch.stack([_total(raw * here[1:], 0), _total(raw * here[:-1], 0)])
-    first, last = (min_slope + functional.softplus(ends + math.log(math.expm1(1 - min_slope)))).unbind()
-    (width, height), (left, bottom) = size.unbind(), start.unbind()
+    find = _bin_written_out if _recording() else _bin_stacked
+    (left, bottom), (width, height), raw = find(
+        inner, parameters.reshape(shape), num_bins, room, least, bound, inverse, circular
+    )
+    # Zero gives slope 1, as in the tails.
+    offset = math.log(math.expm1(1 - min_slope))
+    first, last = (min_slope + functional.softplus(end + offset) for end in raw)
     mean = height / width
     excess = first + last - 2 * mean
     if inverse:
@@ -110,18 +106,6 @@ def rational_quadratic(
     return torch.where(inside, result, value), torch.where(inside, log_slope, 0.0)
 
 
-def _bin_of(value: Tensor, fractions: Tensor, room: float, least: float, bound: float) -> tuple[Tensor, Tensor]:
-    """Ones at the bins below that of the value, and at its own; bins first. No gradient passes through a choice."""
-    sizes = (fractions[:-1] * room + least).unbind()
-    knots = [sizes[0] - bound]
-    for size in sizes[1:]:
-        knots.append(knots[-1] + size)
-    beyond = (value.detach() >= torch.stack(knots)).to(value.dtype)
-    edge = torch.ones_like(beyond[:1])
-    lower = torch.cat([beyond, torch.zeros_like(edge)])
-    return lower, torch.cat([edge, beyond]) - lower
-
-
 def _in_unit(fraction: Tensor) -> Tensor:
     """The place in a bin, in [0, 1] also where rounding puts a value outside, with the gradient of the fraction."""
     exact = fraction.detach()
@@ -133,14 +117,76 @@ def _recording() -> bool:
     return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
-def _total(terms: Tensor, dim: int) -> Tensor:
-    """A sum over bins; in a graph a sum of single terms, which inductor fuses with what comes before and behind it."""
-    return functools.reduce(torch.add, terms.unbind(dim)) if _recording() else terms.sum(dim)
+Pair = Sequence[Tensor]
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over dimension 1, in a graph by single terms."""
-    if not _recording():
-        return logits.softmax(1)
-    powers = (logits - functools.reduce(torch.maximum, logits.detach().unbind(1)).unsqueeze(1)).exp()
-    return powers / _total(powers, 1).unsqueeze(1)
+def _bin_stacked(
+    value: Tensor,
+    parameters: Tensor,
+    num_bins: int,
+    room: float,
+    least: float,
+    bound: float,
+    inverse: bool,
+    circular: bool,
+) -> tuple[Pair, Pair, Pair]:
+    """The bin of each value: lower ends and sizes on both axes, and slopes at both ends before they are made positive.
+
+    Few operations on tensors of all bins, which come first, so that sums over them run along memory. No gradient
+    passes through the choice of a bin.
+    """
+    logits, raw = parameters.contiguous().split((2 * num_bins, len(parameters) - 2 * num_bins))
+    # Widths and heights together, as fractions of the interval less the least sizes.
+    fractions = logits.unflatten(0, (2, num_bins)).softmax(1)
+    sizes = (fractions.detach()[int(inverse), :-1] * room + least).unbind()
+    beyond = (value.detach() >= torch.stack(list(accumulate(sizes))) - bound).to(value.dtype)
+    edge = torch.ones_like(beyond[:1])
+    # Ones at the bins below that of the value, and at its own.
+    lower = torch.cat([beyond, torch.zeros_like(edge)])
+    here = torch.cat([edge, beyond]) - lower
+    start = (fractions * lower).sum(1) * room + (lower.sum(0) * least - bound)
+    size = (fractions * here).sum(1) * room + least
+    if circular:
+        ends = (raw * here).sum(0), (raw * here.roll(1, 0)).sum(0)
+    else:  # the empty sums at both ends are the zeros of the tails
+        ends = (raw * here[1:]).sum(0), (raw * here[:-1]).sum(0)
+    return start.unbind(), size.unbind(), ends
+
+
+def _bin_written_out(
+    value: Tensor,
+    parameters: Tensor,
+    num_bins: int,
+    room: float,
+    least: float,
+    bound: float,
+    inverse: bool,
+    circular: bool,
+) -> tuple[Pair, Pair, Pair]:
+    """The same as :func:`_bin_stacked`, bin by bin on tensors of the shape of the value.
+
+    Many small operations, all of one shape: inductor makes one loop of them and of their gradients.
+    """
+    terms = parameters.unbind()
+    axes = [_sizes(terms[:num_bins], room, least), _sizes(terms[num_bins : 2 * num_bins], room, least)]
+    raw = list(terms[2 * num_bins :])
+    zero = torch.zeros_like(raw[0])
+    slopes = [*raw, raw[0]] if circular else [zero, *raw, zero]
+    starts = [[torch.full_like(sizes[0], -bound)] for sizes in axes]
+    for ends, sizes in zip(starts, axes, strict=True):
+        for size in sizes[:-1]:
+            ends.append(ends[-1] + size)
+    lists = [*starts, *axes, slopes[:-1], slopes[1:]]
+    found = [items[0] for items in lists]
+    for k in range(1, num_bins):
+        beyond = value.detach() >= starts[int(inverse)][k].detach()
+        found = [torch.where(beyond, items[k], so_far) for items, so_far in zip(lists, found, strict=True)]
+    return found[:2], found[2:4], found[4:]
+
+
+def _sizes(logits: Sequence[Tensor], room: float, least: float) -> list[Tensor]:
+    """Sizes of the bins on one axis: a softmax written out."""
+    largest = functools.reduce(torch.maximum, [logit.detach() for logit in logits])
+    powers = [(logit - largest).exp() for logit in logits]
+    scale = room / functools.reduce(torch.add, powers)
+    return [power * scale + least for power in powers]

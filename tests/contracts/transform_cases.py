@@ -61,6 +61,12 @@ CASES: dict[str, Case] = {
     "spline_autoregressive": Case(lambda **k: t.SplineAutoregressive(3, num_bins=4, hidden=(8,), **k)),
     "spline_coupling": Case(lambda **k: t.SplineCoupling(3, num_bins=4, hidden=(8,), mask="alternate", **k)),
     "spline_coupling-flipped": Case(lambda **k: t.SplineCoupling(3, hidden=(8,), flip=True, **k)),
+    "householder": Case(lambda **k: t.Householder(3, **k)),
+    "lu_linear": Case(lambda **k: t.LULinear(3, **k)),
+    "planar": Case(lambda **k: t.Planar(3, **k), inverse=1e-7),
+    "planar-network": Case(lambda **k: t.Planar(3, **({"hidden": (4,)} if k else {}), **k), inverse=1e-7),
+    "radial": Case(lambda **k: t.Radial(3, **k)),
+    "sylvester": Case(lambda **k: t.Sylvester(4, num_units=2, **k), event_shape=(4,), inverse=1e-7),
 }
 
 #: those that are two-dimensional, for the integral over a grid; made with the same keywords
@@ -73,4 +79,9 @@ PLANE: dict[str, Callable[..., Any]] = {
     "spline": lambda **k: t.Spline(2, num_bins=4, **k),
     "spline_autoregressive": lambda **k: t.SplineAutoregressive(2, num_bins=4, hidden=(8,), **k),
     "spline_coupling": lambda **k: t.SplineCoupling(2, num_bins=4, hidden=(8,), **k),
+    "householder": lambda **k: t.Householder(2, **k),
+    "lu_linear": lambda **k: t.LULinear(2, **k),
+    "planar": lambda **k: t.Planar(2, **k),
+    "radial": lambda **k: t.Radial(2, **k),
+    "sylvester": lambda **k: t.Sylvester(2, **k),
 }

@@ -1,156 +1,158 @@
-"""Flow distributions at sample sites, and sites in the space of the base."""
+"""A flow as a distribution, at sites and in base space, against closed forms."""
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoMultivariateNormal
-from torch.distributions.transforms import ExpTransform
+from torch.distributions import biject_to
 
-import pyro_dgm
-from pyro_dgm.distributions import FlowDistribution, FlowReparam, Rounded
-from pyro_dgm.distributions.transforms import AffineCoupling, Compose, ElementwiseAffine, Permutation, Wrapped
-from pyro_dgm.infer import ELBO
+from pyro_dgm.distributions import FlowDistribution, FlowReparam
+from pyro_dgm.distributions.transforms import (
+    AffineAutoregressive,
+    Compose,
+    ElementwiseAffine,
+    SplineCoupling,
+    Wrapped,
+)
 
-D = torch.float64
 
-
-def bent(context_dim=0, spread=0.4):
-    torch.manual_seed(3)
-    parts = [AffineCoupling(2, hidden=(8,), context_dim=context_dim), Permutation(2), AffineCoupling(2, hidden=(8,))]
-    flow = Compose(parts).to(D)
+def affine(shift=(1.0, -2.0), scale=(0.5, 3.0), context_dim=0):
+    t = ElementwiseAffine(2, context_dim).double()
     with torch.no_grad():
-        for p in flow.parameters():
-            p.add_(torch.randn_like(p) * spread)
-    return flow.requires_grad_(False)
+        t.bias.copy_(torch.tensor([*shift, *torch.tensor(scale, dtype=torch.float64).log().tolist()]))
+        if context_dim:
+            t.weight.copy_(torch.linspace(-1, 1, t.weight.numel()).reshape(t.weight.shape))
+    return t
 
 
-def affine():
-    """The flow of N(m, diag(s^2)), m = (1, -1), s = (2, 0.5)."""
-    t = ElementwiseAffine(2).to(D)
+def spline(context_dim=0):
+    torch.manual_seed(0)
+    t = SplineCoupling(3, num_bins=4, hidden=(8,), context_dim=context_dim).double()
     with torch.no_grad():
-        t.bias.copy_(torch.tensor([1.0, -1.0, 2.0, 0.5], dtype=D))
-        t.bias[2:].log_()
-    return t.requires_grad_(False)
+        for p in t.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return t
 
 
-def test_it_is_the_transformed_distribution():
-    d = FlowDistribution(bent())
-    plain = dist.TransformedDistribution(dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1), [bent()])
-    x = torch.randn(4, 3, 2, dtype=D)
-    torch.testing.assert_close(d.log_prob(x), plain.log_prob(x))
+def test_affine_flow_is_a_normal():
+    flow = FlowDistribution(affine())
+    exact = dist.Normal(torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()).to_event(1)
+    x = torch.randn(4, 5, 2, dtype=torch.float64)
+    torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))
     torch.manual_seed(0)
-    draws = d.rsample((5,))
-    torch.manual_seed(0)
-    torch.testing.assert_close(draws, plain.rsample((5,)))
-    torch.manual_seed(0)
-    same, log_prob = d.rsample_and_log_prob((5,))
-    torch.testing.assert_close(same, draws)
-    torch.testing.assert_close(log_prob, d.log_prob(draws))
+    draws = flow.sample((20_000,))
+    assert ((draws.mean(0) - exact.mean) / (exact.stddev / 20_000**0.5)).abs().max() < 4
+    torch.testing.assert_close(draws.std(0), exact.stddev, rtol=0.03, atol=0)
 
 
-def test_shapes_and_support():
-    context = torch.randn(4, 3, dtype=D)
-    d = FlowDistribution(bent(3), context=context)
-    assert d.batch_shape == (4,) and d.event_shape == (2,)
-    assert d.sample((5,)).shape == (5, 4, 2) and d.log_prob(torch.zeros(2, dtype=D)).shape == (4,)
-    assert d.expand((6, 4)).sample().shape == (6, 4, 2)
-    zero = torch.zeros(2, dtype=D)
-    torch.testing.assert_close(d.expand((6, 4)).log_prob(zero)[3], d.log_prob(zero))
-    positive = FlowDistribution(Compose([bent(), Wrapped(ExpTransform(), (2,))]), validate_args=True)
-    assert positive.support.event_dim == 1 and bool(positive.support.check(positive.sample((9,))).all())
+def test_shapes_batches_and_support():
+    context = torch.randn(4, 2, dtype=torch.float64)
+    flow = FlowDistribution(spline(2), context=context)
+    assert (flow.batch_shape, flow.event_shape) == ((4,), (3,))
+    big = flow.expand((6, 4))
+    assert isinstance(big, FlowDistribution) and big.rsample((2,)).shape == (2, 6, 4, 3)
+    assert big.log_prob(torch.zeros(3, dtype=torch.float64)).shape == (6, 4)
+    for i in range(4):
+        one = FlowDistribution(flow.transform, context=context[i])
+        x = flow.sample((5,))
+        torch.testing.assert_close(one.log_prob(x[:, i]), flow.log_prob(x)[:, i])
+    positive = FlowDistribution(Compose([affine(), Wrapped(torch.distributions.ExpTransform(), (2,))]))
+    assert positive.support.check(positive.sample((10,))).all()
+    assert not positive.support.check(-torch.ones(2))
+    u = torch.randn(2, dtype=torch.float64)
+    assert positive.support.check(biject_to(positive.support)(u))
     with pytest.raises(ValueError, match="support"):
-        positive.log_prob(-torch.ones(2, dtype=D))
+        FlowDistribution(positive.transform, validate_args=True).log_prob(-torch.ones(2, dtype=torch.float64))
 
 
-def test_bad_input():
-    with pytest.raises(TypeError, match="transform must be a transform of pyro_dgm"):
-        FlowDistribution(ExpTransform())
-    with pytest.raises(ValueError, match=r"takes a context of shape batch \+ \(3,\), got none"):
-        FlowDistribution(bent(3))
-    with pytest.raises(ValueError, match="takes no context, got one of shape"):
-        FlowDistribution(bent(), context=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"base must have the flow's event shape \(2,\), got \(3,\)"):
-        FlowDistribution(bent(), dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    with pytest.raises(TypeError, match="FlowReparam: site 'z' must have a FlowDistribution, got Normal"):
-        poutine.reparam(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), config={"z": FlowReparam()})()
+def test_another_base_and_the_batch_of_it():
+    loc = torch.zeros(7, 2, dtype=torch.float64)
+    flow = FlowDistribution(affine(), dist.StudentT(3.0, loc, 1.0))
+    assert (flow.batch_shape, flow.event_shape) == ((7,), (2,))
+    x = torch.randn(7, 2, dtype=torch.float64)
+    z = (x - torch.tensor([1.0, -2.0])) / torch.tensor([0.5, 3.0])
+    exact = dist.StudentT(3.0).log_prob(z).sum(-1) - torch.tensor([0.5, 3.0]).double().log().sum()
+    torch.testing.assert_close(flow.log_prob(x), exact)
 
 
-def noisy(prior, x):
-    """A latent with a flow as its prior, seen with unit noise."""
-    z = pyro.sample("z", prior)
-    return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_draw_with_its_density(remember):
+    flow = FlowDistribution(spline(), remember=remember)
+    value, log_prob = flow.rsample_with_log_prob((5,))
+    torch.testing.assert_close(flow.log_prob(value), log_prob)
+    value = flow.rsample((5,))
+    torch.testing.assert_close(flow.log_prob(value), FlowDistribution(flow.transform).log_prob(value))
+    gradients = [
+        torch.autograd.grad(flow.log_prob(v).sum(), list(flow.transform.parameters()), retain_graph=True)
+        for v in (value, value.clone())
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
-X = torch.tensor([0.5, 0.5], dtype=D)
-# The posterior of N(m, s^2) with one observation of unit variance.
-S2 = torch.tensor([4.0, 0.25], dtype=D)
-MEAN = (torch.tensor([1.0, -1.0], dtype=D) / S2 + X) / (1 / S2 + 1)
-SCALE = (1 / (1 / S2 + 1)).sqrt()
+def test_what_is_remembered_does_not_outlive_a_step():
+    flow = FlowDistribution(affine(), remember=True)
+    value = flow.rsample()
+    before = flow.log_prob(value)
+    optimizer = torch.optim.SGD(flow.transform.parameters(), lr=0.1)
+    value.sum().backward()
+    optimizer.step()
+    after = flow.log_prob(value)
+    torch.testing.assert_close(after, FlowDistribution(flow.transform).log_prob(value))
+    assert (after - before).abs() > 1e-3
+    slow = FlowDistribution(AffineAutoregressive(3, hidden=(4,)), remember=True)
+    slow.transform._backward = None  # an inverse would raise
+    assert slow.log_prob(slow.rsample()).shape == ()
+    with pytest.raises(TypeError):
+        slow.log_prob(slow.rsample().clone())
 
 
-@pytest.mark.parametrize("reparam", [False, True])
-@pytest.mark.parametrize("method", ["hmc", "chees", "mala"])
-def test_samplers_find_the_exact_posterior(method, reparam):
-    prior = FlowDistribution(affine())
-
-    def model(x):
-        return noisy(prior, x)
-
-    program = poutine.reparam(model, config={"z": FlowReparam()}) if reparam else model
-    post = pyro_dgm.sample_posterior(
-        program, X, method=method, num_samples=500, num_chains=8, warmup_steps=300, seed=0, progress=False
-    )
-    z = post.samples["z"] if not reparam else prior.transform(post.samples["z_base"].to(D))
-    z = z.to(D)
-    assert z.shape == (8, 500, 2)
-    per_chain = z.mean(1)
-    error = per_chain.std(0) / 8**0.5
-    assert ((z.mean((0, 1)) - MEAN).abs() / error).max() < 4
-    assert (z.std((0, 1)) / SCALE - 1).abs().max() < 0.1
+def test_bad_arguments_are_named():
+    with pytest.raises(TypeError, match="transform must be a Bijection, got ExpTransform"):
+        FlowDistribution(torch.distributions.ExpTransform())
+    with pytest.raises(TypeError, match="base must be a distribution, got int"):
+        FlowDistribution(affine(), 3)
+    with pytest.raises(ValueError, match=r"base must have the event shape \(2,\).*got batch shape \(3,\)"):
+        FlowDistribution(affine(), dist.Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match=r"context must have shape batch \+ \(3,\) for this transform, got None"):
+        FlowDistribution(affine(context_dim=3))
+    with pytest.raises(ValueError, match=r"context must have shape .* got \(5, 2\)"):
+        FlowDistribution(affine(context_dim=3), context=torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="takes no context"):
+        FlowDistribution(affine(), context=torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"broadcasts with the batch \(4,\) of base"):
+        FlowDistribution(
+            affine(context_dim=3), dist.Normal(torch.zeros(4, 2).double(), 1.0), torch.zeros(5, 3, dtype=torch.float64)
+        )
 
 
-@pytest.mark.parametrize("reparam", [False, True])
-def test_an_automatic_guide_reaches_the_evidence(reparam):
-    prior = FlowDistribution(affine())
-
-    def model(x):
-        return noisy(prior, x)
-
-    program = poutine.reparam(model, config={"z": FlowReparam()}) if reparam else model
-    torch.set_default_dtype(D)
-    try:
-        guide = AutoMultivariateNormal(program)
-        pyro_dgm.fit((program, guide), X, epochs=300, seed=0, progress=False, objective=ELBO(16), num_data=1,
-                     optimizer=lambda p: torch.optim.Adam(p, lr=0.03))  # fmt: skip
-        with torch.no_grad():
-            found = torch.stack([torch.as_tensor(-ELBO(64).loss(program, guide, X)) for _ in range(20)])
-    finally:
-        torch.set_default_dtype(torch.float32)
-    evidence = dist.Normal(torch.tensor([1.0, -1.0], dtype=D), (S2 + 1).sqrt()).log_prob(X).sum()
-    assert float(found.mean()) == pytest.approx(float(evidence), abs=0.01)
+def site(observed=None, nested=False):
+    flow = FlowDistribution(spline(2), context=torch.ones(4, 2, dtype=torch.float64))
+    if nested:
+        return pyro.sample("y", flow.to_event(1), obs=observed)
+    with pyro.plate("rows", 4):
+        return pyro.sample("y", flow, obs=observed)
 
 
-def test_the_reparameterised_program_has_the_same_density():
-    prior = FlowDistribution(bent())
-    model = poutine.reparam(lambda: noisy(prior, X), config={"z": FlowReparam()})
+@pytest.mark.parametrize("nested", [False, True])
+def test_reparameterised_site(nested):
+    moved = poutine.reparam(site, {"y": FlowReparam()})
     torch.manual_seed(0)
-    trace = poutine.trace(model).get_trace()
-    trace.compute_log_prob()
-    base, z = trace.nodes["z_base"]["value"], trace.nodes["z"]["value"]
-    torch.testing.assert_close(z, prior.transform(base))
-    expected = prior.base.log_prob(base) + dist.Normal(z, 1.0).to_event(1).log_prob(X)
-    torch.testing.assert_close(trace.log_prob_sum(), expected)
-    plain = poutine.condition(lambda: noisy(prior, X), {"z": z})
-    log_det = prior.transform.forward_and_log_det(base)[1]
-    torch.testing.assert_close(poutine.trace(plain).get_trace().log_prob_sum(), expected - log_det)
+    trace = poutine.trace(moved).get_trace(nested=nested)
+    assert [n for n in trace.stochastic_nodes if n != "rows"] == ["y_base"]
+    assert trace.nodes["y"]["is_observed"]
+    y, noise = trace.nodes["y"]["value"], trace.nodes["y_base"]["value"]
+    flow = FlowDistribution(spline(2), context=torch.ones(4, 2, dtype=torch.float64))
+    torch.testing.assert_close(flow.transform.forward_and_log_det(noise, flow.context)[0], y)
+    torch.testing.assert_close(trace.log_prob_sum(), flow.base.log_prob(noise).sum())
+    # Of data the density is what it was.
+    plain, seen = (poutine.trace(fn).get_trace(y, nested=nested) for fn in (site, moved))
+    assert not [n for n in seen.stochastic_nodes if n != "rows"]
+    torch.testing.assert_close(seen.log_prob_sum(), plain.log_prob_sum())
 
 
-def test_rounded():
-    v = torch.tensor([[0.01, 0.26], [0.99, 0.74]], dtype=D)
-    d = Rounded(v, 4, event_dim=1)
-    assert d.batch_shape == (2,) and d.sample().tolist() == [[0, 1], [3, 2]]
-    assert d.log_prob(d.sample((3,))).eq(0).all() and d.log_prob(d.sample((3,))).shape == (3, 2)
-    assert d.log_prob(torch.tensor([0.0, 2.0], dtype=D)).tolist() == [-torch.inf, -torch.inf]
-    assert d.expand((3, 2)).log_prob(d.sample()).shape == (3, 2) and d.support.check(d.sample()).all()
+def test_reparameterised_site_of_another_distribution():
+    moved = poutine.reparam(lambda: pyro.sample("y", dist.Normal(0.0, 1.0)), {"y": FlowReparam()})
+    with pytest.raises(TypeError, match="site 'y' must have a FlowDistribution, got Normal"):
+        moved()

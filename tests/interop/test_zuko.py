@@ -153,7 +153,7 @@ def by_importance(flow):
     return mean, (w.square() @ (z - mean).square()).sqrt(), log_weights.logsumexp(0) - math.log(len(z))
 
 
-@pytest.mark.parametrize("name, draws, chains", [("MAF", 400, 32), ("NSF", 60, 8)])
+@pytest.mark.parametrize("name, draws, chains", [("MAF", 400, 32), pytest.param("NSF", 60, 8, marks=pytest.mark.slow)])
 def test_hmc_on_a_flow_prior(name, draws, chains):
     flow = make(name).requires_grad_(False)
     exact, error, _ = by_importance(flow)
@@ -165,6 +165,7 @@ def test_hmc_on_a_flow_prior(name, draws, chains):
     assert ((z.mean((0, 1)) - exact).abs() / (spread.square() + error.square()).sqrt()).max() < SIGMAS
 
 
+@pytest.mark.slow
 def test_pyros_nuts_and_automatic_guides_take_the_site():
     flow = make("MAF").requires_grad_(False)
     exact, _, log_evidence = by_importance(flow)

@@ -28,10 +28,10 @@ LAYERS = ["additive_coupling", "affine_coupling", "spline_coupling", "affine_aut
 def test_density(name):
     """It integrates to one, is the ELBO, and agrees with its own draws: their mean is the integral's."""
     flow = moved(FlowModel((2,), name, 2, (16,)))
-    side = torch.linspace(-12, 12, 401, dtype=torch.float64)
+    side = torch.linspace(-12, 12, 601, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     with torch.no_grad():
-        density = flow.log_prob(grid).exp() * (24 / 400) ** 2
+        density = flow.log_prob(grid).exp() * (24 / 600) ** 2
     assert density.sum().item() == pytest.approx(1.0, abs=2e-3)
     x = flow.sample(20_000, seed=0)
     error = (x.mean(0) - (density[:, None] * grid).sum(0)) / (x.std(0) / 20_000**0.5)
@@ -128,11 +128,11 @@ def test_a_transform_of_your_own():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="transform must be one of .*spline_coupling.* or a transform, got 'wave'"):
+    with pytest.raises(ValueError, match="transform must be one of .*spline_coupling.*, got 'wave'"):
         FlowModel((2,), "wave")
-    with pytest.raises(TypeError, match="transform must be a name or a transform, got int"):
+    with pytest.raises(TypeError, match="transform must be a name, .* got int"):
         FlowModel((2,), 3)
-    with pytest.raises(ValueError, match=r"transform must give events of shape \(2,\) with context_dim 0, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"transform must give events of shape \(2,\), but it gives \(3,\)"):
         FlowModel((2,), ElementwiseAffine(3))
     with pytest.raises(ValueError, match="num_levels"):
         FlowModel((2,), num_levels=1)

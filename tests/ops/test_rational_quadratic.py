@@ -2,9 +2,12 @@
 
 import math
 
+import pyro
 import pytest
 import torch
+from torch._inductor import metrics
 from torch.func import hessian, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_dgm.capture.static_graph import record
 from pyro_dgm.ops.rational_quadratic import rational_quadratic
@@ -170,6 +173,33 @@ def test_vmap_graph_and_second_derivatives():
     step = 1e-4
     values = [spline(x[0] + k * step, p[0])[1] for k in (-1, 0, 1)]
     torch.testing.assert_close(second, (values[0] - 2 * values[1] + values[2]) / step**2, rtol=1e-4, atol=1e-4)
+
+
+@kinds
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_recorded_gradient_is_that_of_single_operations(circular, inverse):
+    """The graph works bin by bin, single operations on all bins at once."""
+
+    def gradients(x, p):
+        y, log_slope = spline(x, p, circular=circular, inverse=inverse)
+        return [y, log_slope, *torch.autograd.grad((y * y + log_slope).sum(), (x, p))]
+
+    values = [v.requires_grad_() for v in given(50, circular)]
+    for found, expected in zip(make_fx(gradients)(*values)(*values), gradients(*values), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inverse", [False, True])
+def test_inductor_makes_one_loop_of_a_spline(inverse):
+    x, p = given(64)
+    graph = make_fx(lambda a, b: spline(a, b, inverse=inverse))(x, p)
+    metrics.reset()
+    with pyro.validation_enabled():  # torch.compile turns it off when it is first used
+        found = torch.compile(graph)(x, p)
+    assert metrics.generated_kernel_count == 1
+    for a, b in zip(found, spline(x, p, inverse=inverse), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 
 
 def test_wrong_arguments_are_refused():

@@ -15,12 +15,19 @@ from pyro_dgm.distributions.transforms.elementwise import (
     AdditiveFamily,
     AffineFamily,
     CircularSplineFamily,
+    Elementwise,
     ElementwiseFamily,
     SplineFamily,
 )
+from pyro_dgm.distributions.transforms.householder import Householder
+from pyro_dgm.distributions.transforms.lu_linear import LULinear
+from pyro_dgm.distributions.transforms.make import make_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
+from pyro_dgm.distributions.transforms.planar import Planar
+from pyro_dgm.distributions.transforms.radial import Radial
 from pyro_dgm.distributions.transforms.reshape import Reshape
-from pyro_dgm.distributions.transforms.spline import CircularSpline, Elementwise, Spline
+from pyro_dgm.distributions.transforms.spline import CircularSpline, Spline
+from pyro_dgm.distributions.transforms.sylvester import Sylvester
 from pyro_dgm.distributions.transforms.wrapped import Wrapped, as_bijection
 
 #: every transform that can be made from sizes alone, by name
@@ -31,10 +38,15 @@ TRANSFORMS: dict[str, type[Bijection]] = {
     "circular_spline": CircularSpline,
     "circular_spline_coupling": CircularSplineCoupling,
     "elementwise_affine": ElementwiseAffine,
+    "householder": Householder,
+    "lu_linear": LULinear,
     "permutation": Permutation,
+    "planar": Planar,
+    "radial": Radial,
     "spline": Spline,
     "spline_autoregressive": SplineAutoregressive,
     "spline_coupling": SplineCoupling,
+    "sylvester": Sylvester,
 }
 
 __all__ = [
@@ -55,13 +67,19 @@ __all__ = [
     "Elementwise",
     "ElementwiseAffine",
     "ElementwiseFamily",
+    "Householder",
     "Inverse",
+    "LULinear",
     "Permutation",
+    "Planar",
+    "Radial",
     "Reshape",
     "Spline",
     "SplineAutoregressive",
     "SplineCoupling",
     "SplineFamily",
+    "Sylvester",
     "Wrapped",
     "as_bijection",
+    "make_flow",
 ]

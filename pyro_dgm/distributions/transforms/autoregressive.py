@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
-from pyro_dgm.distributions.transforms.elementwise import AffineFamily, ElementwiseFamily, SplineFamily
+from pyro_dgm.distributions.transforms.elementwise import AffineFamily, ElementwiseFamily, SplineFamily, check_family
 from pyro_dgm.nn.masked import MaskedMLP
 from pyro_dgm.ops.arguments import check_count
 
@@ -43,8 +43,7 @@ class Autoregressive(Bijection):
     Example::
 
         >>> import torch
-        >>> from pyro_dgm.distributions.transforms import Autoregressive
-        >>> from pyro_dgm.distributions.transforms.elementwise import AdditiveFamily
+        >>> from pyro_dgm.distributions.transforms import AdditiveFamily, Autoregressive
         >>> y, log_det = Autoregressive(4, AdditiveFamily()).forward_and_log_det(torch.zeros(5, 4))
         >>> y.shape, log_det.shape
         (torch.Size([5, 4]), torch.Size([5]))
@@ -64,13 +63,11 @@ class Autoregressive(Bijection):
         residual: bool = False,
     ) -> None:
         super().__init__(check_count("dim", dim), context_dim)
-        if not isinstance(family, ElementwiseFamily):
-            raise TypeError(f"family must be an ElementwiseFamily, got {type(family).__name__}")
         if isinstance(order, str):
             if order != "reverse":
                 raise ValueError(f"order must be 'reverse', a permutation or None, got {order!r}")
             order = tuple(range(dim))[::-1]
-        self.family = family
+        self.family = check_family(family)
         self.network = MaskedMLP(
             dim,
             family.num_parameters,

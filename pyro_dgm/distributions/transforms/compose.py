@@ -18,7 +18,7 @@ __all__ = ["Compose"]
 class Compose(Bijection):
     """Transforms in sequence, one value and one log-determinant for all.
 
-    .. math:: f = f_n \\circ \\dots \\circ f_1, \\qquad \\log |\\det J_f| = \\sum_i \\log |\\det J_{f_i}|
+    .. math:: f = f_n \\circ \\ldots \\circ f_1, \\qquad \\log |\\det J_f| = \\sum_i \\log |\\det J_{f_i}|
 
     The context goes to the parts that take one.
 

@@ -16,6 +16,7 @@ from pyro_dgm.distributions.transforms.elementwise import (
     CircularSplineFamily,
     ElementwiseFamily,
     SplineFamily,
+    check_family,
 )
 from pyro_dgm.nn import make_network
 from pyro_dgm.ops.arguments import check_count
@@ -63,8 +64,7 @@ class Coupling(Bijection):
     Example::
 
         >>> import torch
-        >>> from pyro_dgm.distributions.transforms import Coupling
-        >>> from pyro_dgm.distributions.transforms.elementwise import SplineFamily
+        >>> from pyro_dgm.distributions.transforms import Coupling, SplineFamily
         >>> y, log_det = Coupling(4, SplineFamily(num_bins=4)).forward_and_log_det(torch.zeros(5, 4))
         >>> y.shape, log_det.shape
         (torch.Size([5, 4]), torch.Size([5]))
@@ -85,9 +85,7 @@ class Coupling(Bijection):
         network: str | nn.Module = "mlp",
     ) -> None:
         super().__init__(check_count("dim", dim, 2, why="some elements stay, others change"), context_dim)
-        if not isinstance(family, ElementwiseFamily):
-            raise TypeError(f"family must be an ElementwiseFamily, got {type(family).__name__}")
-        self.family = family
+        self.family = check_family(family)
         kept = _kept(mask, dim, flip)
         self.kept = [i for i in range(dim) if kept[i]]
         self.changed = [i for i in range(dim) if not kept[i]]

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
+from pyro_dgm.nn import MLP
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.ops.rational_quadratic import rational_quadratic
 
-__all__ = ["AdditiveFamily", "AffineFamily", "CircularSplineFamily", "ElementwiseFamily", "SplineFamily", "columns"]
+__all__ = [
+    "AdditiveFamily",
+    "AffineFamily",
+    "CircularSplineFamily",
+    "Elementwise",
+    "ElementwiseFamily",
+    "SplineFamily",
+    "check_family",
+    "columns",
+]
 
 
 def columns(parameters: Tensor) -> tuple[Tensor, ...]:
@@ -25,11 +37,11 @@ def columns(parameters: Tensor) -> tuple[Tensor, ...]:
     return parameters.transpose(-1, -2).unbind(-2) if parameters.dim() > 1 else parameters.unbind()
 
 
-class ElementwiseFamily(nn.Module):
+class ElementwiseFamily(nn.Module, ABC):
     """Increasing functions :math:`y = f(x; \\theta)` of one number, each element with its own parameters.
 
-    A subclass gives :attr:`num_parameters`, :meth:`forward` and :meth:`inverse`. It then serves
-    ``Coupling``, ``Autoregressive`` and ``Elementwise`` alike. It may hold weights of its own, shared by all elements.
+    A subclass gives :attr:`num_parameters`, :meth:`forward` and :meth:`inverse`. It then serves ``Coupling``,
+    ``Autoregressive`` and :class:`Elementwise` alike. It may hold weights of its own, shared by all elements.
 
     Parameters of zero should give the identity, or be near it: networks start there. Both functions take any
     real parameters, and may not branch on values (they run under ``vmap`` and in recorded graphs).
@@ -59,6 +71,16 @@ class ElementwiseFamily(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What a network gets for elements on which others depend: ``batch + (dim * num_features,)``, side by side."""
         return x
+
+
+def check_family(family: Any) -> ElementwiseFamily:
+    """Check that an argument is a family, made and not its class alone.
+
+    :raises TypeError: if it is not.
+    """
+    if not isinstance(family, ElementwiseFamily):
+        raise TypeError(f"family must be an ElementwiseFamily such as SplineFamily(), got {family!r}")
+    return family
 
 
 class AffineFamily(ElementwiseFamily):
@@ -105,7 +127,7 @@ class AdditiveFamily(ElementwiseFamily):
 class SplineFamily(ElementwiseFamily):
     """Monotonic rational-quadratic splines on ``[-bound, bound]``, the identity outside.
 
-    See :func:`~pyro_dgm.ops.rational_quadratic.rational_quadratic` for the equation.
+    See :func:`~pyro_dgm.ops.rational_quadratic` for the equation.
 
     :param num_bins: number of bins.
     :param bound: half the width of the interval.
@@ -179,3 +201,69 @@ def _wrap(angle: Tensor) -> Tensor:
     """The angle in :math:`[-\\pi, \\pi)`, also after rounding."""
     wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
     return torch.where(wrapped < math.pi, wrapped, -math.pi)
+
+
+class Elementwise(Bijection):
+    """Each element transformed on its own, by a function of any family.
+
+    .. math:: y_i = f(x_i;\\; \\theta_i(c)), \\qquad \\log |\\det J| = \\sum_i \\log f'(x_i; \\theta_i)
+
+    Without context the parameters :math:`\\theta` are learned as they are; with one, a network gives them.
+
+    :param event_shape: shape of one value; an integer for vectors.
+    :param family: the element-wise functions :math:`f`.
+    :param hidden: widths of the network's hidden layers, where there is a context; empty for an affine map.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class.
+    :raises TypeError: if a size is no integer, or ``family`` is no :class:`ElementwiseFamily`.
+    :raises ValueError: if a size is not positive.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import AffineFamily, Elementwise
+        >>> Elementwise((2, 2), AffineFamily()).forward_and_log_det(torch.zeros(5, 2, 2))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] | int,
+        family: ElementwiseFamily,
+        *,
+        hidden: Sequence[int] = (),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__(event_shape, context_dim)
+        self.family = check_family(family)
+        shape = (family.num_parameters, *self.event_shape)
+        if self.context_dim:
+            self.network = MLP((self.context_dim,), shape, hidden, activation)
+            with torch.no_grad():
+                for p in self.network.layers[-1].parameters():
+                    p.zero_()
+        else:
+            self.values = nn.Parameter(torch.zeros(shape, device=torch.get_default_device()))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> Any:
+        return constraints.independent(self.family.domain, len(self.event_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> Any:
+        return constraints.independent(self.family.codomain, len(self.event_shape))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self._summed(*self.family(x, self._parameters_of(context)))
+
+    def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
+        return self._summed(*self.family.inverse(y, self._parameters_of(context)))
+
+    def _parameters_of(self, context: Tensor | None) -> Tensor:
+        values = self.values if context is None else self.network(context)
+        return values.movedim(-1 - len(self.event_shape), -1)
+
+    def _summed(self, value: Tensor, log_derivative: Tensor) -> ValueAndLogDet:
+        event = len(self.event_shape)
+        return value, log_derivative.flatten(value.dim() - event).sum(-1) if event else log_derivative

@@ -79,15 +79,20 @@ class FlowTraining:
     :param total_steps: steps over which the learning rate falls to zero, by a cosine.
     :param learning_rate: of Adam, at the beginning.
     :param batch_size: draws a step.
+    :param dtype: of the draws, by default that of the flow's parameters.
     """
 
     def __init__(
-        self, flow: Bijection, generator: torch.Generator, total_steps: int, learning_rate: float, batch_size: int
+        self,
+        flow: Bijection,
+        generator: torch.Generator,
+        total_steps: int,
+        learning_rate: float,
+        batch_size: int,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        parameter = next(flow.parameters(), None)
-        self.whitening = ElementwiseAffine(flow.event_shape)
-        if parameter is not None:
-            self.whitening = self.whitening.to(device=parameter.device, dtype=parameter.dtype)
+        dtype = next((p.dtype for p in flow.parameters()), None) if dtype is None else dtype
+        self.whitening = ElementwiseAffine(flow.event_shape).to(device=generator.device, dtype=dtype)
         self.flow: Bijection = Compose([flow, self.whitening])
         self.generator, self.batch_size = generator, batch_size
         self.total_steps, self.learning_rate, self.steps = total_steps, learning_rate, 0

@@ -107,5 +107,5 @@ def test_wrong_arguments_are_refused():
         t.SplineAutoregressive(0)
     with pytest.raises(ValueError, match="hidden must hold equal widths"):
         t.SplineAutoregressive(3, hidden=(8, 16), residual=True)
-    with pytest.raises(TypeError, match="family must be an ElementwiseFamily, got type"):
+    with pytest.raises(TypeError, match="family must be an ElementwiseFamily such as .*, got <class"):
         t.Autoregressive(3, t.AffineFamily)

@@ -125,7 +125,7 @@ def test_wrong_arguments_are_refused():
         t.SplineCoupling(3, num_bins=1)
     with pytest.raises(ValueError, match="bound must be positive"):
         t.SplineCoupling(3, bound=-1.0)
-    with pytest.raises(TypeError, match="family must be an ElementwiseFamily, got str"):
+    with pytest.raises(TypeError, match="family must be an ElementwiseFamily such as .*, got 'affine'"):
         t.Coupling(3, "affine")
     with pytest.raises(ValueError, match=r"network must give the shape batch \+ \(2, 2\), got \(5, 4\)"):
         t.AffineCoupling(3, network=nn.Linear(1, 4))(torch.zeros(5, 3))

@@ -24,10 +24,10 @@ def _sides(first):
     return torch.logsumexp(torch.stack(parts, -1), -1)
 
 
-def right_moon(dim):
-    """Probability that the first coordinate is positive, by quadrature over radius and angle."""
+def exact(dim):
+    """Probability that the first coordinate is positive, and the mean radius, by quadrature over radius and angle."""
     r = torch.linspace(1.0, 3.0, 1001, dtype=torch.float64)[:, None]
     angle = torch.linspace(0.0, math.pi, 4001, dtype=torch.float64)
     log_density = -0.5 * ((r - RADIUS) / THICKNESS).square() + _sides(r * angle.cos())
     mass = log_density.exp() * r ** (dim - 1) * angle.sin() ** (dim - 2)
-    return float(mass[:, angle < math.pi / 2].sum() / mass.sum())
+    return float(mass[:, angle < math.pi / 2].sum() / mass.sum()), float((mass * r).sum() / mass.sum())

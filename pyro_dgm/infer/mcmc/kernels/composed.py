@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_dgm.distributions.transforms.base import Bijection
 from pyro_dgm.infer.mcmc.flow_training import Flow, FlowTraining, check_flow, make_flow
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
+from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.ops.arguments import check_count, check_positive
 
@@ -175,7 +176,8 @@ class FlowKernel(Kernel):
         if not self.train or num_steps < FEWEST_TRANSITIONS:
             return None
         flow = make_flow(self.given_flow or self.make_default_flow, state.position, state.generator)
-        return FlowTraining(flow, state.generator, self.train_steps, self.learning_rate, self.batch_size)
+        dtype = flatten(state.position).dtype
+        return FlowTraining(flow, state.generator, self.train_steps, self.learning_rate, self.batch_size, dtype)
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
         """How the training of the flow ended.

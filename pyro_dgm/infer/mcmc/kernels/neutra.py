@@ -121,7 +121,7 @@ class NeuTra(FlowKernel):
 
     @staticmethod
     def make_default_flow(dim: int) -> Bijection:
-        """Three inverse autoregressive layers: two with a hidden layer, in either order of the elements, a linear one."""
+        """Three inverse autoregressive layers: two with a hidden layer, in opposite orders, and a linear one."""
 
         def layer(hidden: tuple[int, ...], order: str | None = None) -> Bijection:
             return Autoregressive(dim, ScaledShiftFamily(20.0), hidden=hidden, activation=nn.ELU, order=order)

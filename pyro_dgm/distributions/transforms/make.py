@@ -1,0 +1,142 @@
+"""Whole flows from a name: layers, what mixes the elements between them, and the scale of the data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch.distributions.transforms import ReshapeTransform
+
+from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
+from pyro_dgm.distributions.transforms.base import Bijection
+from pyro_dgm.distributions.transforms.compose import Compose
+from pyro_dgm.distributions.transforms.permutation import Permutation
+from pyro_dgm.distributions.transforms.wrapped import Wrapped
+from pyro_dgm.ops.arguments import check_count, check_sizes
+
+__all__ = ["make_flow"]
+
+
+def make_flow(
+    transform: str | Bijection | Callable[..., Bijection],
+    event_shape: Sequence[int] | int,
+    *,
+    num_layers: int = 4,
+    context_dim: int = 0,
+    fast: str = "inverse",
+    registry: Mapping[str, type[Bijection]] | None = None,
+    **options: Any,
+) -> Bijection:
+    """A flow of several layers, from noise to data.
+
+    By name, ``num_layers`` layers of that transform alternate with what mixes the elements (``"lu_linear"`` where
+    there is one, else a permutation), and an :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine` at the end
+    gives the location and scale of the data. Layers that are fast in one direction only are turned so that this is the
+    direction of ``fast``.
+
+    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; a transform, which is taken as it is;
+        or a callable that makes one from an event shape (a length, for vectors) and ``context_dim=``.
+    :param event_shape: shape of one datum; an integer for vectors. Layers of vectors see it flattened.
+    :param num_layers: layers, where ``transform`` is a name.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param fast: ``"inverse"`` for density estimation, ``"forward"`` for guides.
+    :param registry: names and classes; ``None`` for ``TRANSFORMS``.
+    :param options: arguments of the layers (``hidden``, ``num_bins``, ...), where ``transform`` is a name.
+    :raises TypeError: if ``transform`` makes no transform, or the layers do not have an option.
+    :raises ValueError: for an unknown name, or a transform of another event shape or length of context.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import make_flow
+        >>> flow = make_flow("spline_coupling", 3, num_layers=2, hidden=(16,), num_bins=4)
+        >>> flow.inverse_and_log_det(torch.zeros(5, 3))[1].shape
+        torch.Size([5])
+    """
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    shape = check_sizes("event_shape", shape)
+    check_count("context_dim", context_dim, 0)
+    if fast not in ("inverse", "forward"):
+        raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
+    if isinstance(transform, str):
+        made = _by_name(
+            transform, shape, num_layers, context_dim, fast, _known() if registry is None else registry, options
+        )
+    elif options:
+        raise TypeError(f"{sorted(options)[0]!r} is an option of layers by name, but transform is no name")
+    elif isinstance(transform, Bijection):
+        made = transform
+    elif callable(transform):
+        made = transform(shape[0] if len(shape) == 1 else shape, context_dim=context_dim)
+    else:
+        made = transform
+    if not isinstance(made, Bijection):
+        raise TypeError(
+            f"transform must be a name, a Bijection or a callable that makes one, got {type(made).__name__}"
+        )
+    return _of_shape(made, shape, context_dim)
+
+
+def _known() -> Mapping[str, type[Bijection]]:
+    from pyro_dgm.distributions.transforms import TRANSFORMS
+
+    return TRANSFORMS
+
+
+def _by_name(
+    name: str,
+    shape: tuple[int, ...],
+    num_layers: int,
+    context_dim: int,
+    fast: str,
+    known: Mapping[str, type[Bijection]],
+    options: Mapping[str, Any],
+) -> Bijection:
+    if name not in known:
+        raise ValueError(f"transform must be one of {', '.join(sorted(known))}, got {name!r}")
+    check_count("num_layers", num_layers)
+    kind = known[name]
+    takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
+    size: Any = math.prod(shape) if takes_vectors else shape
+    # The same call for all: a part without context refuses the keyword only where there is one to give.
+    conditional = {"context_dim": context_dim} if context_dim else {}
+    parts: list[Bijection] = []
+    for i in range(num_layers):
+        if i and takes_vectors and size > 1:
+            parts.append(_mixing(size, i, known))
+        layer = kind(size, **conditional, **options)
+        if getattr(layer.domain, "base_constraint", layer.domain) is not constraints.real:
+            raise ValueError(f"transform={name!r} is not on real numbers: compose its layers, and give base= too")
+        is_turned = any(mark in name for mark in _FORWARD_FAST) and fast == "inverse"
+        parts.append(layer.inv if is_turned else layer)
+    parts.append(ElementwiseAffine(size, context_dim))
+    return Compose(parts)
+
+
+#: parts of the names of transforms whose forward direction is in closed form, or one pass, and the inverse is not
+_FORWARD_FAST = ("autoregressive", "bernstein", "planar", "radial", "residual", "sos", "sylvester")
+
+
+def _mixing(size: int, index: int, known: Mapping[str, type[Bijection]]) -> Bijection:
+    if "lu_linear" in known:
+        return known["lu_linear"](size)
+    # Every second one exchanges the halves, so that two layers of a coupling change all elements. Of few elements a
+    # random permutation is often the identity.
+    return Permutation(size) if index % 2 or size < 4 else Permutation(size, "random", seed=index)
+
+
+def _of_shape(made: Bijection, shape: tuple[int, ...], context_dim: int) -> Bijection:
+    """The transform, with its output reshaped where it is a vector and the data are not."""
+    if made.context_dim != context_dim:
+        raise ValueError(
+            f"transform must take contexts of length {context_dim}, but its context_dim is {made.context_dim}"
+        )
+    if tuple(made.out_shape) == shape:
+        return made
+    if tuple(made.out_shape) != (math.prod(shape),):
+        raise ValueError(f"transform must give events of shape {shape}, but it gives {tuple(made.out_shape)}")
+    return Compose([made, Wrapped(ReshapeTransform(made.out_shape, torch.Size(shape)), made.out_shape)])
