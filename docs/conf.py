@@ -67,6 +67,7 @@ nitpick_ignore = [
     ("py:class", "pyro_dgm.infer.mcmc.diagnostics.Summary"),
     ("py:class", "pyro_dgm.infer.mcmc.kernels.base.KernelOptions"),
     ("py:class", "pyro_dgm.infer.objectives.evaluation.strategy.Pair"),
+    ("py:class", "pyro_dgm.infer.mcmc.potentials.wrapped.WrappedPotential"),
     ("py:class", "pyro_dgm.models.base.F"),
 ]
 

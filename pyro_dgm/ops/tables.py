@@ -12,7 +12,19 @@ __all__ = ["ResultTable", "as_text", "plus_minus", "text_table"]
 class ResultTable:
     """A table of results: print it, take a row by its name or number, or the whole as a data frame.
 
+    A subclass names the column :attr:`index`, and may give ``__rich__``, what is printed.
+
     :ivar rows: mappings from column to value, in the order in which their subjects were given.
+    :raises KeyError: in use, for a name that no row has.
+
+    Example::
+
+        >>> from pyro_dgm.ops import ResultTable
+        >>> class Scores(ResultTable):
+        ...     index = "who"
+        >>> scores = Scores([{"who": "a", "score": 1.5}, {"who": "b", "score": 2.0}])
+        >>> scores["b"]["score"], len(scores)
+        (2.0, 2)
     """
 
     #: the column that has the rows' names
