@@ -29,6 +29,7 @@ ROOMS = [
     "analysis.arviz_adapter",
     "datasets",
     "distributions",
+    "guides",
     "nn",
     "ops",
 ]

@@ -45,7 +45,10 @@ def save_png(figure: Any, path: Path) -> None:
 
 
 def draw_prior(program: Any, num: int, seed: int) -> tuple[Any, Any]:
-    """``num`` data from the model: mean of p(x|z) for each draw of z, and a draw of x; each ``(num, *event_shape)``."""
+    """``num`` data from the model: mean of p(x|z) for each draw of z, and a draw of x; each ``(num, *event_shape)``.
+
+    Where the mean has no closed form, as that of a flow, the draw stands for it.
+    """
     import torch
     from pyro import poutine
 
@@ -55,7 +58,11 @@ def draw_prior(program: Any, num: int, seed: int) -> tuple[Any, Any]:
         parameter = next(program.parameters())
         x = torch.zeros((num, *program.event_shape), dtype=parameter.dtype, device=parameter.device)
         site = poutine.trace(poutine.uncondition(program.model)).get_trace(x).nodes[program.obs_name]
-        return site["fn"].mean.cpu(), site["value"].cpu()
+        try:
+            mean = site["fn"].mean
+        except NotImplementedError:
+            mean = site["value"]
+        return mean.cpu(), site["value"].cpu()
 
 
 def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:

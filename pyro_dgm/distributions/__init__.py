@@ -14,7 +14,6 @@ from pyro_dgm.distributions.likelihoods import (
 )
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.replay_buffer import ReplayBuffer
-from pyro_dgm.distributions.rounded import Rounded
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, CategoricalUnits, GaussianUnits, VisibleUnits
 
@@ -33,7 +32,6 @@ __all__ = [
     "Likelihood",
     "RBMDistribution",
     "ReplayBuffer",
-    "Rounded",
     "UnnormalizedDistribution",
     "VisibleUnits",
     "likelihood",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -125,7 +125,9 @@ class FlowDistribution(TorchDistribution):
         """Log-density in nats, of one call of the inverse."""
         last = self._last
         if last is not None and last[0] is value and last[2] == self._versions():
-            return last[1]
+            # What was drawn without gradients has none to give.
+            if last[1].requires_grad or not torch.is_grad_enabled():
+                return last[1]
         if self._validate_args:
             self._validate_sample(value)
         noise, log_det = self.transform.inverse_and_log_det(value, self.context)
@@ -170,4 +172,4 @@ def _fitted(base: Any, transform: Bijection) -> Any:
             f"base must have the event shape {tuple(event)} of the transform, got batch shape "
             f"{tuple(base.batch_shape)} and event shape {tuple(base.event_shape)}"
         )
-    return dist.Independent(base, missing) if missing else base
+    return cast(Any, base).to_event(missing) if missing else base

@@ -1,0 +1,6 @@
+"""Variational families for any model: amortised, hierarchical, implicit, from flows."""
+
+from pyro_dgm.guides.amortized_flow import AmortizedFlow
+from pyro_dgm.guides.flow import FlowGuide
+
+__all__ = ["AmortizedFlow", "FlowGuide"]

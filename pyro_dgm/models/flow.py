@@ -1,204 +1,250 @@
-"""Density estimation with a normalizing flow."""
+"""Density estimation by a normalizing flow, as a Pyro program."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
-from torch import Tensor
-from torch.distributions.transforms import SigmoidTransform
+from torch import Tensor, nn
 
-from pyro_dgm.distributions import FlowDistribution, Rounded
-from pyro_dgm.distributions.transforms import (
-    Bijection,
-    Compose,
-    ElementwiseAffine,
-    Wrapped,
-    make_flow,
-)
+from pyro_dgm.distributions.dequantization import IntoCell, IntoLevels, Quantized, UniformCell
+from pyro_dgm.distributions.flow import FlowDistribution
+from pyro_dgm.distributions.transforms import Bijection, Compose, ElementwiseAffine, Wrapped, make_flow
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
-from pyro_dgm.ops.arguments import check_count, check_sizes
+from pyro_dgm.nn.build import activation_and_name, make_network
+from pyro_dgm.ops.arguments import check_count, check_floating
+from pyro_dgm.ops.logmeanexp import log_mean_exp
+from pyro_dgm.ops.random_state import seeded
 
 __all__ = ["FlowModel"]
 
+#: of the guide of variational dequantisation: features of a datum, and layers
+_NOISE_FEATURES, _NOISE_LAYERS = 32, 2
+
 
 class FlowModel(Family):
-    """A normalizing flow as a model of data, with its exact density.
+    r"""Density estimation by a normalizing flow: base noise, an invertible transform, and a density in closed form.
 
-    .. math:: u \\sim N(0, I), \\qquad x = f(u; c), \\qquad
-        \\log p(x | c) = \\log N(f^{-1}(x; c); 0, I) + \\log |\\det \\partial f^{-1} / \\partial x|
+    .. math:: z_n \sim p_0, \quad x_n = f_\theta(z_n; c_n), \qquad
+              \log p(x_n) = \log p_0(f_\theta^{-1}(x_n)) + \log |\det J_{f_\theta^{-1}}(x_n)|
 
-    There is no latent: every objective that bounds :math:`\\log p(x)` is exact, and ``ELBO()`` is maximum likelihood.
+    The observed site ``x`` has this density, and there is no latent site: every ELBO is the log-likelihood. Train it
+    with :class:`~pyro_dgm.infer.ELBO`, and standardise the data or call :meth:`initialize` first.
 
-    **Data with levels.** Pixels and counts have no density. With ``num_levels`` the program draws a latent ``v`` in the
-    unit cube from the flow, and the datum is the level that it falls in. The guide draws ``v`` uniformly within the
-    datum's bin: ``ELBO()`` is then the bound of uniform dequantisation, and ``IWAE(K)`` a tighter one.
+    **Discrete levels** (pixels, counts): with ``dequantize`` the data are integers, the flow is over a continuous
+    latent ``z``, and ``x`` is its integer part. The guide adds noise in :math:`[0, 1)` to the data. ELBO and IWAE are
+    then lower bounds on the log-probability of the integers.
 
     :param event_shape: shape of one datum.
-    :param transform: name of the layers in ``distributions.transforms.TRANSFORMS``, or a transform from
-        noise to data of your own, which is then the whole flow.
-    :param num_layers: number of layers. Between couplings the elements are permuted; autoregressive layers alternate
-        their order, and are fast from data to noise (as in MAF).
-    :param hidden: widths of each layer's network.
-    :param options: more keyword arguments of each layer, such as ``{"num_bins": 8}``.
-    :param num_levels: number of levels of the data, which are 0, ..., ``num_levels - 1``; ``None`` for continuous data.
-    :param num_classes: number of classes of a conditional density; the batch is then ``(x, classes)``.
-    :param context_dim: length of the context vectors of a conditional density; the batch is then ``(x, vectors)``.
-    :raises TypeError: if a number is no integer, or ``transform`` is neither a name nor a transform.
-    :raises ValueError: for an unknown name, a number out of range, or a transform of another event shape.
+    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``, a
+        :class:`~pyro_dgm.distributions.transforms.Bijection` from noise to data, or a callable that makes one from the
+        event shape and ``context_dim=``; see :func:`~pyro_dgm.distributions.transforms.make_flow`.
+    :param num_layers: layers, where ``transform`` is a name.
+    :param hidden: hidden widths of the layers' networks; ``None`` takes the layers' own.
+    :param activation: of these networks: a module class, or its name in :mod:`torch.nn`.
+    :param options: other arguments of each layer, ``{"num_bins": 16}`` say.
+    :param base: distribution of the noise, or a callable (a module, whose parameters are trained) that gives it.
+        ``None`` is the standard normal.
+    :param num_classes: the model is conditional on a class for each datum, with batches ``(x, y)``.
+    :param context_dim: the model is conditional on a vector for each datum, ``(N, context_dim)``; 0 for none.
+    :param dequantize: ``None`` for real-valued data; ``"uniform"`` for noise that is uniform, ``"variational"`` for
+        noise of a conditional flow that is trained with the model, which gives a tighter bound.
+    :param num_levels: number of the data's levels, 0 to ``num_levels - 1``, with ``dequantize``.
+    :raises ValueError: for unknown names, or sizes out of range.
 
-    Source: Papamakarios et al. (2021), "Normalizing flows for probabilistic modeling and inference", arXiv:1912.02762;
-    Theis et al. (2016), arXiv:1511.01844 (dequantisation).
+    Source: D. J. Rezende and S. Mohamed (2015), arXiv:1505.05770; C. Durkan, A. Bekasov, I. Murray and
+    G. Papamakarios (2019), arXiv:1906.04032. Dequantisation: L. Theis, A. van den Oord and M. Bethge (2016),
+    arXiv:1511.01844; J. Ho et al. (2019), arXiv:1902.00275.
 
     Example::
 
         >>> import torch, pyro_dgm
-        >>> flow = pyro_dgm.models.FlowModel((2,), "affine_coupling", num_layers=2, hidden=(16,))
-        >>> flow.log_prob(torch.zeros(5, 2)).shape, flow.sample(3, seed=0).shape
-        (torch.Size([5]), torch.Size([3, 2]))
+        >>> _ = torch.manual_seed(0)
+        >>> flow = pyro_dgm.models.FlowModel((2,), num_layers=2, hidden=(16,))
+        >>> x = torch.randn(100, 2)
+        >>> run = pyro_dgm.fit(flow, x, objective=pyro_dgm.infer.ELBO(), epochs=2, seed=0, progress=False)
+        >>> flow.log_prob(x).shape, flow.sample(3, seed=0).shape
+        (torch.Size([100]), torch.Size([3, 2]))
     """
 
     def __init__(
         self,
         event_shape: Sequence[int],
-        transform: str | Bijection = "spline_coupling",
-        num_layers: int = 5,
-        hidden: Sequence[int] = (64, 64),
-        options: Mapping[str, Any] | None = None,
+        transform: str | Bijection | Callable[..., Bijection] = "spline_coupling",
+        num_layers: int = 4,
+        hidden: Sequence[int] | None = None,
+        activation: str | Callable[[], nn.Module] | None = None,
         *,
-        num_levels: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        base: dist.TorchDistribution | Callable[..., Any] | None = None,
         num_classes: int | None = None,
         context_dim: int | None = None,
+        dequantize: str | None = None,
+        num_levels: int = 256,
     ) -> None:
         super().__init__(event_shape)
-        check_count("num_layers", num_layers)
-        check_count("num_levels", num_levels, 2, optional=True)
-        self.context = Context(num_classes, context_dim)
-        self.transform_name = transform if isinstance(transform, str) else "custom"
-        self.num_layers, self.hidden = int(num_layers), check_sizes("hidden", hidden)
-        self.options, self.num_levels = dict(options or {}), num_levels
-        self.flow = self._flow(transform)
-        self.whitening = next((m for m in self.flow.modules() if isinstance(m, ElementwiseAffine)), None)
-        self.register_buffer("base_loc", torch.zeros(self.flow.event_shape))
-        self.register_buffer("base_scale", torch.ones(self.flow.event_shape))
-
-    def _flow(self, transform: str | Bijection) -> Bijection:
-        by_name = {"num_layers": self.num_layers, "hidden": self.hidden, **self.options}
-        options: dict[str, Any] = by_name if isinstance(transform, str) else {}
-        shape = tuple(self.event_shape)
-        flow = make_flow(transform, shape, context_dim=self.context.size, fast="inverse", **options)
-        if self.num_levels is None or not isinstance(transform, str):
-            return flow
-        return Compose([flow, Wrapped(SigmoidTransform(), shape)])
-
-    def distribution(self, *context: Tensor) -> FlowDistribution:
-        """The density of a datum (with ``num_levels``: of ``v``) given its context."""
-        vectors = self.context.encode(context, self.base_loc)
-        base = dist.Normal(self.base_loc, self.base_scale, validate_args=False).to_event(self.base_loc.dim())
-        return FlowDistribution(self.flow, base, next(iter(vectors), None), validate_args=False)
+        if dequantize not in (None, "uniform", "variational"):
+            raise ValueError(f"dequantize must be None, 'uniform' or 'variational', got {dequantize!r}")
+        if base is not None and not (callable(base) or isinstance(base, torch.distributions.Distribution)):
+            raise TypeError(
+                f"base must be a distribution, a callable that gives one or None, got {type(base).__name__}"
+            )
+        self.context = Context(num_classes, context_dim or None)
+        self.num_layers = check_count("num_layers", num_layers)
+        self.num_levels = check_count("num_levels", num_levels, 2)
+        self.dequantize, self.base = dequantize, base
+        self._transform_name = transform if isinstance(transform, str) else "custom"
+        self.hidden = None if hidden is None else tuple(hidden)
+        self.options = dict(options or {})
+        made, self._activation_name = activation_and_name(activation)
+        given = {"hidden": self.hidden, "activation": made}
+        layer = {**{key: value for key, value in given.items() if value is not None}, **self.options}
+        shape: Any = tuple(self.event_shape)
+        flow = make_flow(transform, shape, num_layers=self.num_layers, context_dim=self.context.size, **layer)
+        self.flow = flow if dequantize is None else Compose([flow, IntoLevels(shape, self.num_levels)])
+        if dequantize == "variational":
+            kind = "affine_coupling" if self.event_shape.numel() > 1 else "elementwise_affine"
+            self.noise = make_flow(kind, shape, num_layers=_NOISE_LAYERS, context_dim=_NOISE_FEATURES, fast="forward")
+            self.encoder = make_network("mlp", shape, (_NOISE_FEATURES,), (64,), context=self.context.size)
 
     @program_method
     def model(self, x: Tensor, *context: Tensor) -> None:
-        """Observe ``x`` of shape ``(N, *event_shape)``."""
-        density = self.distribution(*context)
+        """Observe ``x`` of shape ``(N, *event_shape)``; with ``dequantize``, draw the latent ``z`` first."""
+        flow = self.distribution(*context)
         with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            if self.num_levels is None:
-                pyro.sample(self.obs_name, density, obs=x)
+            if self.dequantize is None:
+                pyro.sample(self.obs_name, flow, obs=x)
             else:
-                v = pyro.sample("v", density)
-                pyro.sample(self.obs_name, Rounded(v, self.num_levels, len(self.event_shape)), obs=x)
+                z = pyro.sample("z", flow)
+                pyro.sample(self.obs_name, Quantized(z, self.num_levels, len(self.event_shape)), obs=x)
 
     @program_method
     def guide(self, x: Tensor, *context: Tensor) -> None:
-        """Nothing for continuous data; with ``num_levels``, ``v`` is uniform within the bin of each datum."""
-        with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            if self.num_levels is not None:
-                low, high = (x.to(self.base_loc) + shift for shift in (0, 1))
-                bins = _InsideUnit(low / self.num_levels, high / self.num_levels)
-                pyro.sample("v", bins.to_event(len(self.event_shape)))
+        """Nothing to draw; with ``dequantize``, draw ``z``, the data with noise in :math:`[0, 1)`."""
+        if self.dequantize is not None:
+            with pyro.plate(self.plate_name, x.shape[0], dim=-1):
+                pyro.sample("z", self.noise_distribution(x, *context))
+
+    def distribution(self, *context: Tensor) -> FlowDistribution:
+        """The flow as a distribution, for a ``pyro.sample`` site: of the data, or of ``z`` with ``dequantize``."""
+        base = (
+            self.base if isinstance(self.base, torch.distributions.Distribution) or self.base is None else self.base()
+        )
+        return FlowDistribution(self.flow, base, *self.context.encode(context, self._like), validate_args=False)
+
+    def noise_distribution(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
+        """The guide's distribution of the continuous ``z`` of integers ``x``, of batch shape ``(N,)``.
+
+        :raises ValueError: without ``dequantize``.
+        """
+        if self.dequantize is None:
+            raise ValueError("noise_distribution is of discrete data: give dequantize='uniform' or 'variational'")
+        x = x.to(self._like.dtype)
+        if self.dequantize == "uniform":
+            return UniformCell(x, len(self.event_shape))
+        features = self.encoder(x / self.num_levels - 0.5, *self.context.encode(context, self._like))
+        transform = Compose([self.noise, IntoCell(x, len(self.event_shape))])
+        return FlowDistribution(transform, None, features, remember=True, validate_args=False)
 
     def log_prob(self, x: Tensor, *context: Tensor) -> Tensor:
-        """Exact :math:`\\log p(x_n | c_n)` in nats, shape ``(N,)``.
+        """Exact :math:`\\log p(x_n)` in nats, shape ``(N,)``.
 
-        :raises ValueError: for data with levels, whose probability is an integral: use an objective's bound.
+        :param x: data, ``(N, *event_shape)``.
+        :param context: of a conditional model, as in its batches.
+        :raises ValueError: with ``dequantize``, where there are only bounds.
         """
-        self.check_batch(x, *context)
-        if self.num_levels is not None:
+        if self.dequantize is not None:
             raise ValueError(
-                "log_prob is exact for continuous data only; with num_levels take a bound, "
-                "infer.IWAE(64).bound(flow.model, flow.guide, x)"
+                "the probability of integers is an integral of the density: bits_per_dim, or log_likelihood with "
+                "method='iwae', give bounds"
             )
+        self.check_batch(x, *context)
         return self.distribution(*context).log_prob(x)
 
-    def bits_per_dim(self, nats: Tensor) -> Tensor:
-        """Bits per dimension from log-probabilities (or bounds) of data in nats: :math:`-\\log p / (D \\log 2)`."""
-        return -nats / (self.event_shape.numel() * math.log(2.0))
+    def bits_per_dim(self, x: Tensor, *context: Tensor, num_particles: int = 1, seed: int | None = None) -> Tensor:
+        """Negative log-likelihood in bits per dimension, :math:`-\\log_2 p(x_n) / D`, shape ``(N,)``.
+
+        For real-valued data it is that of their density, and depends on the units. With ``dequantize`` it is that of
+        the integers, an upper bound by ``num_particles`` draws of the noise.
+
+        :param x: data, ``(N, *event_shape)``.
+        :param context: of a conditional model, as in its batches.
+        :param num_particles: draws of the noise.
+        :param seed: of the draws; without it they take (and advance) torch's global generator.
+        """
+        check_count("num_particles", num_particles)
+        per_bit = self.event_shape.numel() * math.log(2)
+        if self.dequantize is None:
+            return -self.log_prob(x, *context) / per_bit
+        self.check_batch(x, *context)
+        flow, noise = self.distribution(*context), self.noise_distribution(x, *context)
+        with seeded(seed, self._like.device):
+            z = noise.rsample((num_particles,))
+        return -log_mean_exp(flow.log_prob(z) - noise.log_prob(z), 0) / per_bit
 
     @torch.no_grad()
-    def standardize(self, x: Tensor, *context: Tensor) -> FlowModel:
-        """Set the last scale and shift so that the data, before them, have mean 0 and standard deviation 1.
+    def initialize(self, x: Tensor) -> None:
+        """Set the last affine part to the mean and standard deviation of data, so that the layers see standard ones.
 
-        Call it once before training: splines bend an interval around zero only.
-
-        :raises ValueError: for a transform of your own without an
-            :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine`.
+        :param x: data, ``(N, *event_shape)``, at least two.
+        :raises ValueError: if the flow does not have an :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine`
+            at its end, as flows made by name do.
         """
-        self.check_batch(x, *context)
-        if self.whitening is None or self.transform_name == "custom":
-            raise ValueError("standardize needs the flow of a name: a transform of your own is left as it is")
-        values = x.to(self.base_loc).flatten(1)
-        if self.num_levels is not None:
-            values = torch.logit((values + 0.5) / self.num_levels)
-        scale = values.std(0, correction=0).clamp(min=1e-3)
-        self.whitening.bias.copy_(torch.cat([values.mean(0), scale.log()]))
-        return self
+        if x.shape[1:] != self.event_shape or len(x) < 2:
+            raise ValueError(f"x must hold at least two data of shape {tuple(self.event_shape)}, got {tuple(x.shape)}")
+        self.check_values(x)
+        last = self._last_part()
+        y = x.to(self._like.dtype)
+        if self.dequantize is not None:
+            y = self.flow.parts[-1].inverse_and_log_det(y + 0.5)[0]  # type: ignore[union-attr, index]
+        if not isinstance(last, ElementwiseAffine):
+            raise ValueError(f"initialize needs a flow that ends in ElementwiseAffine, got {type(last).__name__}")
+        y = y.flatten(1)
+        scale = y.std(0)
+        last.bias.copy_(torch.cat([y.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)).log()]))
+
+    def _last_part(self) -> nn.Module:
+        """The last part of the flow that changes more than the shape, and is not onto the levels."""
+        parts: list[nn.Module] = [self.flow]
+        while isinstance(parts[-1], Compose):
+            parts = [*parts[:-1], *parts[-1].parts]
+            while len(parts) > 1 and isinstance(parts[-1], (IntoLevels, Wrapped)):
+                parts.pop()
+        return parts[-1]
 
     def check_values(self, x: Tensor) -> None:
-        """Refuse what is not floating point, or, with ``num_levels``, no level."""
-        if self.num_levels is None:
-            super().check_values(x)
-        elif not bool(((x >= 0) & (x < self.num_levels) & (x == x.floor())).all()):
+        """Refuse what is not floating point; with ``dequantize``, what is no level."""
+        if self.dequantize is None:
+            check_floating("x", x)
+        elif bool(((x != x.floor()) | (x < 0) | (x >= self.num_levels)).any()):
             raise ValueError(
-                f"x must hold levels 0, ..., {self.num_levels - 1}, got values from {float(x.min()):.4g} to "
-                f"{float(x.max()):.4g} (grey values in [0, 1] are levels after (255 * x).round())"
+                f"x must hold integers from 0 to {self.num_levels - 1}, as num_levels says, got values from "
+                f"{float(x.min())} to {float(x.max())}"
             )
 
     def check_context(self, length: int, *context: Any) -> None:
         """Refuse a context that does not go with a batch: missing, of another shape, or a class out of range."""
-        self.context.check(context, length)
+        if context or self.context.size:
+            if not self.context.size:
+                super().check_context(length, *context)
+            self.context.check(context, length)
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild it, for JSON; a transform of your own reads ``"custom"`` and must be given again."""
+        """Arguments that rebuild it, for JSON; an object of your own reads ``"custom"`` and must be given again."""
         return {
             "event_shape": list(self.event_shape),
-            "transform": self.transform_name,
+            "transform": self._transform_name,
             "num_layers": self.num_layers,
-            "hidden": list(self.hidden),
-            "options": self.options,
-            "num_levels": self.num_levels,
+            "hidden": None if self.hidden is None else list(self.hidden),
+            "activation": self._activation_name,
+            "options": dict(self.options),
+            "base": None if self.base is None else "custom",
             **self.context.config(),
+            "dequantize": self.dequantize,
+            "num_levels": self.num_levels,
         }
-
-
-class _InsideUnit(dist.Uniform):
-    """Uniform within bins of the unit interval, as the flow's support says, never on its ends."""
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        super().__init__(low, high, validate_args=False)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
-        return constraints.unit_interval
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _InsideUnit:
-        return _InsideUnit(self.low.expand(batch_shape), self.high.expand(batch_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        tiny = torch.finfo(self.low.dtype).eps
-        return super().rsample(torch.Size(sample_shape)).clamp(tiny, 1 - tiny)

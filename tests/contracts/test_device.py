@@ -13,15 +13,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
 import pyro_dgm
 from pyro_dgm import analysis
-from pyro_dgm.infer import ELBO, IWAE, OBJECTIVES, CapturedELBO
+from pyro_dgm.distributions import FlowDistribution, FlowReparam
+from pyro_dgm.distributions.transforms import make_flow
+from pyro_dgm.guides import FlowGuide
+from pyro_dgm.infer import ELBO, IWAE, OBJECTIVES, CapturedELBO, DReG
 from pyro_dgm.infer.mcmc import DISCRETE_KERNELS, HMC, KERNELS, MCMC, Gibbs
 from pyro_dgm.infer.objectives import energies
 from pyro_dgm.infer.smc import AIS, SMCSampler, bdmc
-from pyro_dgm.models import DBM, EBM, RBM, VAE, BoltzmannMachine, LatentEBM, LinearGaussian
+from pyro_dgm.models import DBM, EBM, RBM, VAE, BoltzmannMachine, FlowModel, LatentEBM, LinearGaussian
 from tests.devices import DevicesAreGiven, devices
 
 
@@ -171,6 +175,55 @@ def test_kernels_of_discrete_states(name, device):
     start = {"v": torch.randint(2, (4, 3)).to(device), "h": torch.randint(2, (4, 2)).to(device)}
     mcmc.run(initial_params=start)
     assert all(v.device == device for v in mcmc.get_samples().values())
+
+
+@pytest.mark.parametrize("dequantize", [None, "uniform", "variational"])
+def test_flows(dequantize, device):
+    m = FlowModel((3,), num_layers=2, hidden=(8,), dequantize=dequantize, num_levels=8, num_classes=2).to(device)
+    x, y = torch.randint(8, (6, 3)).float().to(device), torch.randint(2, (6,)).to(device)
+    m.initialize(x)
+    is_there(ELBO().bound(m.model, m.guide, x, y), device)
+    captured = CapturedELBO(IWAE(3), backend="aten")
+    captured(m.model, m.guide)(x, y).backward()
+    captured(m.model, m.guide)(x.flip(0), y).backward()
+    assert captured.status(m.model, m.guide).startswith("captured")
+    is_there([p.grad for p in m.parameters()], device)
+    is_there([m.sample(4, y[:4], seed=0), m.bits_per_dim(x, y, num_particles=2, seed=0)], device)
+
+
+@pytest.mark.parametrize("transform", ["affine_autoregressive", "spline_coupling"])
+def test_flow_guides(transform, device):
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(x.new_zeros(()), 0.5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w[..., 0], 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    x = torch.randn(7).to(device)
+    guide = FlowGuide(model, transform, num_layers=1, options={"hidden": (8,)})
+    is_there(guide(x).values(), device)
+    for objective in (ELBO(2), IWAE(3), DReG(3)):
+        captured = CapturedELBO(objective, backend="aten")
+        captured(model, guide)(x).backward()
+        captured(model, guide)(x.flip(0)).backward()
+        assert captured.status(model, guide).startswith("captured")
+    is_there([p.grad for p in guide.parameters()], device)
+
+
+def test_a_flow_prior_in_base_space(device):
+    flow = make_flow("spline_coupling", 2, num_layers=1, hidden=(4,), num_bins=4).to(device).requires_grad_(False)
+
+    def model(y):
+        w = pyro.sample("w", FlowDistribution(flow))
+        pyro.sample("y", dist.Normal(w.sum(-1), 1.0), obs=y)
+
+    y = torch.ones(()).to(device)
+    for fn, site in ((model, "w"), (poutine.reparam(model, {"w": FlowReparam()}), "w_base")):
+        post = pyro_dgm.sample_posterior(
+            fn, y, method="hmc", num_samples=20, num_chains=3, warmup_steps=20, seed=0, progress=False
+        )
+        is_there(post[site], device)
 
 
 def test_normalisers(device):

@@ -10,15 +10,6 @@ from pyro_dgm.infer import ELBO, IWAE
 from pyro_dgm.models import FAMILIES, VAE, Family, FlowModel, LinearGaussian
 
 CASES = {
-    "FlowModel": (lambda: FlowModel((5,), num_layers=2, hidden=(8,)), lambda: torch.randn(4, 5)),
-    "FlowModel-autoregressive": (
-        lambda: FlowModel((2, 3), "affine_autoregressive", 2, (16,)),
-        lambda: torch.randn(4, 2, 3),
-    ),
-    "FlowModel-levels": (
-        lambda: FlowModel((2, 3), "affine_coupling", 2, (16,), num_levels=8),
-        lambda: torch.randint(0, 8, (4, 2, 3)).float(),
-    ),
     "LinearGaussian": (lambda: LinearGaussian(5, 2), lambda: torch.randn(4, 5)),
     "LinearGaussian-full-ppca": (
         lambda: LinearGaussian(5, 2, isotropic=True, guide_covariance="full"),
@@ -36,6 +27,19 @@ CASES = {
     "VAE-network-scale": (
         lambda: VAE((1, 8, 8), 3, GaussianLikelihood((1, 8, 8), "network"), "conv", (4,)),
         lambda: torch.randn(4, 1, 8, 8),
+    ),
+    "FlowModel": (lambda: FlowModel((3,), num_layers=2, hidden=(8,)), lambda: torch.randn(4, 3)),
+    "FlowModel-maf": (
+        lambda: FlowModel((2, 2), "affine_autoregressive", 2, (8,), "Tanh", options={"residual": True}),
+        lambda: torch.randn(4, 2, 2),
+    ),
+    "FlowModel-uniform": (
+        lambda: FlowModel((1, 2, 2), num_layers=2, hidden=(8,), dequantize="uniform", num_levels=16),
+        lambda: torch.randint(16, (4, 1, 2, 2)).float(),
+    ),
+    "FlowModel-variational": (
+        lambda: FlowModel((5,), num_layers=2, hidden=(8,), dequantize="variational", num_levels=16),
+        lambda: torch.randint(16, (4, 5)).float(),
     ),
 }
 every = pytest.mark.parametrize("case", list(CASES))

@@ -101,6 +101,9 @@ def test_what_is_remembered_does_not_outlive_a_step():
     after = flow.log_prob(value)
     torch.testing.assert_close(after, FlowDistribution(flow.transform).log_prob(value))
     assert (after - before).abs() > 1e-3
+    with torch.no_grad():
+        value = flow.rsample()
+    assert flow.log_prob(value).requires_grad  # the score of a draw without gradients
     slow = FlowDistribution(AffineAutoregressive(3, hidden=(4,)), remember=True)
     slow.transform._backward = None  # an inverse would raise
     assert slow.log_prob(slow.rsample()).shape == ()

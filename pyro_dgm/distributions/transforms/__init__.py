@@ -20,6 +20,7 @@ from pyro_dgm.distributions.transforms.elementwise import (
     SplineFamily,
 )
 from pyro_dgm.distributions.transforms.householder import Householder
+from pyro_dgm.distributions.transforms.location_scale import LocationScale
 from pyro_dgm.distributions.transforms.lu_linear import LULinear
 from pyro_dgm.distributions.transforms.make import make_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
@@ -70,6 +71,7 @@ __all__ = [
     "Householder",
     "Inverse",
     "LULinear",
+    "LocationScale",
     "Permutation",
     "Planar",
     "Radial",

@@ -28,15 +28,15 @@ def make_flow(
     num_layers: int = 4,
     context_dim: int = 0,
     fast: str = "inverse",
+    mixing: str = "permutation",
     registry: Mapping[str, type[Bijection]] | None = None,
     **options: Any,
 ) -> Bijection:
     """A flow of several layers, from noise to data.
 
-    By name, ``num_layers`` layers of that transform alternate with what mixes the elements (``"lu_linear"`` where
-    there is one, else a permutation), and an :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine` at the end
-    gives the location and scale of the data. Layers that are fast in one direction only are turned so that this is the
-    direction of ``fast``.
+    By name, ``num_layers`` layers of that transform alternate with a permutation of the elements, and an
+    :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine` at the end gives the location and scale of the data.
+    Layers that are fast in one direction only are turned so that this is the direction of ``fast``.
 
     :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; a transform, which is taken as it is;
         or a callable that makes one from an event shape (a length, for vectors) and ``context_dim=``.
@@ -44,6 +44,8 @@ def make_flow(
     :param num_layers: layers, where ``transform`` is a name.
     :param context_dim: length of the context vectors; 0 for none.
     :param fast: ``"inverse"`` for density estimation, ``"forward"`` for guides.
+    :param mixing: what is between layers: ``"permutation"``, or the name of a linear transform, which then stands
+        behind each permutation.
     :param registry: names and classes; ``None`` for ``TRANSFORMS``.
     :param options: arguments of the layers (``hidden``, ``num_bins``, ...), where ``transform`` is a name.
     :raises TypeError: if ``transform`` makes no transform, or the layers do not have an option.
@@ -64,7 +66,7 @@ def make_flow(
         raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
     if isinstance(transform, str):
         made = _by_name(
-            transform, shape, num_layers, context_dim, fast, _known() if registry is None else registry, options
+            transform, shape, num_layers, context_dim, fast, mixing, _known() if registry is None else registry, options
         )
     elif options:
         raise TypeError(f"{sorted(options)[0]!r} is an option of layers by name, but transform is no name")
@@ -93,11 +95,14 @@ def _by_name(
     num_layers: int,
     context_dim: int,
     fast: str,
+    mixing: str,
     known: Mapping[str, type[Bijection]],
     options: Mapping[str, Any],
 ) -> Bijection:
     if name not in known:
         raise ValueError(f"transform must be one of {', '.join(sorted(known))}, got {name!r}")
+    if mixing != "permutation" and mixing not in known:
+        raise ValueError(f"mixing must be 'permutation' or one of {', '.join(sorted(known))}, got {mixing!r}")
     check_count("num_layers", num_layers)
     kind = known[name]
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
@@ -107,23 +112,33 @@ def _by_name(
     parts: list[Bijection] = []
     for i in range(num_layers):
         if i and takes_vectors and size > 1:
-            parts.append(_mixing(size, i, known))
+            parts.append(_permutation(size, i))
+            if mixing != "permutation":
+                parts.append(known[mixing](size))
         layer = kind(size, **conditional, **options)
         if getattr(layer.domain, "base_constraint", layer.domain) is not constraints.real:
             raise ValueError(f"transform={name!r} is not on real numbers: compose its layers, and give base= too")
-        is_turned = any(mark in name for mark in _FORWARD_FAST) and fast == "inverse"
+        is_turned = name in (_FORWARD_FAST if fast == "inverse" else _INVERSE_FAST)
         parts.append(layer.inv if is_turned else layer)
     parts.append(ElementwiseAffine(size, context_dim))
     return Compose(parts)
 
 
-#: parts of the names of transforms whose forward direction is in closed form, or one pass, and the inverse is not
-_FORWARD_FAST = ("autoregressive", "bernstein", "planar", "radial", "residual", "sos", "sylvester")
+#: transforms whose forward direction is in closed form, or one pass, and whose inverse is not; and the other way round
+_FORWARD_FAST = {
+    "affine_autoregressive",
+    "bernstein",
+    "neural_autoregressive",
+    "planar",
+    "residual",
+    "spline_autoregressive",
+    "sum_of_squares",
+    "sylvester",
+}
+_INVERSE_FAST = {"transformer_autoregressive"}
 
 
-def _mixing(size: int, index: int, known: Mapping[str, type[Bijection]]) -> Bijection:
-    if "lu_linear" in known:
-        return known["lu_linear"](size)
+def _permutation(size: int, index: int) -> Permutation:
     # Every second one exchanges the halves, so that two layers of a coupling change all elements. Of few elements a
     # random permutation is often the identity.
     return Permutation(size) if index % 2 or size < 4 else Permutation(size, "random", seed=index)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_dgm.distributions import FlowDistribution
-from pyro_dgm.distributions.transforms import Compose, ElementwiseAffine, Inverse, make_flow
+from pyro_dgm.distributions.transforms import AffineCoupling, Compose, ElementwiseAffine, Inverse, make_flow
 
 
 @pytest.mark.parametrize("name", ["affine_autoregressive", "affine_coupling", "elementwise_affine", "spline_coupling"])
@@ -29,6 +29,27 @@ def test_every_element_depends_on_every_other():
             p.add_(torch.randn_like(p) * 0.3)
     jacobian = torch.autograd.functional.jacobian(flow, torch.randn(6, dtype=torch.float64))
     assert (jacobian != 0).all()
+
+
+def test_mixing_by_a_linear_transform():
+    known = {"affine_coupling": AffineCoupling, "linear": ElementwiseAffine}
+    flow = make_flow("affine_coupling", 4, num_layers=3, mixing="linear", registry=known)
+    assert [type(part).__name__ for part in flow.parts[:4]] == [
+        "AffineCoupling",
+        "Permutation",
+        "ElementwiseAffine",
+        "AffineCoupling",
+    ]
+    with pytest.raises(ValueError, match="mixing must be 'permutation' or one of"):
+        make_flow("affine_coupling", 4, mixing="nothing")
+
+
+@pytest.mark.parametrize("fast", ["inverse", "forward"])
+def test_layers_that_are_turned(fast):
+    known = {"planar": ElementwiseAffine, "transformer_autoregressive": ElementwiseAffine}
+    for name, direction in (("planar", "forward"), ("transformer_autoregressive", "inverse")):
+        layer = make_flow(name, 3, num_layers=1, fast=fast, registry=known).parts[0]
+        assert isinstance(layer, Inverse) == (fast != direction)
 
 
 def test_images_are_seen_as_vectors_by_layers_of_vectors():
