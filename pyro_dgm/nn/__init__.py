@@ -3,7 +3,20 @@
 from pyro_dgm.nn.build import make_network
 from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.nn.conv import ConvDecoder, ConvEncoder
+from pyro_dgm.nn.lipschitz import LipschitzMLP, LipSwish
 from pyro_dgm.nn.masked import MaskedLinear, MaskedMLP
 from pyro_dgm.nn.mlp import MLP
+from pyro_dgm.nn.transformer import CausalTransformer
 
-__all__ = ["MLP", "Concatenated", "ConvDecoder", "ConvEncoder", "MaskedLinear", "MaskedMLP", "make_network"]
+__all__ = [
+    "MLP",
+    "CausalTransformer",
+    "Concatenated",
+    "ConvDecoder",
+    "ConvEncoder",
+    "LipSwish",
+    "LipschitzMLP",
+    "MaskedLinear",
+    "MaskedMLP",
+    "make_network",
+]

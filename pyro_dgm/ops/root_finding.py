@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["invert_increasing"]
+__all__ = ["invert_in_bracket", "invert_increasing"]
 
 
 def invert_increasing(
@@ -60,3 +60,52 @@ def invert_increasing(
     else:
         slope = derivative(root)
     return root - (function(root) - y) / slope.detach()
+
+
+def invert_in_bracket(
+    function: Callable[[Tensor], Tensor],
+    with_slope: Callable[[Tensor], tuple[Tensor, Tensor]],
+    y: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    bisections: int = 24,
+    newton_steps: int | None = None,
+) -> Tensor:
+    """Solve :math:`f(x) = y` element by element, for a smooth increasing :math:`f` whose root is in a known bracket.
+
+    The bracket is halved until Newton's method converges from its middle, then steps of that follow, kept within the
+    bracket. It takes about half the evaluations of bisection alone. As with :func:`invert_increasing` the number of
+    steps is fixed, and gradients are those of the inverse.
+
+    :param function: gives :math:`f`, element by element.
+    :param with_slope: gives :math:`f` and :math:`f' > 0`.
+    :param y: values to invert.
+    :param low: at or below the roots, of the shape of ``y``.
+    :param high: at or above the roots.
+    :param bisections: halvings of the bracket.
+    :param newton_steps: steps of Newton's method after them; ``None`` takes 4 for float64 and 3 for smaller ones.
+    :returns: the roots, of the shape of ``y``. Gradients pass to ``y`` and to what ``with_slope`` depends on.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.ops.root_finding import invert_in_bracket
+        >>> y = torch.tensor([10.0], dtype=torch.float64)
+        >>> end = torch.full_like(y, 5.0)
+        >>> x = invert_in_bracket(lambda x: x**3 + x, lambda x: (x**3 + x, 3 * x**2 + 1), y, -end, end)
+        >>> round(x.item(), 6)
+        2.0
+    """
+    steps = newton_steps if newton_steps is not None else (4 if y.dtype == torch.float64 else 3)
+    with torch.no_grad():
+        for _ in range(bisections):
+            middle = low + (high - low) / 2
+            below = function(middle) < y
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        root = low + (high - low) / 2
+        for _ in range(steps):
+            value, slope = with_slope(root)
+            root = torch.minimum(torch.maximum(root - (value - y) / slope, low), high)
+    value, slope = with_slope(root)
+    return root - (value - y) / slope.detach()

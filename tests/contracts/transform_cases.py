@@ -46,6 +46,8 @@ CASES: dict[str, Case] = {
     ),
     "affine_autoregressive-inverse": Case(lambda **k: t.AffineAutoregressive(3, hidden=(8,), **k).inv),
     "affine_coupling": Case(lambda **k: t.AffineCoupling(3, hidden=(8,), **k)),
+    "bernstein": Case(lambda **k: t.Bernstein(3, degree=4, hidden=(8,), **k), inverse=1e-6),
+    "bernstein-elementwise": Case(lambda **k: t.Elementwise((2, 2), t.BernsteinFamily(3), **k), (2, 2), inverse=1e-6),
     "circular_spline": Case(lambda **k: t.CircularSpline(3, num_bins=4, **k), draw=angles),
     "circular_spline-autoregressive": Case(
         lambda **k: t.Autoregressive(3, t.CircularSplineFamily(4), hidden=(8,), **k), draw=angles
@@ -53,9 +55,15 @@ CASES: dict[str, Case] = {
     "circular_spline_coupling": Case(
         lambda **k: t.CircularSplineCoupling(3, num_bins=4, hidden=(8,), **k), draw=angles
     ),
+    "continuous": Case(lambda **k: t.Continuous(3, hidden=(8, 8), num_steps=24, **k), inverse=1e-6),
     "elementwise_affine": Case(lambda **k: t.ElementwiseAffine(3, **k)),
     "elementwise_affine-image": Case(lambda **k: t.ElementwiseAffine((2, 2), **k), event_shape=(2, 2)),
+    "neural_autoregressive": Case(lambda **k: t.NeuralAutoregressive(3, num_units=4, hidden=(8,), **k), inverse=1e-6),
+    "neural_autoregressive-deep": Case(
+        lambda **k: t.NeuralAutoregressive(3, num_units=3, num_layers=2, hidden=(8,), **k), inverse=1e-6
+    ),
     "permutation": Case(lambda: t.Permutation(3, (2, 0, 1)), conditional=False),
+    "residual": Case(lambda **k: t.Residual(3, hidden=(8, 8), **k), inverse=1e-6),
     "spline": Case(lambda **k: t.Spline(3, num_bins=4, **k)),
     "spline-image": Case(lambda **k: t.Spline((2, 2), hidden=(4,) if k else (), **k), event_shape=(2, 2)),
     "spline_autoregressive": Case(lambda **k: t.SplineAutoregressive(3, num_bins=4, hidden=(8,), **k)),
@@ -67,6 +75,16 @@ CASES: dict[str, Case] = {
     "planar-network": Case(lambda **k: t.Planar(3, **({"hidden": (4,)} if k else {}), **k), inverse=1e-7),
     "radial": Case(lambda **k: t.Radial(3, **k)),
     "sylvester": Case(lambda **k: t.Sylvester(4, num_units=2, **k), event_shape=(4,), inverse=1e-7),
+    "sum_of_squares": Case(lambda **k: t.SumOfSquares(3, degree=2, hidden=(8,), **k), inverse=1e-6),
+    "transformer_autoregressive": Case(
+        lambda **k: t.TransformerAutoregressive(3, width=8, num_heads=2, num_layers=1, **k)
+    ),
+    "transformer_autoregressive-image": Case(
+        lambda **k: t.TransformerAutoregressive(
+            (2, 2, 4), patch_size=2, width=8, num_heads=2, num_layers=2, reverse=True, **k
+        ),
+        event_shape=(2, 2, 4),
+    ),
 }
 
 #: those that are two-dimensional, for the integral over a grid; made with the same keywords
@@ -74,8 +92,12 @@ PLANE: dict[str, Callable[..., Any]] = {
     "additive_coupling": lambda **k: t.AdditiveCoupling(2, hidden=(8,), **k),
     "affine_autoregressive": lambda **k: t.AffineAutoregressive(2, hidden=(8,), **k),
     "affine_coupling": lambda **k: t.AffineCoupling(2, hidden=(8,), **k),
+    "bernstein": lambda **k: t.Bernstein(2, degree=4, hidden=(8,), **k).inv,
+    "continuous": lambda **k: t.Continuous(2, hidden=(8,), num_steps=8, **k),
     "elementwise_affine": lambda **k: t.ElementwiseAffine(2, **k),
+    "neural_autoregressive": lambda **k: t.NeuralAutoregressive(2, num_units=4, hidden=(8,), **k).inv,
     "permutation": lambda: t.Permutation(2),
+    "residual": lambda **k: t.Residual(2, hidden=(8,), **k).inv,
     "spline": lambda **k: t.Spline(2, num_bins=4, **k),
     "spline_autoregressive": lambda **k: t.SplineAutoregressive(2, num_bins=4, hidden=(8,), **k),
     "spline_coupling": lambda **k: t.SplineCoupling(2, num_bins=4, hidden=(8,), **k),
@@ -84,4 +106,6 @@ PLANE: dict[str, Callable[..., Any]] = {
     "planar": lambda **k: t.Planar(2, **k),
     "radial": lambda **k: t.Radial(2, **k),
     "sylvester": lambda **k: t.Sylvester(2, **k),
+    "sum_of_squares": lambda **k: t.SumOfSquares(2, degree=2, hidden=(8,), **k).inv,
+    "transformer_autoregressive": lambda **k: t.TransformerAutoregressive(2, width=8, num_heads=2, num_layers=1, **k),
 }

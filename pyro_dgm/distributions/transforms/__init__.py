@@ -3,7 +3,9 @@
 from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
 from pyro_dgm.distributions.transforms.autoregressive import AffineAutoregressive, Autoregressive, SplineAutoregressive
 from pyro_dgm.distributions.transforms.base import Bijection, Conditioned, Inverse
+from pyro_dgm.distributions.transforms.bernstein import Bernstein, BernsteinFamily
 from pyro_dgm.distributions.transforms.compose import Compose
+from pyro_dgm.distributions.transforms.continuous import Continuous
 from pyro_dgm.distributions.transforms.coupling import (
     AdditiveCoupling,
     AffineCoupling,
@@ -20,15 +22,20 @@ from pyro_dgm.distributions.transforms.elementwise import (
     SplineFamily,
 )
 from pyro_dgm.distributions.transforms.householder import Householder
+from pyro_dgm.distributions.transforms.linear_tails import LinearTails
 from pyro_dgm.distributions.transforms.location_scale import LocationScale
 from pyro_dgm.distributions.transforms.lu_linear import LULinear
 from pyro_dgm.distributions.transforms.make import make_flow
+from pyro_dgm.distributions.transforms.neural_autoregressive import NeuralAutoregressive, SigmoidalFamily
 from pyro_dgm.distributions.transforms.permutation import Permutation
 from pyro_dgm.distributions.transforms.planar import Planar
 from pyro_dgm.distributions.transforms.radial import Radial
 from pyro_dgm.distributions.transforms.reshape import Reshape
+from pyro_dgm.distributions.transforms.residual import Residual
 from pyro_dgm.distributions.transforms.spline import CircularSpline, Spline
+from pyro_dgm.distributions.transforms.sum_of_squares import SumOfSquares, SumOfSquaresFamily
 from pyro_dgm.distributions.transforms.sylvester import Sylvester
+from pyro_dgm.distributions.transforms.transformer import TransformerAutoregressive
 from pyro_dgm.distributions.transforms.wrapped import Wrapped, as_bijection
 
 #: every transform that can be made from sizes alone, by name
@@ -36,8 +43,10 @@ TRANSFORMS: dict[str, type[Bijection]] = {
     "additive_coupling": AdditiveCoupling,
     "affine_autoregressive": AffineAutoregressive,
     "affine_coupling": AffineCoupling,
+    "bernstein": Bernstein,
     "circular_spline": CircularSpline,
     "circular_spline_coupling": CircularSplineCoupling,
+    "continuous": Continuous,
     "elementwise_affine": ElementwiseAffine,
     "householder": Householder,
     "lu_linear": LULinear,
@@ -48,6 +57,10 @@ TRANSFORMS: dict[str, type[Bijection]] = {
     "spline_autoregressive": SplineAutoregressive,
     "spline_coupling": SplineCoupling,
     "sylvester": Sylvester,
+    "neural_autoregressive": NeuralAutoregressive,
+    "residual": Residual,
+    "sum_of_squares": SumOfSquares,
+    "transformer_autoregressive": TransformerAutoregressive,
 }
 
 __all__ = [
@@ -58,12 +71,15 @@ __all__ = [
     "AffineCoupling",
     "AffineFamily",
     "Autoregressive",
+    "Bernstein",
+    "BernsteinFamily",
     "Bijection",
     "CircularSpline",
     "CircularSplineCoupling",
     "CircularSplineFamily",
     "Compose",
     "Conditioned",
+    "Continuous",
     "Coupling",
     "Elementwise",
     "ElementwiseAffine",
@@ -71,16 +87,23 @@ __all__ = [
     "Householder",
     "Inverse",
     "LULinear",
+    "LinearTails",
     "LocationScale",
+    "NeuralAutoregressive",
     "Permutation",
     "Planar",
     "Radial",
     "Reshape",
+    "Residual",
+    "SigmoidalFamily",
     "Spline",
     "SplineAutoregressive",
     "SplineCoupling",
     "SplineFamily",
+    "SumOfSquares",
+    "SumOfSquaresFamily",
     "Sylvester",
+    "TransformerAutoregressive",
     "Wrapped",
     "as_bijection",
     "make_flow",

@@ -37,6 +37,11 @@ def columns(parameters: Tensor) -> tuple[Tensor, ...]:
     return parameters.transpose(-1, -2).unbind(-2) if parameters.dim() > 1 else parameters.unbind()
 
 
+def aligned(parameters: Tensor, x: Tensor) -> Tensor:
+    """Parameters with as many dimensions as the elements, so that their own dimension may be put first."""
+    return parameters.reshape((1,) * (x.dim() + 1 - parameters.dim()) + parameters.shape)
+
+
 class ElementwiseFamily(nn.Module, ABC):
     """Increasing functions :math:`y = f(x; \\theta)` of one number, each element with its own parameters.
 
