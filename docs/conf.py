@@ -68,6 +68,7 @@ nitpick_ignore = [
     ("py:class", "pyro_dgm.infer.mcmc.kernels.base.KernelOptions"),
     ("py:class", "pyro_dgm.infer.objectives.evaluation.strategy.Pair"),
     ("py:class", "pyro_dgm.infer.mcmc.potentials.wrapped.WrappedPotential"),
+    ("py:class", "pyro_dgm.nn.dense.DenseFunction"),
     ("py:class", "pyro_dgm.models.base.F"),
 ]
 

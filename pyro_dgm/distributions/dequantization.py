@@ -24,7 +24,7 @@ class IntoLevels(Bijection):
 
     .. math:: y = L \, \frac{\sigma(x) - m}{1 - 2 m}, \qquad m = 10^{-6}
 
-    It is the last part of a flow over levels :math:`0, \dots, L - 1`, whose cells :math:`[k, k + 1)` fill
+    It is the last part of a flow over levels :math:`0, \ldots, L - 1`, whose cells :math:`[k, k + 1)` fill
     :math:`[0, L)`. The margin :math:`m` keeps the ends of the interval at finite distance; about its share of the
     probability is outside of the cells.
 

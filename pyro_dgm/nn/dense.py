@@ -32,7 +32,7 @@ def with_slope(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 class Linearized:
     """The derivative of a :class:`DenseFunction` at an input: a product of matrices and diagonals.
 
-    .. math:: J = W_L S_{L-1} W_{L-1} \\dots S_1 W_1, \\qquad S_i = \\mathrm{diag}(a'(h_i))
+    .. math:: J = W_L S_{L-1} W_{L-1} \\ldots S_1 W_1, \\qquad S_i = \\mathrm{diag}(a'(h_i))
 
     :ivar value: the function's value, ``batch + (out,)``.
     :ivar weights: the matrices.
@@ -118,7 +118,7 @@ class DenseFunction:
         With up to two hidden layers the trace is a form in the activations' slopes, whose matrix does not depend on
         the input,
 
-        .. math:: \\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\\top \\big(W_2 \\odot (W_1 W_3)^\\top\\big) s_1,
+        .. math:: \\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\\top \\bigl(W_2 \\odot (W_1 W_3)^\\top\\bigr) s_1,
 
         and so costs as much as the network itself, for any number of dimensions. With more layers it takes the
         Jacobian.

@@ -82,8 +82,8 @@ class LipSwish(nn.Module):
 class LipschitzMLP(nn.Module):
     """A fully connected network whose Lipschitz constant in its input is below a given one, for any weights.
 
-    .. math:: h_{i+1} = a\\big(\\hat W_i h_i + b_i\\big), \\qquad
-              \\hat W_i = W_i \\min\\big(1, \\ell^{1/L} / \\hat\\sigma(W_i)\\big)
+    .. math:: h_{i+1} = a\\bigl(\\hat W_i h_i + b_i\\bigr), \\qquad
+              \\hat W_i = W_i \\min\\bigl(1, \\ell^{1/L} / \\hat\\sigma(W_i)\\bigr)
 
     with the bound :math:`\\hat\\sigma` of :func:`spectral_norm_bound`. A context is added behind the first layer,
     and is not constrained. The last layer starts at zero.

@@ -43,7 +43,7 @@ class _Block(nn.Module):
 class CausalTransformer(nn.Module):
     """Outputs for each token of a sequence, which depend on the tokens before it and on a context.
 
-    .. math:: o_i = g_i(x_{<i}, c), \\qquad i = 1, \\dots, T
+    .. math:: o_i = g_i(x_{<i}, c), \\qquad i = 1, \\ldots, T
 
     A transformer with normalisation before each part, learned positions and a learned start. The context is added to
     every token. There is no dropout: an invertible map must be the same on each call. The last layer starts at zero.

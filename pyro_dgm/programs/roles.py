@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_dgm.ops.random_state import forked_rng
-from pyro_dgm.programs.parameters import ParameterRecorder, module_roots
+from pyro_dgm.programs.parameters import STORE_PREFIX, ParameterRecorder, module_roots
 from pyro_dgm.programs.structure import guide_messenger, sample_sites
 
 __all__ = ["Parameters", "find_parameters"]
@@ -67,7 +67,8 @@ def find_parameters(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _collect(program: Any, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
-    named = [(prefix + n, p) for prefix, m in module_roots(program).items() for n, p in m.named_parameters()]
+    roots = module_roots(program).items()
+    named = [((prefix + n).removeprefix(STORE_PREFIX), p) for prefix, m in roots for n, p in m.named_parameters()]
     for name, tensor in (*named, *recorded.items()):
         if tensor.requires_grad and id(tensor) not in found:
             found[id(tensor)] = name

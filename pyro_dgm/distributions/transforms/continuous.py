@@ -53,7 +53,7 @@ class Continuous(Bijection):
     """A continuous normalizing flow, FFJORD: noise moves along the velocity that a network gives.
 
     .. math:: \\frac{\\mathrm{d}z}{\\mathrm{d}t} = v(z, t; c), \\quad z(0) = x, \\quad y = z(1), \\qquad
-              \\log |\\det J| = \\int_0^1 \\mathrm{tr}\\Big(\\frac{\\partial v}{\\partial z}\\Big) \\mathrm{d}t
+              \\log |\\det J| = \\int_0^1 \\mathrm{tr}\\Bigl(\\frac{\\partial v}{\\partial z}\\Bigr) \\mathrm{d}t
 
     Both directions cost the same. Value and log-determinant are exact up to the error of the solver, of order
     :math:`h^4` in its step, and so is the inverse. It starts as the identity.

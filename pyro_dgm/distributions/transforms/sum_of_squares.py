@@ -21,8 +21,8 @@ LEAST_SLOPE = 1e-3
 class SumOfSquaresFamily(LinearTails):
     """Polynomials whose derivative is a sum of squares, on an interval, with linear tails.
 
-    .. math:: h(x) = b + \\int_0^x \\Big(\\varepsilon + (1 - \\varepsilon)
-              \\sum_{k=1}^K \\Big(\\sum_{l=0}^r a_{kl} u^l\\Big)^2\\Big) \\mathrm{d}u
+    .. math:: h(x) = b + \\int_0^x \\Bigl(\\varepsilon + (1 - \\varepsilon)
+              \\sum_{k=1}^K \\Bigl(\\sum_{l=0}^r a_{kl} u^l\\Bigr)^2\\Bigr) \\mathrm{d}u
 
     Every polynomial that increases is of this form, already with :math:`K = 2`. Coefficients are those of powers of
     :math:`2u / B`. Parameters of zero are near the identity.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -160,6 +161,7 @@ class FlowTraining:
     def _minimise(self, losses: Callable[[], Tensor], num_steps: int) -> Bijection:
         """Steps of Adam on the mean of some losses, and the flow, its parameters constant again."""
         self.loops += 1
+        skipped = 0
         self.flow.requires_grad_(True).train()
         parameters = list(self.flow.parameters())
         with torch.enable_grad():
@@ -173,7 +175,17 @@ class FlowTraining:
                 self.optimizer.zero_grad()
                 loss = values.mean()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, error_if_nonfinite=True)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+                if not math.isfinite(norm):
+                    skipped += 1
+                    continue
                 self.optimizer.step()
                 self.loss = float(loss.detach())
+        if 2 * skipped > num_steps:
+            warnings.warn(
+                f"{skipped} of {num_steps} steps of the flow's training had no finite gradient and were left out: "
+                "lower learning_rate, or give more chains",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return self.flow.requires_grad_(False).eval()

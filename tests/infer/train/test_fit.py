@@ -271,9 +271,10 @@ def test_plain_functions_with_pyro_param_and_module() -> None:
     run = fit(
         store_program(), x, epochs=150, batch_size=100, seed=0, optimizer=functools.partial(torch.optim.Adam, lr=0.02)
     )
-    assert set(pyro.get_param_store().keys()) == {"scale", "width", "net$$$weight", "net$$$bias"}
+    assert not set(pyro.get_param_store().keys())
+    assert set(run.program.param_store) == {"scale", "width", "net$$$weight", "net$$$bias"}
     # The marginal is N(0, 1 + scale^2), of variance 4.
-    assert pyro.param("scale").item() == pytest.approx(math.sqrt(3), abs=0.15)
+    assert run.program.param_store["scale"].item() == pytest.approx(math.sqrt(3), abs=0.15)
     assert run.history["train"][-1] > run.history["train"][0]
     pyro.clear_param_store()
 

@@ -22,6 +22,9 @@ __all__ = ["FlowKernel", "FlowState"]
 #: transitions of a warm-up below which no flow is trained
 FEWEST_TRANSITIONS = 20
 
+#: steps of training without train_steps, where the warm-up is long
+MOST_TRAIN_STEPS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowState(KernelState):
@@ -73,7 +76,7 @@ class FlowKernel(Kernel):
     :param kernel: inner kernel.
     :param flow: the flow, or what makes it.
     :param train: whether to train it in the warm-up.
-    :param train_steps: steps of the optimiser in a warm-up.
+    :param train_steps: steps of the optimiser in a warm-up; ``None`` for two a transition, at most 1 000.
     :param learning_rate: of Adam.
     :param batch_size: draws a step.
     :param settings: of the default inner kernel.
@@ -91,7 +94,7 @@ class FlowKernel(Kernel):
         kernel: Kernel | None,
         flow: Flow | None,
         train: bool,
-        train_steps: int,
+        train_steps: int | None,
         learning_rate: float,
         batch_size: int,
         settings: Mapping[str, Any],
@@ -120,7 +123,7 @@ class FlowKernel(Kernel):
             max_plate_nesting=kernel.max_plate_nesting,
         )
         check_flow(flow)
-        check_count("train_steps", train_steps)
+        check_count("train_steps", train_steps, optional=True)
         check_count("batch_size", batch_size)
         check_positive("learning_rate", learning_rate)
         if not train and flow is None:
@@ -177,7 +180,8 @@ class FlowKernel(Kernel):
             return None
         flow = make_flow(self.given_flow or self.make_default_flow, state.position, state.generator)
         dtype = flatten(state.position).dtype
-        return FlowTraining(flow, state.generator, self.train_steps, self.learning_rate, self.batch_size, dtype)
+        steps = min(MOST_TRAIN_STEPS, 2 * num_steps) if self.train_steps is None else self.train_steps
+        return FlowTraining(flow, state.generator, steps, self.learning_rate, self.batch_size, dtype)
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
         """How the training of the flow ended.

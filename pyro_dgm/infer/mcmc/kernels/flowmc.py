@@ -65,7 +65,8 @@ class FlowMC(FlowKernel):
         makes one. Both directions should be fast. By default four spline couplings. A bijection is copied.
     :param train: whether to train it; ``False`` takes a trained one as it is.
     :param num_loops: how often the flow is trained.
-    :param train_steps: steps of the optimiser in a warm-up, all loops together.
+    :param train_steps: steps of the optimiser in a warm-up, all loops together; ``None`` for two a transition, at most
+        1 000.
     :param learning_rate: of Adam, falling to zero by a cosine.
     :param batch_size: draws a step.
     :param num_proposals: proposals of the flow a transition.
@@ -102,7 +103,7 @@ class FlowMC(FlowKernel):
         flow: Flow | None = None,
         train: bool = True,
         num_loops: int = 10,
-        train_steps: int = 1000,
+        train_steps: int | None = None,
         learning_rate: float = 0.003,
         batch_size: int = 256,
         num_proposals: int = 1,
@@ -261,7 +262,7 @@ class FlowMC(FlowKernel):
         if training.loops < 2:
             training.whiten()  # once more after the flow has begun to move chains
         left = sum(end >= training.seen for end in state.loop_ends)
-        flow = training.fit_to_draws((self.train_steps - training.steps) // left)
+        flow = training.fit_to_draws((training.total_steps - training.steps) // left)
         return replace(state, flow=flow, flow_loss=training.loss)
 
     def restarted(self, state: KernelState) -> KernelState:

@@ -61,7 +61,7 @@ class NeuTra(FlowKernel):
         makes one. Its forward direction should be the fast one. By default three inverse
         autoregressive layers. A bijection is copied.
     :param train: whether to train it; ``False`` takes a trained one as it is.
-    :param train_steps: steps of the optimiser in a warm-up.
+    :param train_steps: steps of the optimiser in a warm-up; ``None`` for two a transition, at most 1 000.
     :param learning_rate: of Adam, falling to zero by a cosine.
     :param batch_size: base draws a step, each with its gradient of :math:`U`.
     :param num_rounds: rounds of training; after each the chains go on in the new coordinates.
@@ -98,7 +98,7 @@ class NeuTra(FlowKernel):
         kernel: Kernel | None = None,
         flow: Flow | None = None,
         train: bool = True,
-        train_steps: int = 1000,
+        train_steps: int | None = None,
         learning_rate: float = 0.01,
         batch_size: int = 128,
         num_rounds: int = 3,
@@ -233,7 +233,7 @@ class NeuTra(FlowKernel):
             training.whiten()
         done = state.rounds[0]
         left = len(state.rounds) - 1
-        steps = (self.train_steps - training.steps) // left
+        steps = (training.total_steps - training.steps) // left
         flow = training.fit_to_potential(steps, self.potential, state.position, self.temperature)
         rounds = state.rounds[1:]
         new = self.with_flow(replace(state, rounds=rounds, flow_loss=training.loss), flow)

@@ -150,7 +150,8 @@ class SGLD(Langevin):
     def potential_of_model(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Potential:
-        return ModelMinibatches(model, args, kwargs)
+        options = {"transforms": self.given_transforms, "max_plate_nesting": self.max_plate_nesting}
+        return ModelMinibatches(model, args, kwargs, **options)
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
         state = super().init(params, generator)

@@ -68,13 +68,16 @@ class FunctionMinibatches(MinibatchPotential):
 class ModelMinibatches(MinibatchPotential):
     """The potential of a Pyro model with subsampled plates, whose indices are given instead of drawn by the plate.
 
+    :param options: of :class:`ModelPotential`.
     :raises ValueError: for a latent inside a subsampled plate: other data would have other latents every time.
     """
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+    ) -> None:
         self.plates = _subsampled(model, args, kwargs)
         # Plates that choose for themselves are hidden from it: it would refuse them.
-        base = ModelPotential(poutine.block(model, hide_fn=_chooses), args, kwargs)
+        base = ModelPotential(poutine.block(model, hide_fn=_chooses), args, kwargs, **options)
         self._given = _GivenData(model, args, kwargs, base, list(self.plates))
         super().__init__(base)
 
