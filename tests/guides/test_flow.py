@@ -240,7 +240,7 @@ def local(x):
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-@pytest.mark.parametrize("kind", ["one site", "several"])
+@pytest.mark.parametrize("kind", ["one site", pytest.param("several", marks=pytest.mark.slow)])
 def test_every_objective(name, kind):
     case = Regression()
     model, batch = (local, (case.y,)) if kind == "one site" else (case.model, (case.x, case.y))

@@ -93,6 +93,7 @@ def funnel(u):
     return v.square() / 18 + 0.5 * x.square().sum(-1) * (-v).exp() + 0.5 * x.shape[-1] * v
 
 
+@pytest.mark.slow
 def test_neutra_samples_a_funnel_that_hmc_does_not():
     start = {"x": torch.randn(16, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
     ess = {}
@@ -138,6 +139,7 @@ def share(mcmc, test):
     return float(true.mean()), float(true.std() / len(true) ** 0.5)
 
 
+@pytest.mark.slow
 def test_flowmc_finds_the_weights_of_two_modes_that_mala_does_not():
     start = {"x": 5.0 * torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64).repeat(16, 1)}
     found = {}
@@ -184,6 +186,7 @@ def test_training_by_likelihood_whitens_and_fits():
     assert abs(training.loss - entropy) < 0.15
 
 
+@pytest.mark.slow
 def test_a_model_with_several_latents_has_exact_moments():
     """Constrained latents of several shapes go through the flow as one vector, and come back right."""
 
