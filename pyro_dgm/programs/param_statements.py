@@ -51,6 +51,10 @@ class _Scope:
         self.hidden: dict[str, Entry] = {}
 
 
+#: those whose scope is open, outermost first
+_open: list[ParamStatements] = []
+
+
 class ParamStatements(torch.nn.Module):
     """The parameters that ``pyro.param`` statements of a program's plain functions have made.
 
@@ -85,8 +89,11 @@ class ParamStatements(torch.nn.Module):
         scope = self._scope
         if not scope.depth:
             store = pyro.get_param_store()
-            scope.hidden = take_out_of_store([name for name in self._parameters if name in store._params])
+            # What programs have put there that this one runs within is theirs, and not Pyro's.
+            theirs = {name for outer in _open for name in store._params if name not in outer._scope.before}
+            scope.hidden = take_out_of_store([n for n in store._params if n in self._parameters or n in theirs])
             scope.before = set(store._params)
+            _open.append(self)
             put_in_store({name: (leaf, self._constraints[name]) for name, leaf in self._parameters.items()})
         scope.depth += 1
         return self
@@ -95,6 +102,7 @@ class ParamStatements(torch.nn.Module):
         scope = self._scope
         scope.depth -= 1
         if not scope.depth:
+            _open.remove(self)
             ours = [name for name in pyro.get_param_store()._params if name not in scope.before]
             for name, (leaf, constraint) in take_out_of_store(ours).items():
                 # Not by register_parameter: leaves of Pyro's store are plain tensors, and names may have dots in them.

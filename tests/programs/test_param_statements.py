@@ -102,6 +102,22 @@ def test_a_call_by_hand_leaves_the_store(uses_param_store):
     assert pyro.param("scale").item() == 9.0
 
 
+def test_a_program_within_another_ones_run_has_its_own():
+    """As in a callback of ``fit``: what the other one has put in Pyro's store is not Pyro's."""
+    first, known, fresh = both(), both(), both()
+    known.guide(X)
+    with first.param_store:  # new parameters of the first one are in the store alone until its scope ends
+        guide(X)
+        for other in (known, fresh):
+            other.guide(X)
+            other.guide(X)
+        assert pyro.param("slope").unconstrained() is pyro.get_param_store()._params["slope"]
+    for program in (first, known, fresh):
+        assert set(program.param_store) == {"slope", "scale"}
+    leaves = [p for program in (first, known, fresh) for p in program.parameters()]
+    assert len({id(p) for p in leaves}) == 6 and not list(pyro.get_param_store())
+
+
 def test_pairs_of_functions_use_pyros_store(uses_param_store):
     """A pair has nothing that could keep them from one call to the next."""
     fit((model, guide), epochs=5)
