@@ -169,7 +169,8 @@ class FlowTraining:
                 rate = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.steps / self.total_steps)))
                 self.steps += 1
                 values = losses()
-                if not len(values):
+                if not len(values):  # at no draw was the target finite
+                    skipped += 1
                     continue
                 self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
                 self.optimizer.zero_grad()
@@ -183,8 +184,8 @@ class FlowTraining:
                 self.loss = float(loss.detach())
         if 2 * skipped > num_steps:
             warnings.warn(
-                f"{skipped} of {num_steps} steps of the flow's training had no finite gradient and were left out: "
-                "lower learning_rate, or give more chains",
+                f"{skipped} of {num_steps} steps of the flow's training had no finite loss or gradient and were "
+                "left out: lower learning_rate, or give more chains",
                 RuntimeWarning,
                 stacklevel=2,
             )

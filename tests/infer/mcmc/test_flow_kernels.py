@@ -167,6 +167,27 @@ def test_flowmc_weighs_two_moons_in_five_dimensions():
     assert in_standard_errors(norms, torch.tensor(radius)).max() < SIGMAS
 
 
+class Kinked(ElementwiseAffine):
+    """Finite values, and a gradient of the log-determinant that is not a number."""
+
+    def _forward(self, x, context):
+        y, log_det = super()._forward(x, context)
+        return y, log_det + (self.bias.sum() * 0).sqrt()
+
+
+@pytest.mark.parametrize("flow, potential", [
+    (Kinked, lambda u: u["x"].square().sum(-1)),
+    (ElementwiseAffine, lambda u: u["x"].square().sum(-1) + torch.inf),
+])  # fmt: skip
+def test_steps_that_tell_nothing_are_left_out_and_said(flow, potential):
+    training = FlowTraining(flow(2), torch.Generator().manual_seed(0), 10, 0.1, 8)
+    before = [p.clone() for p in training.flow.parameters()]
+    with pytest.warns(RuntimeWarning, match="10 of 10 steps of the flow's training had no finite loss or gradient"):
+        training.fit_to_potential(10, FunctionPotential(potential), {"x": torch.zeros(3, 2)}, 1.0)
+    assert all(torch.equal(p, old) for p, old in zip(training.flow.parameters(), before, strict=True))
+    assert math.isnan(training.loss)
+
+
 def test_training_by_likelihood_whitens_and_fits():
     """Draws from a sheared normal give the shear back, by maximum likelihood."""
     g = torch.Generator().manual_seed(0)
