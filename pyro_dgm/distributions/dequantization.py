@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -63,7 +64,7 @@ class IntoLevels(Bijection):
 
     def _log_det(self, x: Tensor) -> Tensor:
         log_scale = torch.log(torch.full((), self._scale, dtype=x.dtype, device=x.device))
-        return _total(logsigmoid(x) + logsigmoid(-x) + log_scale, len(self.event_shape))
+        return sum_rightmost(logsigmoid(x) + logsigmoid(-x) + log_scale, len(self.event_shape))
 
 
 class IntoCell(Bijection):
@@ -100,7 +101,7 @@ class IntoCell(Bijection):
         return x, -self._log_det(x)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return _total(logsigmoid(x) + logsigmoid(-x), len(self.event_shape))
+        return sum_rightmost(logsigmoid(x) + logsigmoid(-x), len(self.event_shape))
 
 
 class UniformCell(TorchDistribution):
@@ -190,12 +191,8 @@ class Quantized(TorchDistribution):
         return _inside(self.value, value.to(self.value.dtype), self.event_dim)
 
 
-def _total(value: Tensor, event_dim: int) -> Tensor:
-    return value.flatten(value.dim() - event_dim).sum(-1) if event_dim else value
-
-
 def _inside(value: Tensor, lower: Tensor, event_dim: int) -> Tensor:
     """Zero where values are in their cells, ends counted (rounding can put a value there), else minus infinity."""
     inside = ((value - lower) >= 0) & ((value - lower) <= 1)
     zero = torch.zeros((), dtype=value.dtype, device=value.device)
-    return _total(torch.where(inside, zero, zero - float("inf")), event_dim)
+    return sum_rightmost(torch.where(inside, zero, zero - float("inf")), event_dim)

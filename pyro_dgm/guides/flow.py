@@ -14,10 +14,9 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.distributions.transforms import ReshapeTransform
 
 from pyro_dgm.distributions.flow import FlowDistribution, standard_normal
-from pyro_dgm.distributions.transforms import TRANSFORMS, Bijection, Compose, LocationScale, Wrapped, make_flow
+from pyro_dgm.distributions.transforms import TRANSFORMS, Bijection, Compose, LocationScale, Reshape, Wrapped, make_flow
 from pyro_dgm.guides.groups import Group, Part, find_groups
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.programs import announce_parameters
@@ -253,7 +252,7 @@ def _subsampled(features: Tensor, group: Group, plates: dict[str, Any]) -> Tenso
 
 def _at_site(flow: FlowDistribution, part: Part) -> FlowDistribution:
     """The flow over a site's vector as the distribution of its value."""
-    parts = [flow.transform, Wrapped(ReshapeTransform(flow.event_shape, part.shape), flow.event_shape)]
+    parts = [flow.transform, Reshape(flow.event_shape, part.shape)]
     transform = Compose([*parts, Wrapped(biject_to(part.support), part.shape)])
     return FlowDistribution(transform, flow.base, flow.context, remember=True, validate_args=False)
 

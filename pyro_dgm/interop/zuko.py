@@ -171,13 +171,13 @@ class ZukoFlow(TorchDistribution):
         return ZukoFlow(self.bijection, self.context, batch_shape, self._support, self._validate_args)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
+        return self.rsample_with_log_prob(sample_shape)[0]
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            return self.rsample_and_log_prob(sample_shape)[0]
+            return self.rsample_with_log_prob(sample_shape)[0]
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+    def rsample_with_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities, of one call of the transform.
 
         :param sample_shape: shape of the independent draws.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.distributions.dequantization import IntoCell, IntoLevels, Quantized, UniformCell
 from pyro_dgm.distributions.flow import FlowDistribution
-from pyro_dgm.distributions.transforms import Bijection, Compose, ElementwiseAffine, Wrapped, make_flow
+from pyro_dgm.distributions.transforms import Bijection, Compose, ElementwiseAffine, Reshape, make_flow
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
 from pyro_dgm.nn.build import activation_and_name, make_network
@@ -213,7 +213,7 @@ class FlowModel(Family):
         parts: list[nn.Module] = [self.flow]
         while isinstance(parts[-1], Compose):
             parts = [*parts[:-1], *parts[-1].parts]
-            while len(parts) > 1 and isinstance(parts[-1], (IntoLevels, Wrapped)):
+            while len(parts) > 1 and isinstance(parts[-1], (IntoLevels, Reshape)):
                 parts.pop()
         return parts[-1]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.nn.conv import ConvDecoder, ConvEncoder
 from pyro_dgm.nn.mlp import MLP
 
-__all__ = ["activation_and_name", "hidden_sizes", "make_network", "network_name"]
+__all__ = ["activation_and_name", "hidden_sizes", "make_network", "network_name", "zero_last_layer"]
 
 
 def network_name(network: object) -> str:
@@ -66,6 +67,17 @@ def make_network(
     image = network == "conv" and not decodes
     joined = Concatenated.joined(in_shape, context, image)
     return Concatenated(kinds[network](joined, out_shape, hidden, **options), in_shape, context, image)
+
+
+@torch.no_grad()
+def zero_last_layer(network: nn.Module) -> nn.Module:
+    """Set the weights of a network's last linear layer to zero, so that its output starts at zero whatever its input.
+
+    :returns: the network.
+    """
+    for parameter in [m for m in network.modules() if isinstance(m, nn.Linear)][-1].parameters():
+        parameter.zero_()
+    return network
 
 
 def activation_and_name(

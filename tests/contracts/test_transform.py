@@ -91,6 +91,15 @@ def test_what_torch_asks_of_a_transform(name):
 
 
 @every
+def test_the_fast_direction_is_exchanged_by_the_inverse(name):
+    t = make(name)
+    exchanged = {"forward": "inverse", "inverse": "forward", "both": "both"}
+    assert t.inv.fast == exchanged[t.fast] and Compose([t]).fast == t.fast
+    if CASES[name].draw is None and t.event_shape == t.out_shape:
+        assert Compose([t, t.inv]).fast == ("both" if t.fast == "both" else "neither")
+
+
+@every
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_gradients_reach_every_parameter(name, direction):
     t, x = make(name, CONTEXT if CASES[name].conditional else 0), draw(name, 6)

@@ -76,7 +76,7 @@ def test_densities_and_draws_are_those_of_zuko(name):
     x = d.sample((200,))
     assert not x.requires_grad and bool(d.support.check(x).all())
     torch.testing.assert_close(d.log_prob(x), flow().log_prob(x), rtol=0, atol=1e-10)
-    value, log_prob = d.rsample_and_log_prob((200,))
+    value, log_prob = d.rsample_with_log_prob((200,))
     torch.testing.assert_close(d.log_prob(value), log_prob, rtol=0, atol=10 * tolerance)
     assert d.expand((4, 5)).rsample((2,)).shape == (2, 4, 5, 3)
     assert d.expand((4, 5)).log_prob(x[0]).shape == (4, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
@@ -55,5 +56,4 @@ class ElementwiseAffine(Bijection):
 
     def _sum(self, log_scale: Tensor, value: Tensor) -> Tensor:
         event = len(self.event_shape)
-        total = log_scale.flatten(log_scale.dim() - event).sum(-1) if event else log_scale
-        return total.expand(value.shape[: value.dim() - event])
+        return sum_rightmost(log_scale, event).expand(value.shape[: value.dim() - event])

@@ -49,6 +49,8 @@ class Autoregressive(Bijection):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
+    fast = "forward"
+
     _one: Tensor
 
     def __init__(

@@ -38,6 +38,8 @@ class Bijection(TransformModule, ConditionalTransform):
     """
 
     bijective = True
+    #: the direction that is in closed form, or one pass: ``"forward"``, ``"inverse"``, ``"both"`` or ``"neither"``
+    fast: str = "both"
 
     def __init__(self, event_shape: Sequence[int] | int, context_dim: int = 0) -> None:
         super().__init__()
@@ -183,6 +185,7 @@ class Inverse(Bijection):
     def __init__(self, transform: Bijection) -> None:
         super().__init__(transform.out_shape, transform.context_dim)
         self.transform = transform
+        self.fast = {"forward": "inverse", "inverse": "forward"}.get(transform.fast, transform.fast)
 
     @property
     def out_shape(self) -> torch.Size:
@@ -232,6 +235,7 @@ class Conditioned(Bijection):
             )
         self.transform = transform
         self.context = context
+        self.fast = transform.fast
 
     @property
     def out_shape(self) -> torch.Size:

@@ -61,6 +61,8 @@ class Compose(Bijection):
             raise ValueError(f"Compose: parts must take contexts of one length, got {sorted(lengths)}")
         super().__init__(parts[0].event_shape, max(lengths, default=0))
         self.parts = nn.ModuleList(parts)
+        slow = {part.fast for part in parts} - {"both"}
+        self.fast = "both" if not slow else slow.pop() if len(slow) == 1 else "neither"
 
     @property
     def out_shape(self) -> torch.Size:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from pyro_dgm.nn import make_network
+from pyro_dgm.nn.build import zero_last_layer
 
 __all__ = ["ContextParameters"]
 
@@ -27,11 +27,7 @@ class ContextParameters(nn.Module):
         self.bias = nn.Parameter(initial)
         self.network: nn.Module | None = None
         if context_dim:
-            self.network = make_network("mlp", (context_dim,), tuple(initial.shape), hidden)
-            last = [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1]
-            with torch.no_grad():
-                for p in last.parameters():
-                    p.zero_()
+            self.network = zero_last_layer(make_network("mlp", (context_dim,), tuple(initial.shape), hidden))
 
     def forward(self, context: Tensor | None) -> Tensor:
         return self.bias if self.network is None else self.bias + self.network(context)

@@ -19,6 +19,7 @@ from pyro_dgm.distributions.transforms.elementwise import (
     check_family,
 )
 from pyro_dgm.nn import make_network
+from pyro_dgm.nn.build import zero_last_layer
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["AdditiveCoupling", "AffineCoupling", "CircularSplineCoupling", "Coupling", "SplineCoupling"]
@@ -103,10 +104,7 @@ class Coupling(Bijection):
         in_shape, out_shape = (family.num_features * len(self.kept),), (family.num_parameters, len(self.changed))
         self.network = make_network(network, in_shape, out_shape, hidden, activation, context=self.context_dim)
         if not self._own:
-            last = [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1]
-            with torch.no_grad():
-                for p in last.parameters():
-                    p.zero_()
+            zero_last_layer(self.network)
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> Any:

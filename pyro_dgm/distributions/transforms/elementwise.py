@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
 from pyro_dgm.nn import MLP
+from pyro_dgm.nn.build import zero_last_layer
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.ops.rational_quadratic import rational_quadratic
 
@@ -244,10 +246,7 @@ class Elementwise(Bijection):
         self.family = check_family(family)
         shape = (family.num_parameters, *self.event_shape)
         if self.context_dim:
-            self.network = MLP((self.context_dim,), shape, hidden, activation)
-            with torch.no_grad():
-                for p in self.network.layers[-1].parameters():
-                    p.zero_()
+            self.network = zero_last_layer(MLP((self.context_dim,), shape, hidden, activation))
         else:
             self.values = nn.Parameter(torch.zeros(shape, device=torch.get_default_device()))
 
@@ -270,5 +269,4 @@ class Elementwise(Bijection):
         return values.movedim(-1 - len(self.event_shape), -1)
 
     def _summed(self, value: Tensor, log_derivative: Tensor) -> ValueAndLogDet:
-        event = len(self.event_shape)
-        return value, log_derivative.flatten(value.dim() - event).sum(-1) if event else log_derivative
+        return value, sum_rightmost(log_derivative, len(self.event_shape))

@@ -7,15 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from pyro.distributions import constraints
-from torch.distributions.transforms import ReshapeTransform
 
 from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
 from pyro_dgm.distributions.transforms.base import Bijection
 from pyro_dgm.distributions.transforms.compose import Compose
 from pyro_dgm.distributions.transforms.permutation import Permutation
-from pyro_dgm.distributions.transforms.wrapped import Wrapped
+from pyro_dgm.distributions.transforms.reshape import Reshape
 from pyro_dgm.ops.arguments import check_count, check_sizes
 
 __all__ = ["make_flow"]
@@ -109,6 +107,7 @@ def _by_name(
     size: Any = math.prod(shape) if takes_vectors else shape
     # The same call for all: a part without context refuses the keyword only where there is one to give.
     conditional = {"context_dim": context_dim} if context_dim else {}
+    other = "forward" if fast == "inverse" else "inverse"
     parts: list[Bijection] = []
     for i in range(num_layers):
         if i and takes_vectors and size > 1:
@@ -118,24 +117,9 @@ def _by_name(
         layer = kind(size, **conditional, **options)
         if getattr(layer.domain, "base_constraint", layer.domain) is not constraints.real:
             raise ValueError(f"transform={name!r} is not on real numbers: compose its layers, and give base= too")
-        is_turned = name in (_FORWARD_FAST if fast == "inverse" else _INVERSE_FAST)
-        parts.append(layer.inv if is_turned else layer)
+        parts.append(layer.inv if layer.fast == other else layer)
     parts.append(ElementwiseAffine(size, context_dim))
     return Compose(parts)
-
-
-#: transforms whose forward direction is in closed form, or one pass, and whose inverse is not; and the other way round
-_FORWARD_FAST = {
-    "affine_autoregressive",
-    "bernstein",
-    "neural_autoregressive",
-    "planar",
-    "residual",
-    "spline_autoregressive",
-    "sum_of_squares",
-    "sylvester",
-}
-_INVERSE_FAST = {"transformer_autoregressive"}
 
 
 def _permutation(size: int, index: int) -> Permutation:
@@ -154,4 +138,4 @@ def _of_shape(made: Bijection, shape: tuple[int, ...], context_dim: int) -> Bije
         return made
     if tuple(made.out_shape) != (math.prod(shape),):
         raise ValueError(f"transform must give events of shape {shape}, but it gives {tuple(made.out_shape)}")
-    return Compose([made, Wrapped(ReshapeTransform(made.out_shape, torch.Size(shape)), made.out_shape)])
+    return Compose([made, Reshape(made.out_shape, shape)])

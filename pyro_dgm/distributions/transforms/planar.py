@@ -42,6 +42,8 @@ class Planar(Bijection):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    fast = "forward"
+
     def __init__(self, dim: int, *, context_dim: int = 0, hidden: Sequence[int] = ()) -> None:
         super().__init__(check_count("dim", dim), context_dim)
         self.parameters_of = ContextParameters(torch.randn(2 * dim + 1) * 0.1 / dim**0.5, self.context_dim, hidden)

@@ -64,6 +64,8 @@ class Residual(Bijection):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    fast = "forward"
+
     def __init__(
         self,
         dim: int,

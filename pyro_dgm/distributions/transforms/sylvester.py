@@ -45,6 +45,8 @@ class Sylvester(Bijection):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
+    fast = "forward"
+
     def __init__(
         self,
         dim: int,

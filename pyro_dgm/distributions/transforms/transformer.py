@@ -52,6 +52,8 @@ class TransformerAutoregressive(Bijection):
         (torch.Size([5, 1, 4, 4]), torch.Size([5]))
     """
 
+    fast = "inverse"
+
     def __init__(
         self,
         event_shape: Sequence[int] | int,

@@ -46,10 +46,17 @@ def test_mixing_by_a_linear_transform():
 
 @pytest.mark.parametrize("fast", ["inverse", "forward"])
 def test_layers_that_are_turned(fast):
-    known = {"planar": ElementwiseAffine, "transformer_autoregressive": ElementwiseAffine}
-    for name, direction in (("planar", "forward"), ("transformer_autoregressive", "inverse")):
-        layer = make_flow(name, 3, num_layers=1, fast=fast, registry=known).parts[0]
-        assert isinstance(layer, Inverse) == (fast != direction)
+    class Forward(ElementwiseAffine):
+        fast = "forward"
+
+    class Backward(ElementwiseAffine):
+        fast = "inverse"
+
+    known = {"both": ElementwiseAffine, "forward": Forward, "inverse": Backward}
+    for direction in known:
+        layer = make_flow(direction, 3, num_layers=1, fast=fast, registry=known).parts[0]
+        assert isinstance(layer, Inverse) == (direction not in ("both", fast))
+        assert layer.fast in ("both", fast) and layer.inv.inv is layer
 
 
 def test_images_are_seen_as_vectors_by_layers_of_vectors():
