@@ -29,17 +29,11 @@ __all__ = [
     "as_program",
     "is_plain",
     "owner_modules",
-    "parameters_announced",
     "program",
     "split_batch",
 ]
 
 _announced: ContextVar[bool] = ContextVar("parameters_announced", default=True)
-
-
-def parameters_announced() -> bool:
-    """Whether a family should send a ``param`` message for each of its parameters."""
-    return _announced.get()
 
 
 @contextmanager
@@ -55,7 +49,7 @@ def announcing(wanted: bool) -> Iterator[None]:
 def announce_parameters(module: torch.nn.Module) -> None:
     """Send a ``param`` message for each parameter of a module, so that Pyro's ``SVI`` trains it; stores nothing."""
     # Pyro's own announcement of module-local parameters lacks `unconstrained`, which SVI.step calls.
-    if not _PYRO_STACK or not parameters_announced():
+    if not _PYRO_STACK or not _announced.get():
         return
     for name, parameter in module.named_parameters():
         # The id keeps two modules of one class apart: a trace drops the second of two params of one name.

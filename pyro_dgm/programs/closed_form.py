@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pyro.distributions as dist
@@ -47,12 +48,19 @@ def _is_known(fn: Any) -> bool:
     while True:
         if isinstance(fn, (dist.Delta, dist.MaskedDistribution)):
             return False
-        owner = next(cls for cls in type(fn).__mro__ if "log_prob" in vars(cls))
-        if not f"{owner.__module__}.".startswith(_KNOWN):
+        kind: Any = type(fn)
+        if not _has_known_density(kind):
             return False
         if not hasattr(fn, "base_dist"):
             return True
         fn = fn.base_dist
+
+
+@lru_cache(maxsize=256)
+def _has_known_density(kind: Any) -> bool:
+    """Whether the class that a distribution has its density from is a known one."""
+    owner = next(cls for cls in kind.__mro__ if "log_prob" in vars(cls))
+    return f"{owner.__module__}.".startswith(_KNOWN)
 
 
 def shared_latents(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> list[str]:
@@ -71,10 +79,10 @@ def shared_latents(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any
 
 def _alike(q: Any, p: Any) -> bool:
     """Whether masks and scales are equal, without looking at tensors' values (which would need the host)."""
-    return all(
-        a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
-        for a, b in ((q["mask"], p["mask"]), (q["scale"], p["scale"]))
-    )
+    for a, b in ((q["mask"], p["mask"]), (q["scale"], p["scale"])):
+        if a is not b and (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b):
+            return False
+    return True
 
 
 def wrong_closed_forms(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> frozenset[str]:

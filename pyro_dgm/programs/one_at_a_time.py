@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-__all__ = ["one_at_a_time"]
+__all__ = ["TURN", "one_at_a_time"]
 
-_TURN = threading.RLock()
+#: held by whoever has its turn
+TURN = threading.RLock()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,7 +25,7 @@ def one_at_a_time(fn: F) -> F:
 
     @functools.wraps(fn)
     def in_turn(*args: Any, **kwargs: Any) -> Any:
-        with _TURN:
+        with TURN:
             return fn(*args, **kwargs)
 
     return cast(F, in_turn)

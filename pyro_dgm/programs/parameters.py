@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_dgm.programs import owner_modules
-from pyro_dgm.programs.one_at_a_time import one_at_a_time
+from pyro_dgm.programs.one_at_a_time import TURN
 from pyro_dgm.programs.param_statements import (
     ParamStatements,
     put_in_store,
@@ -155,14 +155,17 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def leaves_the_store(method: Method) -> Method:
-    """A method of ``(model, guide, *batch)`` that leaves Pyro's store as it was (:func:`local_parameters`)."""
+    """A method of ``(model, guide, *batch)`` that leaves Pyro's store as it was (:func:`local_parameters`).
+
+    It waits for its turn (:func:`~pyro_dgm.programs.one_at_a_time.one_at_a_time`).
+    """
 
     @functools.wraps(method)
     def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        with local_parameters(model, guide):
+        with TURN, local_parameters(model, guide):
             return method(self, model, guide, *args, **kwargs)
 
-    return one_at_a_time(wrapped)  # type: ignore[return-value]
+    return cast(Method, wrapped)
 
 
 @contextmanager

@@ -61,6 +61,11 @@ class Structure:
     #: whether the program runs only with the dimensions of particles and of enumerated sites
     written_for_dims: bool = False
 
+    @property
+    def enumerates(self) -> bool:
+        """Whether there is a site to be summed out."""
+        return self.model_enumerates or self.guide_enumerates
+
     def gradients(self) -> Any:
         """What to run the program in where no gradients are wanted of it."""
         return torch.set_grad_enabled(torch.is_grad_enabled() or self.differentiates)
@@ -73,11 +78,11 @@ def is_point(fn: Any) -> bool:
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     """The sample sites of a trace, without the index draws of subsampled plates."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
-    }
+    sites: dict[str, Any] = {}
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+            sites[name] = site
+    return sites
 
 
 def probe(
@@ -151,14 +156,12 @@ def unmasked_latents(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
     The mask says that nothing else depends on the latent, so the marginal likelihood is the same with its prior.
     Without it, the entropy of the guide would raise a bound without limit.
     """
-    return frozenset(
-        name
-        for name, site in model_sites.items()
-        if not site["is_observed"]
-        and site["mask"] is not None
-        and name in guide_sites
-        and guide_sites[name]["mask"] is None
-    )
+    found = set()
+    for name, site in model_sites.items():
+        masked = not site["is_observed"] and site["mask"] is not None
+        if masked and name in guide_sites and guide_sites[name]["mask"] is None:
+            found.add(name)
+    return frozenset(found)
 
 
 class WithPriors(Messenger):
@@ -213,6 +216,17 @@ class StructureCache:
         self.size = size
         self._entries: list[tuple[Any, Any, Structure]] = []
 
+    def known(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Structure | None:
+        """The structure of a pair that was seen before."""
+        for model_ref, guide_ref, structure in self._entries:
+            if model_ref() == model and guide_ref() == guide:
+                return structure
+        return None
+
+    def put(self, model: Callable[..., Any], guide: Callable[..., Any], structure: Structure) -> None:
+        """Remember the structure of a pair."""
+        self._entries = [*self._entries[1 - self.size :], (weak(model), weak(guide), structure)]
+
     def get(
         self,
         model: Callable[..., Any],
@@ -221,11 +235,11 @@ class StructureCache:
         kwargs: Any,
         added: AddedDims | None = None,
     ) -> Structure:
-        for model_ref, guide_ref, structure in self._entries:
-            if model_ref() == model and guide_ref() == guide:
-                return structure
-        structure = probe(model, guide, args, kwargs, added)
-        self._entries = [*self._entries[1 - self.size :], (weak(model), weak(guide), structure)]
+        """The structure of a pair, which is probed when it is first seen."""
+        structure = self.known(model, guide)
+        if structure is None:
+            structure = probe(model, guide, args, kwargs, added)
+            self.put(model, guide, structure)
         return structure
 
     def __getstate__(self) -> dict[str, Any]:  # weak references cannot be copied or sent to another process

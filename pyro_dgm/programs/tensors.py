@@ -77,6 +77,8 @@ def as_batch(data: Any, size: int | None = None) -> Batch:
     :param size: number of data, by default the length of the first tensor.
     :raises ValueError: if there is no tensor with a leading dimension.
     """
+    if isinstance(data, Tensor) and data.dim() > 0:  # most data, at each step
+        return Batch((data,), {}, data.shape[0] if size is None else size)
     args, kwargs = split_batch(data)
     return Batch(args, kwargs, batch_length(data) if size is None else size)
 
@@ -92,9 +94,14 @@ def batch_length(batch: Any) -> int:
     raise ValueError(f"a batch must hold a tensor whose leading dimension is the data, got {type(batch).__name__}")
 
 
-def take_rows(data: Any, index: slice | Tensor) -> Any:
-    """Rows of each tensor of a batch."""
-    return map_tensors(lambda t: t[index] if isinstance(index, slice) else t.index_select(0, index.to(t.device)), data)
+def take_rows(data: Any, index: slice | Tensor, device: torch.device | None = None) -> Any:
+    """Rows of each tensor of a batch, on a device (by default each tensor's own)."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        found = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
+        return found if device is None else found.to(device, non_blocking=True)
+
+    return map_tensors(rows, data)
 
 
 def batch_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

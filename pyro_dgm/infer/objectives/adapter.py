@@ -59,6 +59,9 @@ class _Adapted(Objective):
     def original(self) -> Any:
         return self._original
 
+    def is_prepared(self, model: Any, guide: Any) -> bool:
+        return True  # what it adapts looks at programs by itself
+
     def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:
         if self.differentiable:
             module(*args, **kwargs)

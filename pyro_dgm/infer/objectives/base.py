@@ -168,9 +168,13 @@ class Objective(PyroELBO):
     def __call__(self, model: Any, guide: Any) -> Any:
         return ObjectiveModule(model, guide, self)
 
+    def is_prepared(self, model: Any, guide: Any) -> bool:
+        """Whether :meth:`prepare` would do nothing; a batch need not be looked at then."""
+        return self._seen is not None and self._seen[0]() == model and self._seen[1]() == guide
+
     def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
         """:meth:`begin` with a pair that is not the last one, and :meth:`check` it.  Called before each evaluation."""
-        if self._seen is not None and self._seen[0]() == model and self._seen[1]() == guide:
+        if self.is_prepared(model, guide):
             return
         self.begin(model, guide, args, kwargs)
         self.check(Program(model, guide, own_store=False), args, kwargs)

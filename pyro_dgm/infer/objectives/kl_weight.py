@@ -60,21 +60,15 @@ class KLWeight:
         if free_bits and capacity is not None:
             raise ValueError("free_bits and capacity both say where the KL should be: give one of them")
         self.free_bits = float(free_bits)
+        #: whether the KL is multiplied, and no more
+        self.linear = not self.free_bits and self.capacity is None
+        #: whether the objective is the ELBO
+        self.trivial = self.linear and self.beta.given == 1
 
     @property
     def scheduled(self) -> bool:
         """Whether something changes from step to step."""
         return self.beta.scheduled or (self.capacity is not None and self.capacity.scheduled)
-
-    @property
-    def linear(self) -> bool:
-        """Whether the KL is multiplied, and no more."""
-        return not self.free_bits and self.capacity is None
-
-    @property
-    def trivial(self) -> bool:
-        """Whether the objective is the ELBO."""
-        return self.linear and self.beta.given == 1
 
     def fill(self, step: int) -> None:
         """Put the values of a training step in place."""

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.particle import ParticleObjective
+from pyro_dgm.programs import announce_parameters, announcing
 
 __all__ = ["Part"]
 
@@ -41,7 +43,11 @@ class Part(Objective):
         self.whole.prepare(model, guide, args, kwargs)
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        loss, surrogate = self.losses(self.whole.announced(model, guide, args, kwargs, grad=True))
+        with announcing(bool(_PYRO_STACK)):
+            if self.learned is not None:
+                announce_parameters(self.learned)
+            particles = self.whole.particles(model, guide, args, kwargs, grad=True)
+        loss, surrogate = self.losses(particles)
         return loss, surrogate if grad else None
 
     def __repr__(self) -> str:

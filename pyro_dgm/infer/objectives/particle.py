@@ -14,10 +14,10 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.base import Objective
+from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_elbo
 from pyro_dgm.infer.objectives.evaluation.evaluate import run_pairs
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
-from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way
 from pyro_dgm.infer.objectives.metric import BOUND
 from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
@@ -93,6 +93,7 @@ class ParticleObjective(Objective):
             retain_graph=self.retain_graph,
         )
         self._structures = StructureCache()
+        self._checked = StructureCache()  # of the pairs that this objective can work with, as it runs them
         self._built = False  # whether ``learned`` is what ``build_learned`` gave, which may be nothing
 
     # What a subclass gives
@@ -126,8 +127,11 @@ class ParticleObjective(Objective):
         before: Callable[[], None] | None = None,
     ) -> Particles:
         """Run the pair with this objective's particles; see :func:`~.evaluation.evaluate.run_pairs`."""
-        pair = self.pair(model, guide, args, kwargs)
-        return run_pairs(pair, self.num_particles, self.vectorize_particles, rewrite, before)
+        structure = self._checked.known(model, guide) or self.structure(model, guide, args, kwargs)
+        pair = Pair(model, guide, args, kwargs, structure)
+        particles = run_pairs(pair, self.num_particles, self.vectorize_particles, rewrite, before)
+        particles.averages_weights = self.averages_weights
+        return particles
 
     def dry_run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
         """One particle, without a trace in random state, buffers or handlers: for the sizes of learned networks."""
@@ -146,6 +150,9 @@ class ParticleObjective(Objective):
     def check(self, program: Any, args: tuple, kwargs: dict) -> None:
         self.structure(program.model, program.guide, args, kwargs)
 
+    def is_prepared(self, model: Any, guide: Any) -> bool:
+        return self._checked.known(model, guide) is not None
+
     def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:
         self.structure(model, guide, args, kwargs)
 
@@ -154,6 +161,9 @@ class ParticleObjective(Objective):
 
     def structure(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Structure:
         """Static facts of the pair, looked up (and the pair checked) when it is first seen."""
+        structure = self._checked.known(model, guide)
+        if structure is not None:
+            return structure
         structure = self._structures.get(model, guide, args, kwargs, self._added)
         if not self._built:
             self.learned, self._built = self.build_learned(model, guide, args, kwargs), True
@@ -170,22 +180,28 @@ class ParticleObjective(Objective):
             )
         if self._given_nesting != float("inf"):
             structure = replace(structure, nesting=int(self._given_nesting))
-        return structure if self.under_vmap else replace(structure, under_vmap=False)
+        structure = replace(structure, under_vmap=self.under_vmap)
+        self._checked.put(model, guide, structure)
+        return structure
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, with ``grad``, surrogate loss; neither is checked nor moved to the host."""
-        particles = self.announced(model, guide, args, kwargs, grad)
-        bound = self.bound_of(particles)
-        loss = -(particles.outer_scale * bound.sum())
-        return loss, -self.surrogate_of(particles, bound) if grad else None
-
-    def announced(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
-        """The shared evaluation, with a message for each parameter of the objective's own networks."""
+        structure = self._checked.known(model, guide) or self.structure(model, guide, args, kwargs)
+        if self.sums_guide and structure.enumerates:
+            return self.estimate_sum(Pair(model, guide, args, kwargs, structure), grad)
         # Messages of parameters are for handlers around the objective (SVI's, a recorder's).
         with announcing(bool(_PYRO_STACK)):
             if self.learned is not None:
                 announce_parameters(self.learned)
-            return self._particles(model, guide, args, kwargs, grad)
+            particles = self.particles(model, guide, args, kwargs, grad)
+        bound = self.bound_of(particles)
+        loss = -(particles.outer_scale * bound.sum())
+        return loss, -self.surrogate_of(particles, bound) if grad else None
+
+    def estimate_sum(self, pair: Pair, grad: bool) -> tuple[Tensor, Tensor | None]:
+        """:meth:`estimate` of the ELBO with all marked sites summed out, where :attr:`sums_guide` says so."""
+        loss = -enumerated_elbo(self, pair)
+        return loss, loss if grad else None
 
     @leaves_the_store
     @torch.no_grad()
@@ -195,18 +211,7 @@ class ParticleObjective(Objective):
         Its shape is that of the plates that contain every sample site; with a global latent the bound is that of the
         whole batch, a scalar.  Subsampling scale is not in it.
         """
-        return self.bound_of(self._particles(model, guide, args, kwargs, grad=False))
-
-    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> Particles:
-        """The shared evaluation, once more in another way where this batch cannot be run as the first one was."""
-        try:
-            particles = self.particles(model, guide, args, kwargs, grad)
-        except Exception:
-            if not is_other_way(self.pair(model, guide, args, kwargs), self.num_particles, self.vectorize_particles):
-                raise
-            particles = self.particles(model, guide, args, kwargs, grad)
-        particles.averages_weights = self.averages_weights
-        return particles
+        return self.bound_of(self.particles(model, guide, args, kwargs, grad=False))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         return run_pairs(self.pair(model, guide, args, kwargs)).pairs[0]

@@ -5,7 +5,7 @@ On several processes each takes its part of every batch, the order being the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +15,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_dgm.infer.train.distributed import ALONE, Group
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs.tensors import batch_length, constant_tensors, map_tensors, named_tensors, refuse_meta, take_rows
+from pyro_dgm.programs import Batch
+from pyro_dgm.programs.tensors import (
+    as_batch,
+    batch_length,
+    constant_tensors,
+    map_tensors,
+    named_tensors,
+    refuse_meta,
+    take_rows,
+)
 
-__all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches"]
+__all__ = ["Batches", "LoaderBatches", "TensorBatches", "as_batches", "transformed"]
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -39,14 +48,19 @@ class Batches(Protocol):
     def epoch(self) -> Iterator[Any]:
         """The batches of one epoch, on the device; of several processes, this one's part of each."""
 
-    def size(self, batch: Any) -> int:
-        """Number of data in a batch."""
+    def batch(self, data: Any) -> Batch:
+        """What :meth:`epoch` gives, transformed or not, as the program gets it."""
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generators that order the data."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
+
+
+def transformed(data: Any, source: Batches, transform: Callable[[Any], Any]) -> Any:
+    """A batch's data as a transform gives them; of several processes, one without data has nothing to transform."""
+    return transform(data) if source.batch(data).size else data
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,8 @@ class TensorBatches:
     :param argument: name of the argument in error messages.
     :param group: the processes that share each batch.
     """
+
+    batch = staticmethod(as_batch)
 
     def __init__(
         self,
@@ -113,7 +129,7 @@ class TensorBatches:
         self.generator = torch.Generator().manual_seed(seed)
 
     def first(self) -> Any:
-        return self._take(slice(0, self.batch_size))
+        return take_rows(self.data, slice(0, self.batch_size), self.device)
 
     def epoch(self) -> Iterator[Any]:
         order = torch.randperm(self.length, generator=self.generator, device="cpu") if self.shuffle else None
@@ -123,7 +139,7 @@ class TensorBatches:
             start, stop = i * self.batch_size, min((i + 1) * self.batch_size, self.length)
             part = self.group.part(stop - start)
             here = slice(start + part.start, start + part.stop)
-            yield self._take(here if order is None else order[here])
+            yield take_rows(self.data, here if order is None else order[here], self.device)
 
     def blocks(self, steps: int, first_alone: bool) -> Iterator[Any]:
         """An epoch in blocks of steps, each the rows of its batches, ``(steps, batch size)``; what is left, in batches.
@@ -140,19 +156,13 @@ class TensorBatches:
         if first_alone or whole < steps:
             start = 1 if whole >= steps else self.num_batches
             for i in range(start):
-                yield self._take(order[i * self.batch_size : (i + 1) * self.batch_size])
+                yield take_rows(self.data, order[i * self.batch_size : (i + 1) * self.batch_size], self.device)
         while start + steps <= whole:
             rows = order[start * self.batch_size : (start + steps) * self.batch_size]
             yield Block(rows.view(steps, self.batch_size))
             start += steps
         for i in range(start, self.num_batches):
-            yield self._take(order[i * self.batch_size : (i + 1) * self.batch_size])
-
-    def size(self, batch: Any) -> int:
-        return batch_length(batch)
-
-    def _take(self, index: slice | Tensor) -> Any:
-        return map_tensors(lambda t: t.to(self.device, non_blocking=True), take_rows(self.data, index))
+            yield take_rows(self.data, order[i * self.batch_size : (i + 1) * self.batch_size], self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": [self.generator.get_state()]}
@@ -172,6 +182,8 @@ class LoaderBatches:
 
     :param group: the processes that share each batch.
     """
+
+    batch = staticmethod(as_batch)
 
     def __init__(self, loader: DataLoader[Any], device: torch.device, group: Group = ALONE) -> None:
         self.loader, self.device, self.group = loader, device, group
@@ -230,9 +242,6 @@ class LoaderBatches:
                 if empty is None:
                     empty = _cut(loader.collate_fn([loader.dataset[order[0][0]]]), slice(0, 0))
                 yield self._move(empty)
-
-    def size(self, batch: Any) -> int:
-        return batch_length(batch)
 
     def _move(self, batch: Any) -> Any:
         return map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)

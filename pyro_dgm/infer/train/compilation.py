@@ -153,6 +153,11 @@ class Compilation:
         return self.depth != "eager" and not self.wait and not self._hook
 
     @property
+    def whole_steps(self) -> bool:
+        """Whether graphs hold the optimiser's update too."""
+        return self.depth in ("step", "block")
+
+    @property
     def validation(self) -> CapturedELBO | None:
         """What evaluates validation batches: each shape is seen a few times an epoch, and recorded only."""
         return self._validation if self.active else None
@@ -168,7 +173,7 @@ class Compilation:
             return
         settings = {k: v for k, v in vars(self.objective).items() if not k.startswith("_") and k != "step"}
         pair = (self.program.model, self.program.guide)
-        now = snapshot([*pair, settings], optimizer if self.depth in ("step", "block") else None)
+        now = snapshot([*pair, settings], optimizer if self.whole_steps else None)
         before, self._before = self._before, now
         if now.hook and not self._hook:
             self._say(f"the program runs eagerly, not captured: {now.hook}, which no graph can call")
@@ -204,14 +209,14 @@ class Compilation:
 
     def gradients(self, batch: Any, share: float) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
         """Loss, leaves and gradients of a batch, the gradients times ``share``."""
-        if self.captured is None or not self.active or self.depth in ("step", "block"):
+        if self.captured is None or not self.active or self.whole_steps:
             return None
         args, kwargs = split_batch(batch)
         return self.captured.loss_and_gradients(self.program.model, self.program.guide, args, kwargs, share)
 
     def step(self, batch: Any, parameters: Sequence[Tensor], optimizer: Any) -> tuple[Tensor, Tensor] | None:
         """Loss and gradient norm of a whole step, taken.  The optimiser must have taken one before."""
-        if self.depth not in ("step", "block") or not self.active:
+        if not self.whole_steps or not self.active:
             return None
         key = quick_key(batch)
         try:

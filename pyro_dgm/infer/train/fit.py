@@ -241,12 +241,12 @@ def fit(
             seed_everything(base_seed + 1, place)
             transforms = {"data": transform, "validation": validation_transform or transform}
             first = setup.check_data(program, batches, held_out, transforms, state)
-            module = setup.first_evaluation(program, trained, first, state)
+            pair = program.model, program.guide
+            setup.first_evaluation(pair, trained, first, state)
             phases = phases_of(trained, program)
-            modules = [
-                module if p.objective is trained else setup.first_evaluation(program, p.objective, first, state)
-                for p in phases
-            ]
+            for phase in phases:
+                if phase.objective is not trained:
+                    setup.first_evaluation(pair, phase.objective, first, state)
             if group.size > 1 or accumulate > 1:
                 what = f"accumulate={accumulate}" if group.size == 1 else f"training on {group.size} devices"
                 setup.check_divisible(program, trained, first, state, num_data, what)
@@ -279,7 +279,7 @@ def fit(
         measured = run.measured["train"], run.measured["validation"]
         bar = ProgressBar(epochs, steps, *measured) if progress and group.rank == 0 else SilentProgress()
         watched = any(map(watches_steps, watchers))
-        updates = make_updates(phases, modules, run, settings, batches, first, saved, compile, watched)
+        updates = make_updates(phases, pair, run, settings, batches, first, saved, compile, watched)
         trainer = Trainer(
             run, updates, settings, batches, held_out, list(names), watchers, folder, bar, interrupt=interrupt
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from pyro_dgm.infer.train.batches import Batches, Block, TensorBatches
+from pyro_dgm.infer.train.batches import Batches, Block, TensorBatches, transformed
 from pyro_dgm.infer.train.callbacks import watches_steps
 from pyro_dgm.infer.train.checkpoints.checkpoint import CheckpointFolder
 from pyro_dgm.infer.train.interrupt import InterruptRequest
@@ -20,7 +20,7 @@ from pyro_dgm.infer.train.settings import Settings, Totals
 from pyro_dgm.infer.train.step import Stepper
 from pyro_dgm.infer.train.training_state import state_of
 from pyro_dgm.infer.train.update import Update
-from pyro_dgm.infer.train.validation import prepared, validate
+from pyro_dgm.infer.train.validation import validate
 from pyro_dgm.ops.random_state import RandomState
 
 __all__ = ["Trainer"]
@@ -107,15 +107,19 @@ class Trainer:
 
     def _epoch(self) -> None:
         run = self.run
-        batches = self._start_epoch()
+        source, transform, others = self.batches, self.settings.transform, self.settings.batches_a_step - 1
+        items = self._start_epoch()
         totals = self.stepper.totals
         clock = time.perf_counter()
-        for group in batches:
-            if isinstance(group, Block):
-                assert isinstance(self.batches, TensorBatches)
-                self.stepper.block(self.batches, group.order)
+        for item in items:
+            if isinstance(item, Block):
+                assert isinstance(source, TensorBatches)
+                self.stepper.block(source, item.order)
             else:
-                self.stepper.step(group, stop=self.interrupt.requested)
+                group = [item, *itertools.islice(items, others)]  # the last step may have fewer
+                if transform is not None:
+                    group = [transformed(data, source, transform) for data in group]
+                self.stepper.step(list(map(source.batch, group)), stop=self.interrupt.requested)
             if self.settings.step_scheduler_each == "step":
                 step_scheduler(run.scheduler, 0.0)
             self._end_step()
@@ -142,7 +146,7 @@ class Trainer:
             self.stepper.check()
 
     def _start_epoch(self) -> Iterator[Any]:
-        """The batches still to come in this epoch, those of a step in a list.
+        """The data of the batches still to come in this epoch, or of blocks of them.
 
         A run resumed in the middle of an epoch first passes by those that were done.
         """
@@ -151,27 +155,16 @@ class Trainer:
             self.epoch_start = (RandomState.capture(self.run.device), self.batches.state_dict())
         self.stepper.check()
         if self.compilation.block > 1 and isinstance(self.batches, TensorBatches):
-            blocks = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
-            groups: Iterator[Any] = (b if isinstance(b, Block) else [b] for b in blocks)
+            items = self.batches.blocks(self.compilation.block, first_alone=self.run.epochs == 0)
         else:
-            groups = _grouped(self.batches.epoch(), self.settings.batches_a_step)
+            items = self.batches.epoch()
         if self.middle is not None:
-            done = 0
-            while done < self.stepper.totals.steps:
-                group = next(groups)
-                done += len(group.order) if isinstance(group, Block) else 1
+            left = self.stepper.totals.steps * self.settings.batches_a_step
+            while left > 0 and (item := next(items, None)) is not None:
+                left -= len(item.order) if isinstance(item, Block) else 1
             self.middle.restore(self.run.device)
             self.middle = None
-        return self._prepared(groups)
-
-    def _prepared(self, groups: Iterator[Any]) -> Iterator[Any]:
-        """What the stepper takes: blocks as they are, and lists of transformed batches."""
-        for group in groups:
-            yield (
-                group
-                if isinstance(group, Block)
-                else [prepared(b, self.batches, self.settings.transform) for b in group]
-            )
+        return items
 
     def _end_epoch(self, whole: bool) -> None:
         """Validation, the history, callbacks and a checkpoint.
@@ -248,9 +241,3 @@ class Trainer:
                 lambda: folder.save(run.state, training, {**run.config, **run.record()}, name, best)
             )
         run.best_checkpoint = folder.pointer("best")
-
-
-def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Batches in lists of ``size``; the last may be shorter."""
-    while group := list(itertools.islice(batches, size)):
-        yield group

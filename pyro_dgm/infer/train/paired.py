@@ -9,6 +9,7 @@ import torch
 
 from pyro_dgm.infer.train.batches import Batches, as_batches
 from pyro_dgm.infer.train.distributed import ALONE, Group
+from pyro_dgm.programs import Batch
 
 __all__ = ["Paired", "batches_of"]
 
@@ -74,10 +75,10 @@ class PairedBatches:
             parts.insert(self.longest, batch)
             yield tuple(parts)
 
-    def size(self, batch: Any) -> int:
-        if not (isinstance(batch, tuple) and len(batch) == len(self.sources)):
+    def batch(self, data: Any) -> Batch:
+        if not (isinstance(data, tuple) and len(data) == len(self.sources)):
             raise TypeError(f"transform must give a tuple with a part for each of the {len(self.sources)} sources")
-        return sum(source.size(part) for source, part in zip(self.sources, batch, strict=True))
+        return Batch(data, {}, sum(source.batch(part).size for source, part in zip(self.sources, data, strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sources": [source.state_dict() for source in self.sources]}

@@ -88,7 +88,7 @@ def _optimizer_of(phase: Phase, made: Optimizer | Optimizers) -> Optimizer | Opt
 
 def make_updates(
     phases: Sequence[Phase],
-    modules: Sequence[Any],
+    pair: tuple[Any, Any],
     run: Run,
     settings: Settings,
     batches: Batches,
@@ -101,11 +101,11 @@ def make_updates(
     alone, main = len(phases) == 1, main_phase(phases)
     return [
         Update(
-            run, phase.objective, module, run.optimizer if alone else _optimizer_of(phase, run.optimizer),
+            run, phase.objective, pair, run.optimizer if alone else _optimizer_of(phase, run.optimizer),
             _make_compilation(compile, run, phase.objective, settings, batches, first, saved, alone, watched),
             settings, phase.role, phase.steps, main=phase is main, alone=alone,
         )
-        for phase, module in zip(phases, modules, strict=True)
+        for phase in phases
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class Settings:
 
     def products(self) -> AbstractContextManager[None]:
         """The context that the program is evaluated in."""
-        return mixed_precision(self.precision == "bf16")
+        return mixed_precision() if self.precision == "bf16" else nullcontext()
 
     def steps_per_epoch(self, num_batches: int | None) -> int | None:
         """Steps of a whole epoch; ``None`` where the data cannot say how many batches they have."""

@@ -30,7 +30,7 @@ from pyro_dgm.programs import Batch, split_batch
 from pyro_dgm.programs.batch import check_batch, check_dtypes
 from pyro_dgm.programs.module_state import buffers_kept
 from pyro_dgm.programs.parameters import ParameterRecorder, ProgramState
-from pyro_dgm.programs.tensors import as_batch, named_tensors
+from pyro_dgm.programs.tensors import named_tensors
 
 Optimizer = torch.optim.Optimizer
 #: data looked at whole by a program's ``check_batch`` have at most this many elements
@@ -115,7 +115,7 @@ def check_data(
         transform = transforms[argument]
         whole = source.first() if transform is None else transform(source.first())
         check_dtypes(list(named_tensors(whole, argument)), dtypes)
-        first = as_batch(whole, source.size(whole))
+        first = source.batch(whole)
         if isinstance(source, TensorBatches) and transform is None:
             if sum(t.numel() for _, t in named_tensors(source.data)) <= CHECK_ELEMENTS:
                 whole = source.data
@@ -123,19 +123,18 @@ def check_data(
     return first
 
 
-def first_evaluation(program: Any, objective: Objective, batch: Batch, state: ProgramState) -> Any:
+def first_evaluation(pair: tuple[Any, Any], objective: Objective, batch: Batch, state: ProgramState) -> None:
     """Evaluate an objective once, which builds what is lazy, and note parameters that live on no module.
 
-    :returns: ``objective(model, guide)``.
+    :param pair: model and guide.
     """
-    module = objective(program.model, program.guide)
+    module = objective(*pair)
     with buffers_kept(state.buffers()), ParameterRecorder() as recorder:
         objective.first_evaluation(module, batch.args, batch.kwargs)
     state.add_objective(module)
     state.record(recorder.found)
     for tensor in state.trainable().values():
         tensor.grad = None
-    return module
 
 
 def initial_names(state: ProgramState, saved: Any) -> dict[str, Tensor]:

@@ -6,16 +6,20 @@ A step may be over several batches (``fit(accumulate=...)``) and over the parts 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from operator import mul
 
 import torch
 from torch import Tensor
 
 from pyro_dgm.infer.train.batches import TensorBatches
+from pyro_dgm.infer.train.nonfinite import NonFiniteLossError
 from pyro_dgm.infer.train.progress import SilentProgress
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.infer.train.settings import Settings, Totals
-from pyro_dgm.infer.train.update import Seen, Taken, Update
+from pyro_dgm.infer.train.update import Seen, Taken, Update, generators
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Batch
 from pyro_dgm.programs.tensors import as_batch, take_rows
@@ -44,30 +48,27 @@ class Stepper:
         :param stop: whether this process was asked to stop, for the others to know.
         :raises NonFiniteLossError: if a loss or a gradient is not finite.
         """
-        if len(self.updates) == 1 and len(batches) == 1 and self.run.steps > 0:
-            self.main.step_in_epoch = self.totals.steps + 1
-            if (taken := self.main.whole_step(batches[0])) is not None:
+        number = self.totals.steps + 1
+        if self.main.compilation.whole_steps and len(self.updates) == len(batches) == 1 and self.run.steps > 0:
+            taken = self.main.whole_step(batches[0], number)
+            if taken is not None:
                 self._add(taken)  # a step that was not finite has changed nothing
                 self.run.steps += 1
                 return
-        todo = list(self._parts(batches))
+        size = self.settings.accumulate
+        parts = [batches[i : i + size] for i in range(0, len(batches), size)]
+        todo = [(update, part) for update in self.updates for part in parts[: update.steps]]
         for i, (update, part) in enumerate(todo):
-            update.step_in_epoch = self.totals.steps + 1
-            taken = update.gradients(part)
+            taken = update.begin(sum([batch.size for batch in part]), number)
+            taken.ends_step = i == len(todo) - 1
+            for batch in part:
+                update.evaluate(batch, taken)
             if self.settings.group.size > 1:
                 self._reduce(taken, stop)
             update.clip(taken)
-            taken.ends_step = i == len(todo) - 1
             self._add(taken)  # before the weights take a bad step
             update.optimizer.step()
         self.run.steps += 1
-
-    def _parts(self, batches: Sequence[Batch]) -> Iterator[tuple[Update, Sequence[Batch]]]:
-        size = self.settings.accumulate
-        parts = [batches[i : i + size] for i in range(0, len(batches), size)]
-        for update in self.updates:
-            for part in parts[: update.steps]:
-                yield update, part
 
     def check(self) -> None:
         """See what callbacks have changed: parameters of the optimisers, and what graphs took for granted."""
@@ -81,7 +82,7 @@ class Stepper:
         :raises NonFiniteLossError: as :meth:`step`; the steps after a bad one were not taken.
         """
         main = self.main
-        start = Seen.now(None, self.run.device)
+        start = Seen(None, *generators(self.run.device))
         rows = None
         if self.run.steps:
             with self.settings.products():
@@ -102,12 +103,13 @@ class Stepper:
 
     def _seen_within(self, batches: TensorBatches, order: Tensor, step: int, start: Seen) -> Seen:
         """A step inside a block: the random numbers of those before it are drawn again."""
+        main = self.main
         with forked_rng(self.run.device), torch.no_grad(), self.settings.products():
             start.restore(self.run.device)
             for index in order[:step]:
                 batch = as_batch(take_rows(batches.data, index))
-                self.main.module(*batch.args, **batch.kwargs)
-            return Seen.now(as_batch(take_rows(batches.data, order[step])), self.run.device)
+                main.objective.estimate(main.model, main.guide, batch.args, batch.kwargs, grad=False)
+            return Seen(as_batch(take_rows(batches.data, order[step])), *generators(self.run.device))
 
     def _reduce(self, taken: Taken, stop: bool) -> None:
         """Put in place of this process's losses and gradients those of all."""
@@ -127,27 +129,26 @@ class Stepper:
         pending, totals = self._pending, self.totals
         if not pending:
             return
-        rows: list[list[float]]
+        tensors = [x for taken in pending for x in (*taken.losses, taken.norm)]
+        numbers: Iterator[float]
         if len(pending) == 1:
-            rows = [[float(x) for x in (*taken.losses, taken.norm)] for taken in pending]
+            numbers = map(float, tensors)
         else:  # one transfer for all
             device = pending[0].norm.device
-            flat = torch.stack([x.to(device).double() for taken in pending for x in (*taken.losses, taken.norm)])
-            numbers = iter(flat.tolist())
-            rows = [[next(numbers) for _ in range(len(taken.losses) + 1)] for taken in pending]
-        for i, ((*losses, norm), taken) in enumerate(zip(rows, pending, strict=True)):
-            self._check_finite(losses, norm, taken, late=len(rows) - 1 - i)
-            loss = sum(loss * weight for loss, weight in zip(losses, taken.weights, strict=True))
+            numbers = iter(torch.stack([x.to(device).double() for x in tensors]).tolist())
+        for i, taken in enumerate(pending):
+            losses, norm = list(islice(numbers, len(taken.losses))), next(numbers)
+            if not all(map(math.isfinite, (*losses, norm))):
+                raise self._error(losses, norm, taken, late=len(pending) - 1 - i)
+            loss = sum(map(mul, losses, taken.weights))
             totals.add(loss, taken.data, norm, "" if taken.update.main else taken.update.role)
             totals.steps += taken.ends_step
         pending.clear()
         self.progress.step(self.run.epochs + 1, totals.steps, totals.bound)
 
-    def _check_finite(self, losses: list[float], norm: float, taken: Taken, late: int) -> None:
-        """Refuse an update that is not finite, ``late`` updates after it was taken."""
-        bad = [j for j, loss in enumerate(losses) if not _finite(loss)]
-        if not bad and _finite(norm):
-            return
+    def _error(self, losses: list[float], norm: float, taken: Taken, late: int) -> NonFiniteLossError:
+        """What is said of an update that is not finite, ``late`` updates after it was taken."""
+        bad = [j for j, loss in enumerate(losses) if not math.isfinite(loss)]
         seen = taken.seen
         if bad and len(losses) == len(seen):
             seen = [seen[j] for j in bad]
@@ -155,8 +156,4 @@ class Stepper:
         what = f"the loss is {loss}" if bad else f"the gradient's norm is {norm} (the loss is {loss:.6g})"
         if late:
             what += f", seen {late} steps later, after the weights took it in: check_every=1 stops before that"
-        raise taken.update.error(what, taken.update.culprit(seen, late > 0), self.totals.steps + 1)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
+        return taken.update.error(what, taken.update.culprit(seen, late > 0), self.totals.steps + 1)

@@ -21,7 +21,7 @@ from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Batch
 from pyro_dgm.programs.parameters import ParameterRecorder
 
-__all__ = ["Seen", "Taken", "Update"]
+__all__ = ["Seen", "Taken", "Update", "generators"]
 
 
 @dataclass
@@ -32,16 +32,16 @@ class Seen:
     cpu: Tensor
     cuda: Tensor | None
 
-    @classmethod
-    def now(cls, batch: Batch | None, device: torch.device) -> Seen:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(batch, torch.get_rng_state(), cuda)
-
     def restore(self, device: torch.device) -> None:
         """Put torch's generators back; a context must restore the others."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
+
+
+def generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """State of torch's generators, for :class:`Seen`."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Update:
 
     :param run: the run, for its program, device and epoch.
     :param objective: what gives the loss.
-    :param module: ``objective(model, guide)``.
+    :param pair: model and guide.
     :param optimizer: an optimiser over the parameters of this phase.
     :param role: which parameters they are, ``"program"`` for all.
     :param steps: updates a step.
@@ -75,7 +75,7 @@ class Update:
         self,
         run: Run,
         objective: Objective,
-        module: Any,
+        pair: tuple[Any, Any],
         optimizer: torch.optim.Optimizer | Optimizers,
         compilation: Compilation,
         settings: Settings,
@@ -84,7 +84,8 @@ class Update:
         main: bool = True,
         alone: bool = True,
     ) -> None:
-        self.run, self.objective, self.module, self.optimizer = run, objective, module, optimizer
+        self.run, self.objective, self.optimizer = run, objective, optimizer
+        self.model, self.guide = pair
         self.compilation, self.settings = compilation, settings
         self.role, self.steps, self.main, self.alone = role, steps, main, alone
         self.parameters: list[Tensor] = []
@@ -99,20 +100,51 @@ class Update:
         """Look up the optimiser's parameters: callbacks may have changed them."""
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def gradients(self, batches: Sequence[Batch]) -> Taken:
-        """Put the gradient per datum of the batches together on the parameters."""
-        total = sum(batch.size for batch in batches)
-        taken = Taken(self, [], [], torch.zeros((), device=self.parameters[0].device), total, [])
+    def begin(self, size: int, step: int) -> Taken:
+        """Begin an update, without gradients yet.
+
+        :param size: number of data of its batches together.
+        :param step: number of the step in its epoch, from 1.
+        """
+        self.step_in_epoch = step
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            if batch.size == 0:  # the others have all of a last batch
-                self.objective.advance()
-                continue
-            share = self.settings.share(batch.size)
-            with self.settings.products():
-                taken.losses.append(self._evaluate(batch, share * (batch.size / total), taken.seen))
-            taken.weights.append(batch.size * share)
-        return taken
+        return Taken(self, [], [], torch.zeros((), device=self.parameters[0].device), size, [])
+
+    def evaluate(self, batch: Batch, taken: Taken) -> None:
+        """Add a batch's part of the gradient per datum to the parameters'."""
+        if batch.size == 0:  # of several processes, the others have all of a last batch
+            self.objective.advance()
+            return
+        objective, model, guide = self.objective, self.model, self.guide
+        before, share = Seen(batch, *generators(self.run.device)), self.settings.share(batch.size)
+        weight = share * (batch.size / taken.data)
+        # A graph has the parameters that it was recorded with, and sends no messages of them.
+        watch = self.settings.watch_parameters and not self.compilation.active
+        recorder = ParameterRecorder() if watch else None
+        loss: Tensor | None
+        try:
+            with self.settings.products(), recorder or nullcontext():
+                if not objective.differentiable:
+                    loss = self._by_objective(batch, weight)
+                elif self.compilation.depth == "eager" or (loss := self._by_graph(batch, weight)) is None:
+                    if not objective.is_prepared(model, guide):
+                        objective.prepare(model, guide, batch.args, batch.kwargs)
+                    objective.advance()
+                    loss, surrogate = objective.estimate(model, guide, batch.args, batch.kwargs, grad=True)
+                    (scalar_loss(surrogate) * weight).backward(inputs=None if self.alone else self.parameters)
+                    loss = loss.detach()
+            assert loss is not None
+        except ValueError as error:
+            # With argument validation on, a NaN shows as an error of some distribution before it reaches the loss.
+            culprit = self.culprit([before])
+            if culprit.site is not None or culprit.nonfinite:
+                raise self.error(f"the program raised {type(error).__name__}", culprit) from error
+            raise
+        if recorder is not None:
+            self._take_in(recorder)
+        taken.seen.append(before)
+        taken.losses.append(loss)
+        taken.weights.append(batch.size * share)
 
     def clip(self, taken: Taken) -> None:
         """Note the norm of the gradient, and clip it where that was asked for."""
@@ -123,11 +155,13 @@ class Update:
         if self.settings.clip_norm is not None:
             clip_gradients(self.optimizer, self.settings.clip_norm, taken.norm)
 
-    def whole_step(self, batch: Batch) -> Taken | None:
-        """Take a step by a graph that holds the optimiser's update too; ``None`` where there is none."""
-        if self.compilation.depth not in ("step", "block"):
-            return None
-        seen = Seen.now(batch, self.run.device)
+    def whole_step(self, batch: Batch, step: int) -> Taken | None:
+        """Take a step by a graph that holds the optimiser's update too; ``None`` where there is none.
+
+        :param step: its number in its epoch, from 1.
+        """
+        self.step_in_epoch = step
+        seen = Seen(batch, *generators(self.run.device))
         with self.settings.products():
             found = self.compilation.step(batch.packed, self.parameters, self.optimizer)
         if found is None:
@@ -135,47 +169,24 @@ class Update:
         loss, norm = found
         return Taken(self, [loss], [batch.size * self.settings.share(batch.size)], norm, batch.size, [seen])
 
-    def _evaluate(self, batch: Batch, share: float, seen: list[Seen]) -> Tensor:
-        """Add a batch's gradient, times ``share``, to the parameters'; its loss."""
-        before = Seen.now(batch, self.run.device)
-        # A graph has the parameters that it was recorded with, and sends no messages of them.
-        watch = self.settings.watch_parameters and not self.compilation.active
-        recorder = ParameterRecorder() if watch else None
-        try:
-            with recorder or nullcontext():
-                loss = self._loss_and_gradients(batch, share)
-        except ValueError as error:
-            # With argument validation on, a NaN shows as an error of some distribution before it reaches the loss.
-            culprit = self.culprit([before])
-            if culprit.site is not None or culprit.nonfinite:
-                raise self.error(f"the program raised {type(error).__name__}", culprit) from error
-            raise
-        if recorder is not None:
-            self._take_in(recorder)
-        seen.append(before)
+    def _by_graph(self, batch: Batch, share: float) -> Tensor | None:
+        """Add a batch's gradient, times ``share``, to the parameters'; its loss.  ``None`` where there is no graph."""
+        captured = self.compilation.gradients(batch.packed, share)
+        if captured is None:
+            return None
+        loss, leaves, gradients = captured
+        mine = None if self.alone else {id(p) for p in self.parameters}
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if mine is None or id(leaf) in mine:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         return loss
 
-    def _loss_and_gradients(self, batch: Batch, share: float) -> Tensor:
-        if not self.objective.differentiable:
-            return self._by_objective(batch, share)
-        captured = self.compilation.gradients(batch.packed, share)
-        if captured is not None:
-            loss, leaves, gradients = captured
-            mine = None if self.alone else {id(p) for p in self.parameters}
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                if mine is None or id(leaf) in mine:
-                    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-            return loss
-        loss = scalar_loss(self.module(*batch.args, **batch.kwargs))
-        (loss * share).backward(inputs=None if self.alone else self.parameters)
-        return loss.detach()
-
     def _by_objective(self, batch: Batch, share: float) -> Tensor:
+        """The same of an objective that gives gradients, and no loss to differentiate."""
         before = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
-        program = self.run.program
-        loss = self.objective.loss_and_grads(program.model, program.guide, *batch.args, **batch.kwargs)
+        loss = self.objective.loss_and_grads(self.model, self.guide, *batch.args, **batch.kwargs)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if grads:
             torch._foreach_mul_(grads, share)

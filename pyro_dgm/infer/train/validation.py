@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from pyro_dgm.infer.objectives.base import Objective
-from pyro_dgm.infer.train.batches import Batches
+from pyro_dgm.infer.train.batches import Batches, transformed
 from pyro_dgm.infer.train.nonfinite import find_culprit
 from pyro_dgm.infer.train.run import Run
 from pyro_dgm.infer.train.settings import Settings
 from pyro_dgm.ops.random_state import forked_rng
 from pyro_dgm.programs import Batch
 from pyro_dgm.programs.parameters import evaluation_mode
-from pyro_dgm.programs.tensors import as_batch
 
-__all__ = ["prepared", "validate", "validation_seed"]
-
-
-def prepared(data: Any, source: Batches, transform: Callable[[Any], Any] | None) -> Batch:
-    """Data of a source as the program gets them, transformed."""
-    size = source.size(data)
-    if transform is not None and size:
-        data = transform(data)
-        size = source.size(data)
-    return as_batch(data, size)
+__all__ = ["validate", "validation_seed"]
 
 
 def validation_seed(base_seed: int) -> int:
@@ -55,7 +44,7 @@ def validate(
         if run.averaging is not None:
             stack.enter_context(run.averaging.applied())
         for data in batches.epoch():
-            batch = prepared(data, batches, transform)
+            batch = batches.batch(data if transform is None else transformed(data, batches, transform))
             if batch.size == 0:
                 continue
             before = torch.get_rng_state()

@@ -15,7 +15,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
-from pyro_dgm.infer.objectives.evaluation.runners import run_guide
 from pyro_dgm.programs.base_of import base_of
 from pyro_dgm.programs.structure import sample_sites
 
@@ -55,7 +54,7 @@ def dream_log_q(particles: Particles, model: Any, guide: Any, args: tuple[Any, .
     for name, site in dream.nodes.items():
         if site["type"] == "sample" and not site["infer"].get("was_observed"):
             replayed.add_node(name, **site)
-    trace = run_guide(guide, dream_args, dream_kwargs, trace=replayed)
+    trace = poutine.trace(poutine.replay(guide, trace=replayed)).get_trace(*dream_args, **dream_kwargs)
     total: Any = None
     for name, site in sample_sites(trace).items():
         if name not in replayed.nodes:

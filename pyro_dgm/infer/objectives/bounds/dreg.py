@@ -54,6 +54,9 @@ class DReG(ParticleObjective):
         holders: list[tuple[int, list[Tensor], Any]] = []
 
         def rewrite(trace: poutine.Trace, k: int) -> poutine.Trace:
+            if k == 0:
+                scaled.clear()
+                holders.clear()
             latents = sample_sites(trace)
             _require_reparameterised(trace)
 

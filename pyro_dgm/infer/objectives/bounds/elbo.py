@@ -11,8 +11,9 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
-from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_bound, enumerated_elbo
+from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_bound
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.kl_weight import KLWeight, Schedule
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.programs.closed_form import closed_form_kl, shared_latents
@@ -87,7 +88,7 @@ class ELBO(ParticleObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.kl_weight = KLWeight(self.beta, self.free_bits, self.capacity)
-        if not self.kl_weight.trivial and type(self).estimate is not ELBO.estimate:
+        if not self.kl_weight.trivial and type(self).estimate is not ParticleObjective.estimate:
             raise ValueError(f"{type(self).__name__} has no {self.kl_weight}: use ELBO with unmarked sites")
 
     def bound_of(self, particles: Particles) -> Tensor:
@@ -95,10 +96,11 @@ class ELBO(ParticleObjective):
             return particles.log_weights.mean(0)
 
         def total(model: poutine.Trace, guide: poutine.Trace) -> Tensor:
-            kl = self._analytic(particles, model, guide)
-            terms = [-particles.reduce(particles.inner(v, sample_sites(guide)[n])) for n, v in kl.items()]
-            for sign, trace in ((1.0, model), (-1.0, guide)):
-                for name, site in sample_sites(trace).items():
+            model_sites, guide_sites = sample_sites(model), sample_sites(guide)
+            kl = self._analytic(particles, model_sites, guide_sites)
+            terms = [-particles.reduce(particles.inner(v, guide_sites[n])) for n, v in kl.items()]
+            for sign, sites in ((1.0, model_sites), (-1.0, guide_sites)):
+                for name, site in sites.items():
                     if name not in kl:
                         terms.append(sign * particles.reduce(particles.inner(particles.log_prob(site), site), site))
             return sum(terms[1:], terms[0]) if terms else particles.zero(model, guide)
@@ -139,7 +141,7 @@ class ELBO(ParticleObjective):
         """What is trained, of each datum: the bound with the options of the present step, in nats."""
         structure = self.structure(model, guide, args, kwargs)
         self._refuse_enumeration(structure, guide, model, args, kwargs)
-        rest, penalty = self._regularised(self._particles(model, guide, args, kwargs, grad=False))
+        rest, penalty = self._regularised(self.particles(model, guide, args, kwargs, grad=False))
         return rest.mean(0) - penalty
 
     def _regularised(self, particles: Particles) -> tuple[Tensor, Tensor]:
@@ -159,8 +161,8 @@ class ELBO(ParticleObjective):
         def term(value: Tensor, site: Any) -> Tensor:
             return particles.reduce(particles.inner(value, site), site)
 
-        kl = self._analytic(particles, model, guide)
         model_sites, guide_sites = sample_sites(model), sample_sites(guide)
+        kl = self._analytic(particles, model_sites, guide_sites)
         shape = (particles.num_particles if particles.vectorized else 1, *particles.shape)
         rest = [
             term(particles.log_prob(site), site).expand(shape)
@@ -182,7 +184,7 @@ class ELBO(ParticleObjective):
         return sum(rest[1:], rest[0]) if rest else torch.zeros_like(first.expand(shape)), divergences
 
     def _refuse_enumeration(self, structure: Structure, guide: Any, model: Any, args: tuple, kwargs: dict) -> None:
-        if self.kl_weight.trivial or not (structure.guide_enumerates or structure.model_enumerates):
+        if self.kl_weight.trivial or not structure.enumerates:
             return
         with looking_at(model, guide, structure.differentiates):
             sites = [
@@ -194,23 +196,24 @@ class ELBO(ParticleObjective):
             "unmark them (they get score-function gradients), or leave the option out"
         )
 
-    def _analytic(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> dict[str, Tensor]:
+    def _analytic(self, particles: Particles, model_sites: dict, guide_sites: dict) -> dict[str, Tensor]:
         """Unscaled, unmasked divergences in batch shape, for each site that has one in closed form."""
-        if not self.analytic_kl:
-            return {}
-        model_sites, guide_sites = sample_sites(model), sample_sites(guide)
-        names = [n for n in shared_latents(model_sites, guide_sites) if n not in particles.sampled_kl]
-        found = {n: closed_form_kl(guide_sites[n]["fn"], model_sites[n]["fn"]) for n in names}
-        return {n: kl for n, kl in found.items() if kl is not None}
+        found: dict[str, Tensor] = {}
+        for name in shared_latents(model_sites, guide_sites) if self.analytic_kl else ():
+            if name not in particles.sampled_kl:
+                kl = closed_form_kl(guide_sites[name]["fn"], model_sites[name]["fn"])
+                if kl is not None:
+                    found[name] = kl
+        return found
 
     def _surrogate(self, particles: Particles, model: poutine.Trace, guide: poutine.Trace) -> Any:
-        kl = self._analytic(particles, model, guide)
+        model_sites, guide_sites = sample_sites(model), sample_sites(guide)
+        kl = self._analytic(particles, model_sites, guide_sites)
         beta = None if self.kl_weight.trivial else self.kl_weight.beta.on(particles.log_q.device)
 
         def weighed(part: Tensor) -> Tensor:
             return part if beta is None else beta * part
 
-        model_sites, guide_sites = sample_sites(model), sample_sites(guide)
         costs: dict[str, tuple[list[Any], Tensor]] = {}
         total: Any = 0.0
         for name, site in model_sites.items():
@@ -243,14 +246,10 @@ class ELBO(ParticleObjective):
 
     # Enumerated sites: Pyro's DiCE estimator, kept per datum
 
-    def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        pair = self.pair(model, guide, args, kwargs)
-        if pair.structure.guide_enumerates or pair.structure.model_enumerates:
-            if grad:
-                self._refuse_enumeration(pair.structure, guide, model, args, kwargs)
-            loss = -enumerated_elbo(self, pair)
-            return loss, loss if grad else None
-        return super().estimate(model, guide, args, kwargs, grad)
+    def estimate_sum(self, pair: Pair, grad: bool) -> tuple[Tensor, Tensor | None]:
+        if grad:
+            self._refuse_enumeration(pair.structure, pair.guide, pair.model, pair.args, pair.kwargs)
+        return super().estimate_sum(pair, grad)
 
     @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:

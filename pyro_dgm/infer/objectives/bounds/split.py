@@ -37,6 +37,8 @@ def run_split(objective: ParticleObjective, model: Any, guide: Any, args: tuple,
     holders: list[tuple[int, list[Tensor], Any]] = []
 
     def rewrite(trace: poutine.Trace, k: int) -> poutine.Trace:
+        if k == 0:
+            holders.clear()
         latents = sample_sites(trace)
 
         def copy(name: str, site: Any) -> Any:

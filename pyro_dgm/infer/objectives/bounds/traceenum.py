@@ -9,7 +9,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.bounds.elbo import ELBO
-from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_bound, enumerated_elbo
+from pyro_dgm.infer.objectives.evaluation.enumeration import enumerated_bound
 from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import Structure, guide_messenger
 
@@ -66,8 +66,7 @@ class TraceEnumELBO(ELBO):
     # What ELBO does when it meets a mark, done always
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        loss = -enumerated_elbo(self, self.pair(model, guide, args, kwargs))
-        return loss, loss if grad else None
+        return self.estimate_sum(self.pair(model, guide, args, kwargs), grad)
 
     @leaves_the_store
     def bound(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:

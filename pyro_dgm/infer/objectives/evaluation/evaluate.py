@@ -10,8 +10,8 @@ from pyro import poutine
 
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.runners import mini_batch
-from pyro_dgm.infer.objectives.evaluation.strategy import Pair, Strategy
-from pyro_dgm.infer.objectives.evaluation.vectorization import is_other_way, strategy_for
+from pyro_dgm.infer.objectives.evaluation.strategy import Pair
+from pyro_dgm.infer.objectives.evaluation.vectorization import ONE, is_other_way, strategy_for
 from pyro_dgm.programs.module_state import State
 from pyro_dgm.programs.parameters import local_parameters
 from pyro_dgm.programs.structure import probe
@@ -28,46 +28,40 @@ def run_pairs(
 ) -> Particles:
     """Run guide and model with K particles: all at once where the program can be, see :mod:`.vectorization`.
 
-    :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.
+    :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.  Index
+        0 may come again, where a batch is run anew in another way: what was noted before it is void.
     :param before: called before each run of the pair.
     """
-    strategy = strategy_for(pair, num_particles, vectorize=vectorize)
-    try:
-        return _run(pair, strategy, num_particles, rewrite, before)
-    except Exception:
-        # A batch of other shapes than the first: what ``rewrite`` has noted is the caller's to undo.
-        if rewrite is not None or not is_other_way(pair, num_particles, vectorize):
-            raise
-    return _run(pair, strategy_for(pair, num_particles, vectorize=vectorize), num_particles, None, before)
-
-
-def _run(pair: Pair, strategy: Strategy, num_particles: int, rewrite: Any, before: Any) -> Particles:
-    runner = strategy.runner(num_particles, pair.structure.nesting)
+    strategy = ONE if num_particles == 1 else strategy_for(pair, num_particles, vectorize=vectorize)
+    structure = pair.structure
+    runner = strategy.runner(num_particles, structure.nesting)
     state = State(strategy.buffers()) if runner.runs > 1 else None
     pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
-    guides: list[poutine.Trace] = []
     batch: poutine.Trace | None = None
-    with pair.structure.gradients():
-        for k in range(runner.runs):
-            if k and state is not None:
-                state.again()
-
-            def change(trace: poutine.Trace, k: int = k) -> poutine.Trace:
-                guides.append(trace)
-                return trace if rewrite is None else rewrite(trace, k)
-
-            if before is not None:
-                before()
-            pairs.append(pair.run(runner, batch, change))
-            if batch is None and runner.runs > 1:
-                # All particles must see one mini-batch: a weight compares particles of the same datum.
-                batch = mini_batch(*pairs[0])
-    if state is not None:
-        state.finish()
-    enumerates = pair.structure.model_enumerates
-    particles = Particles(pairs, num_particles, runner.nesting, runner.vectorized, enumerates, runner)
-    particles.sampled_kl = pair.structure.sampled_kl
-    particles.guides = guides or [trace for _, trace in pairs]  # a GuideMessenger makes its own traces
+    try:
+        with structure.gradients():
+            for k in range(runner.runs):
+                if k and state is not None:
+                    state.again()
+                if before is not None:
+                    before()
+                change = None if rewrite is None else lambda trace, k=k: rewrite(trace, k)
+                pairs.append(pair.run(runner, batch, change))
+                if batch is None and runner.runs > 1:
+                    # All particles must see one mini-batch: a weight compares particles of the same datum.
+                    batch = mini_batch(*pairs[0])
+        if state is not None:
+            state.finish()
+        particles = Particles(
+            pairs, num_particles, runner.nesting, runner.vectorized, structure.model_enumerates, runner
+        )
+    except Exception:
+        # A batch of other shapes than the first, which the way found for that one may not suit.
+        if not is_other_way(pair, num_particles, vectorize):
+            raise
+        return run_pairs(pair, num_particles, vectorize, rewrite, before)
+    particles.sampled_kl = structure.sampled_kl
+    particles.guides = [trace for _, trace in pairs]
     return particles
 
 

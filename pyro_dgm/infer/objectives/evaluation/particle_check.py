@@ -54,7 +54,11 @@ def difference(
             if name not in given:
                 given.add_node(name, **site)
         runner = OneByOne(1, nesting)
-        alone = pair.run(runner, given) if replayable else (pair.run_model(runner, given), poutine.Trace())
+        if replayable:
+            alone = pair.run(runner, given)
+        else:
+            model_trace = runner.run(pair.model, pair.args, pair.kwargs, given, enumerates=enumerates)
+            alone = model_trace, poutine.Trace()
         one = Particles([alone], 1, nesting, False, enumerates)
         sides = zip(traces[: 1 + replayable], alone, strict=False)
         if reason := "" if enumerates else _sites_differ(sides, k, together, one):

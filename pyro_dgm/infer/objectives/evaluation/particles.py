@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from pyro_dgm.programs.structure import sample_sites, unmasked_latents
 
 __all__ = ["Particles", "ScaleGradient"]
 
+_NAME, _DIM, _SIZE, _VECTORIZED = map(attrgetter, ("name", "dim", "size", "vectorized"))
+
 
 class Particles:
     """Guide and model traces of K particles, and the log-densities that objectives are made of.
@@ -39,6 +42,7 @@ class Particles:
     :ivar num_particles: K.
     :ivar runner: how the particles were run, to run a program again on the same particles.
     :ivar plates: the plates that index the weights, leftmost dimension first.
+    :ivar shape: of a per-datum quantity, the sizes of these plates.
     :ivar outer_scale: what multiplies the sum of the bounds (subsampling and mini-batch scale).
     :ivar guides: the guide's traces as it made them, with the index draws of subsampled plates, which ``pairs`` lacks.
     :ivar stopped: for path-derivative estimators, ``log_q`` whose gradient comes through the samples alone.
@@ -64,35 +68,38 @@ class Particles:
         model_enumerates: bool = False,
         runner: Runner | None = None,
     ) -> None:
-        self.pairs = [_with_prior(prune_subsample_sites(m), prune_subsample_sites(g)) for m, g in pairs]
+        self.pairs: list[tuple[poutine.Trace, poutine.Trace]] = []
+        sites: list[Any] = []
+        for model, guide in pairs:
+            model, guide = prune_subsample_sites(model), prune_subsample_sites(guide)
+            model_sites, guide_sites = sample_sites(model), sample_sites(guide)
+            for name in unmasked_latents(model_sites, guide_sites):
+                model_sites[name] = {**model_sites[name], "mask": None}
+                model.nodes[name] = model_sites[name]
+            self.pairs.append((model, guide))
+            sites = sites or [*model_sites.values(), *guide_sites.values()]  # of the first pair
         self.num_particles, self.nesting, self.vectorized = num_particles, nesting, vectorized
         self.model_enumerates = model_enumerates
         self.runner = (InPlate if vectorized else OneByOne)(num_particles, nesting) if runner is None else runner
         self._cache: dict[str, Any] = {}
-        sites = [s for t in self.pairs[0] for s in sample_sites(t).values()]
-        names = (
-            set.intersection(*({f.name for f in s["cond_indep_stack"]} for s in sites)) - {PLATE} if sites else set()
-        )
-        common = {f.name: f for s in sites for f in s["cond_indep_stack"] if f.name in names}
-        self.plates = sorted((f for f in common.values() if f.vectorized), key=lambda f: f.dim)
+        names = [set(map(_NAME, s["cond_indep_stack"])) for s in sites]
+        shared = set.intersection(*names) - {PLATE} if names else set()
+        common = {f.name: f for s in sites for f in s["cond_indep_stack"] if f.name in shared}
+        self.plates = sorted(filter(_VECTORIZED, common.values()), key=_DIM)
+        self.shape = torch.Size(map(_SIZE, self.plates))
+        self._summed = sorted(set(range(-nesting, 0)).difference(map(_DIM, self.plates)))
         self.outer_scale = self._outer_scale(sites, list(common.values()))
 
     @staticmethod
     def _outer_scale(sites: list[Any], common: list[Any]) -> Any:
-        scale = math.prod((f.full_size or f.size) / f.size for f in common)
+        scale = _subsampling(common)
         # Beyond plates: a number by which every site is scaled.  One that only some have is part of the weights.
         rest = set()
         for site in sites:
             if isinstance(site["scale"], Tensor):
                 return scale  # comparing tensor values would need the host: such scales stay with their site
-            plates = math.prod((f.full_size or f.size) / f.size for f in site["cond_indep_stack"])
-            rest.add(round(float(site["scale"] / plates), 12))
+            rest.add(round(float(site["scale"] / _subsampling(site["cond_indep_stack"])), 12))
         return scale * rest.pop() if len(rest) == 1 else scale
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of a per-datum quantity."""
-        return torch.Size(f.size for f in self.plates)
 
     def reduce(self, tensor: Tensor, site: Any = None) -> Tensor:
         """Sum a site's log-probability over the plates that do not index weights: to ``(K or 1, *shape)``."""
@@ -106,9 +113,7 @@ class Particles:
         tensor = tensor.reshape((1,) * (width - tensor.dim()) + tensor.shape)
         if not self.vectorized:
             tensor = tensor.unsqueeze(0)
-        keep = {f.dim for f in self.plates}
-        summed = [d for d in range(-self.nesting, 0) if d not in keep]
-        tensor = tensor.sum(summed) if summed else tensor
+        tensor = tensor.sum(self._summed) if self._summed else tensor
         return tensor.expand((tensor.shape[0], *self.shape))
 
     def inner(self, tensor: Tensor, site: Any) -> Tensor:
@@ -229,12 +234,12 @@ class Particles:
         return shaped.reshape(shaped.shape[extra:]) if extra > 0 else shaped
 
 
-def _with_prior(model: poutine.Trace, guide: poutine.Trace) -> tuple[poutine.Trace, poutine.Trace]:
-    """The traces, the model's without the masks of latents that the guide does not mask."""
-    sites = sample_sites(model)
-    for name in unmasked_latents(sites, sample_sites(guide)):
-        model.nodes[name] = {**sites[name], "mask": None}
-    return model, guide
+def _subsampling(plates: Sequence[Any]) -> float:
+    """What the rows of mini-batches in these plates count."""
+    scale = 1.0
+    for frame in plates:
+        scale *= (frame.full_size or frame.size) / frame.size
+    return scale
 
 
 def _subsampled_inside(site: Any, plates: Sequence[Any]) -> bool:

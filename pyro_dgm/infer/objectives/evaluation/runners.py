@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -13,30 +14,11 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro_dgm.infer.objectives.evaluation.under_vmap import PLATE, run_under_vmap
 from pyro_dgm.infer.objectives.evaluation.vmapped_distribution import Layout
 
-__all__ = ["InPlate", "OneBatch", "OneByOne", "Runner", "UnderVmap", "mini_batch", "particle_plate", "run_guide"]
+__all__ = ["InPlate", "OneBatch", "OneByOne", "Runner", "UnderVmap", "mini_batch"]
 
 Program = Callable[..., Any]
 #: a program that takes the values of a trace, made of the program and ``trace=``
 Replay = Callable[..., Program]
-
-
-def particle_plate(num_particles: int, nesting: int, vectorized: bool) -> Any:
-    """What vectorises over particles: a plate to the left of all others, or ``None``."""
-    return pyro.plate(PLATE, num_particles, dim=-1 - nesting) if vectorized else None
-
-
-def run_guide(
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plate: Any = None,
-    trace: poutine.Trace | None = None,
-    replay: Replay = poutine.replay,
-) -> poutine.Trace:
-    """Trace the guide in a particle plate, replaying the values of ``trace`` where it has them."""
-    # The plate goes inside the replay: a replayed site counts as done, and a plate outside would not expand it.
-    fn = guide if plate is None else plate(guide)
-    return poutine.trace(fn if trace is None else replay(fn, trace=trace)).get_trace(*args, **kwargs)
 
 
 class Runner:
@@ -52,36 +34,43 @@ class Runner:
 
     def __init__(self, num_particles: int, nesting: int) -> None:
         self.num_particles, self.nesting = num_particles, nesting
-
-    @property
-    def runs(self) -> int:
-        """Runs for all particles."""
-        return 1 if self.vectorized else self.num_particles
+        #: runs for all particles
+        self.runs = 1 if self.vectorized else num_particles
 
     def run(
+        self, fn: Program, args: tuple[Any, ...], kwargs: dict[str, Any], trace: poutine.Trace | None = None, **how: Any
+    ) -> poutine.Trace:
+        """The trace of a program on a batch; see :meth:`traced`."""
+        return self.traced(fn, trace, **how).get_trace(*args, **kwargs)
+
+    def traced(
         self,
         fn: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         trace: poutine.Trace | None = None,
         *,
         enumerates: bool = False,
         scores: bool = False,
         replay: Replay = poutine.replay,
         dims: Mapping[str, int] | None = None,
-    ) -> poutine.Trace:
-        """Trace a program, replaying the values of ``trace`` where it has them.
+    ) -> Any:
+        """A program in handlers: ``traced(fn).get_trace(*args, **kwargs)`` runs it, as with ``poutine.trace``.
 
+        :param trace: values to replay, of the sites that it has.
         :param enumerates: whether it has sites that are marked for enumeration, to be summed out.
         :param scores: whether the score functions of its sites are wanted, as a guide's are.
         :param replay: another way of giving the values to the program.
         :param dims: number of dimensions of the values for one particle, where it is not that of the sites' own.
         """
-        plate = particle_plate(self.num_particles, self.nesting, self.vectorized)
-        fn = fn if plate is None else plate(fn)
+        if self.vectorized:
+            # The plate goes inside the replay: a replayed site counts as done, and a plate outside would not expand it.
+            fn = self._plate()(fn)
         if enumerates:
             fn = poutine.enum(fn, first_available_dim=-1 - self.nesting - self.vectorized)
-        return run_guide(fn, args, kwargs, None, trace, replay)
+        return poutine.trace(fn if trace is None else replay(fn, trace=trace))
+
+    def _plate(self) -> Any:
+        """What vectorises over particles: a plate to the left of all others."""
+        return pyro.plate(PLATE, self.num_particles, dim=-1 - self.nesting)
 
     def run_both(
         self,
@@ -95,10 +84,9 @@ class Runner:
 
         :param batch: indices of subsampled plates.
         """
-        plate = particle_plate(self.num_particles, self.nesting, self.vectorized)
         nodes: dict[str, Any] = {} if batch is None else dict(batch.nodes)
         with OneBatch({name: (site["fn"], site["value"]) for name, site in nodes.items()}):
-            (guide if plate is None else plate(guide))(*args, **kwargs)
+            (self._plate()(guide) if self.vectorized else guide)(*args, **kwargs)
         return messenger.get_traces()
 
 
@@ -136,18 +124,16 @@ class UnderVmap(Runner):
         self.layout = Layout(num_particles, nesting, device)
         self.dims, self.batches, self.poison = dims, batches, poison
 
-    def run(
+    def traced(
         self,
         fn: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         trace: poutine.Trace | None = None,
         *,
         enumerates: bool = False,
         scores: bool = False,
         replay: Replay = poutine.replay,
         dims: Mapping[str, int] | None = None,
-    ) -> poutine.Trace:
+    ) -> Any:
         nodes: dict[str, Any] = {} if trace is None else dict(trace.nodes)
         nodes = {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
         values = {}
@@ -157,16 +143,19 @@ class UnderVmap(Runner):
         if enumerates:  # the place of the particles is left free
             fn = poutine.enum(fn, first_available_dim=-2 - self.nesting)
 
-        indices = self._indices(nodes)
+        def get_trace(*args: Any, **kwargs: Any) -> poutine.Trace:
+            indices = self._indices(nodes)
 
-        def produce(given: dict[str, Any]) -> list[tuple[poutine.Trace, bool]]:
-            replayed = poutine.Trace()
-            for name, site in nodes.items():
-                replayed.add_node(name, **{**site, "value": given[name]})
-            with OneBatch(indices):
-                return [(run_guide(fn, args, kwargs, None, replayed, replay), scores)]
+            def produce(given: dict[str, Any]) -> list[tuple[poutine.Trace, bool]]:
+                replayed = poutine.Trace()
+                for name, site in nodes.items():
+                    replayed.add_node(name, **{**site, "value": given[name]})
+                with OneBatch(indices):
+                    return [(poutine.trace(replay(fn, trace=replayed)).get_trace(*args, **kwargs), scores)]
 
-        return self._run(produce, values)[0]
+            return self._run(produce, values)[0]
+
+        return SimpleNamespace(get_trace=get_trace)
 
     def run_both(
         self,

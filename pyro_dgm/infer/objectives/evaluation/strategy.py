@@ -42,18 +42,15 @@ class Pair:
         messenger = guide_messenger(self.guide)
         if messenger is not None:
             return runner.run_both(self.guide, messenger, self.args, self.kwargs, given)
-        guide_trace = runner.run(self.guide, self.args, self.kwargs, given, scores=True)
+        guide_trace = runner.traced(self.guide, given, scores=True).get_trace(*self.args, **self.kwargs)
         replayed = guide_trace if change is None else change(guide_trace)
         if given is not None:  # plates of the model alone
             for name, site in mini_batch(given).nodes.items():
                 if name not in replayed:
                     replayed = replayed.copy() if replayed is guide_trace else replayed
                     replayed.add_node(name, **site)
-        return self.run_model(runner, replayed), guide_trace
-
-    def run_model(self, runner: Runner, given: poutine.Trace) -> poutine.Trace:
-        """The model's trace with the latents of a guide trace."""
-        return runner.run(self.model, self.args, self.kwargs, given, enumerates=self.structure.model_enumerates)
+        model = runner.traced(self.model, replayed, enumerates=self.structure.model_enumerates)
+        return model.get_trace(*self.args, **self.kwargs), guide_trace
 
 
 @dataclass

@@ -28,12 +28,14 @@ from pyro_dgm.programs.drawn_plates import DrawnPlates
 from pyro_dgm.programs.module_state import State, WithoutDropout, describe, modules_of
 from pyro_dgm.programs.structure import sample_sites, weak
 
-__all__ = ["is_other_way", "strategy_for"]
+__all__ = ["ONE", "is_other_way", "strategy_for"]
 
 logger = logging.getLogger("pyro_dgm")
 
 #: pairs remembered
 REMEMBERED = 32
+#: how one particle is run, whatever the program
+ONE = Strategy()
 
 
 @dataclass
@@ -59,7 +61,7 @@ def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, agai
     :param again: choose once more, for a batch that cannot be run in the way chosen before.
     """
     if num_particles == 1:
-        return _ONE
+        return ONE
     entry = _entry(pair)
     structure = pair.structure
     if structure.written_for_dims and vectorize:
@@ -83,9 +85,6 @@ def is_other_way(pair: Pair, num_particles: int, vectorize: bool) -> bool:
 
 def _sizes(strategy: Strategy) -> dict[str, tuple[int, int]]:
     return {name: (fn.size, fn.subsample_size) for name, fn in strategy.batches.items()}
-
-
-_ONE = Strategy()
 
 
 def _entry(pair: Pair) -> _Entry:
