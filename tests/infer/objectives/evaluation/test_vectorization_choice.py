@@ -13,7 +13,7 @@ from pyro.infer import autoguide
 from torch import nn
 
 import pyro_dgm
-from pyro_dgm.infer import ELBO, IWAE, CapturedELBO, DReG
+from pyro_dgm.infer import ELBO, IWAE, PIWAE, CapturedELBO, DReG
 from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate, run_pairs
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.programs.structure import sample_sites
@@ -94,6 +94,21 @@ def test_another_batch_may_take_another_way():
     for objective in (IWAE(3), DReG(3), ELBO(3), CapturedELBO(IWAE(3), backend="aten")):
         for size in (4, 6, 4, 7):
             assert objective.loss(model, guide, torch.ones(size, 2)) > 0
+    # what an objective notes of the samples is that of the second run alone
+    loc = torch.full((2,), 0.1, requires_grad=True)
+
+    def learned(x):
+        pyro.sample("w", dist.Normal(loc, 0.5).to_event(1))
+
+    for objective in (DReG(3), PIWAE(num_outer=2, num_inner=2)):
+        for size in (4, 6):
+            particles = objective.particles(model, learned, (torch.ones(size, 2),), {}, grad=True)
+            noted = [site["value"] for _, _, site in particles.holders]
+            assert len(noted) == len(particles.pairs)
+            for value, (_, guide_trace) in zip(noted, particles.pairs, strict=True):
+                assert value is guide_trace.nodes["w"]["value"]
+            (grad,) = torch.autograd.grad(objective.surrogate_of(particles, objective.bound_of(particles)), loc)
+            assert grad.isfinite().all() and grad.any()
     # a program's own error is raised as it is
     with pytest.raises(RuntimeError, match="size mismatch|vector"):
         IWAE(3).loss(model, guide, torch.ones(6, 3))
