@@ -1,15 +1,23 @@
 """What can stand at a ``pyro.sample`` site: priors, likelihoods, and trained models as distributions."""
 
+from pyro_dgm.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_dgm.distributions.dbm import DBMDistribution
 from pyro_dgm.distributions.energy import EnergyDistribution
 from pyro_dgm.distributions.flow import FlowDistribution
 from pyro_dgm.distributions.flow_reparam import FlowReparam
 from pyro_dgm.distributions.fully_visible import FullyVisibleDistribution
+from pyro_dgm.distributions.levels import CategoricalLevels, DiscretizedLogistic
 from pyro_dgm.distributions.likelihoods import (
     BernoulliLikelihood,
     CallableLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    DiscretizedLogisticLikelihood,
     GaussianLikelihood,
     Likelihood,
+    MultinomialLikelihood,
+    NegativeBinomialLikelihood,
+    StudentTLikelihood,
     likelihood,
 )
 from pyro_dgm.distributions.rbm import RBMDistribution
@@ -21,8 +29,14 @@ __all__ = [
     "BernoulliLikelihood",
     "BernoulliUnits",
     "CallableLikelihood",
+    "CategoricalLevels",
+    "CategoricalLikelihood",
     "CategoricalUnits",
+    "ContinuousBernoulli",
+    "ContinuousBernoulliLikelihood",
     "DBMDistribution",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticLikelihood",
     "EnergyDistribution",
     "FlowDistribution",
     "FlowReparam",
@@ -30,8 +44,11 @@ __all__ = [
     "GaussianLikelihood",
     "GaussianUnits",
     "Likelihood",
+    "MultinomialLikelihood",
+    "NegativeBinomialLikelihood",
     "RBMDistribution",
     "ReplayBuffer",
+    "StudentTLikelihood",
     "UnnormalizedDistribution",
     "VisibleUnits",
     "likelihood",
