@@ -20,6 +20,7 @@ from pyro_dgm.distributions.likelihoods import (
     StudentTLikelihood,
     likelihood,
 )
+from pyro_dgm.distributions.priors import FlowPrior, MixturePrior, NormalPrior, Prior, VampPrior
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.replay_buffer import ReplayBuffer
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
@@ -39,17 +40,22 @@ __all__ = [
     "DiscretizedLogisticLikelihood",
     "EnergyDistribution",
     "FlowDistribution",
+    "FlowPrior",
     "FlowReparam",
     "FullyVisibleDistribution",
     "GaussianLikelihood",
     "GaussianUnits",
     "Likelihood",
+    "MixturePrior",
     "MultinomialLikelihood",
     "NegativeBinomialLikelihood",
+    "NormalPrior",
+    "Prior",
     "RBMDistribution",
     "ReplayBuffer",
     "StudentTLikelihood",
     "UnnormalizedDistribution",
+    "VampPrior",
     "VisibleUnits",
     "likelihood",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_dgm.distributions import likelihoods
+from pyro_dgm.distributions import likelihoods, priors
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
 from pyro_dgm.nn.build import activation_and_name, hidden_sizes, make_network, network_name
@@ -41,9 +41,10 @@ class VAE(Family):
     :param activation: module between layers: a class, or its name in :mod:`torch.nn` (``"Tanh"``); ``None`` takes the
         network's own.
     :param param_shape: event shape of the decoder's output when ``likelihood`` is a callable.
-    :param prior: callable (a module, whose parameters are trained) that gives the distribution of a latent, of event
-        shape ``(latent_dim,)``; of a conditional model it is given the context vectors.  ``None`` is the standard
-        normal.
+    :param prior: a name in ``pyro_dgm.distributions.priors.PRIORS`` (``"normal"``, ``"mixture"``, ``"vamp"``,
+        ``"flow"``), a mapping with that ``"name"`` and options, or a callable (a module, whose parameters are trained)
+        that gives the distribution of a latent, of event shape ``(latent_dim,)``; of a conditional model it is given
+        the context vectors.  ``None`` is the standard normal.
     :param guide: callable from ``x`` (and context vectors) to the distribution of its latent, in place of the encoder.
     :param num_classes: the model is conditional on a class for each datum: its batches are ``(x, y)``, with integers
         ``y`` of shape ``(N,)``.  The networks get a one-hot vector beside their input; networks of your own as their
@@ -74,7 +75,7 @@ class VAE(Family):
         activation: str | Callable[[], nn.Module] | None = None,
         param_shape: Sequence[int] | None = None,
         *,
-        prior: Callable[..., dist.TorchDistribution] | None = None,
+        prior: priors.PriorSpecification = None,
         guide: Callable[..., dist.TorchDistribution] | None = None,
         num_classes: int | None = None,
         context_dim: int | None = None,
@@ -84,7 +85,8 @@ class VAE(Family):
         self.latent_dim = int(latent_dim)
         self.likelihood = likelihoods.likelihood(likelihood, self.event_shape, param_shape)
         self.context = Context(num_classes, context_dim)
-        self.prior_network, self.guide_network = _part("prior", prior), _part("guide", guide)
+        self.prior_network = priors.prior(prior, self.latent_dim, self.context.size, self.event_shape)
+        self.guide_network = _part("guide", guide)
         self._network_name = network_name(network)
         self.hidden = hidden_sizes(network, hidden, {"mlp": (400, 400), "conv": (32, 64)})
         made, self._activation_name = activation_and_name(activation)
@@ -121,7 +123,11 @@ class VAE(Family):
         """The distribution of a datum's latent, given context vectors."""
         if self.prior_network is None:
             return dist.Normal(self.prior_loc, self.prior_scale, validate_args=False).to_event(1)
-        return _latent_distribution("prior", self.prior_network(*vectors), self.latent_dim)
+        if isinstance(self.prior_network, priors.PosteriorPrior):
+            made: Any = self.prior_network.given(self.posterior)
+        else:
+            made = self.prior_network(*vectors)
+        return _latent_distribution("prior", made, self.latent_dim)
 
     def posterior(self, x: Tensor, *context: Tensor) -> dist.TorchDistribution:
         """:math:`q_\\phi(z|x)`, of batch shape ``(N,)``."""
@@ -163,9 +169,15 @@ class VAE(Family):
             "hidden": list(self.hidden),
             "activation": self._activation_name,
             **self.context.config(),
-            "prior": None if self.prior_network is None else "custom",
+            "prior": self._prior_config(),
             "guide": None if self.guide_network is None else "custom",
         }
+
+    def _prior_config(self) -> dict[str, Any] | str | None:
+        if isinstance(self.prior_network, priors.Prior):
+            found = self.prior_network.config()
+            return found if found["name"] in priors.PRIORS else "custom"
+        return None if self.prior_network is None else "custom"
 
 
 def _part(argument: str, part: Any) -> Any:
