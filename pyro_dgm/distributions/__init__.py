@@ -20,11 +20,12 @@ from pyro_dgm.distributions.likelihoods import (
     StudentTLikelihood,
     likelihood,
 )
-from pyro_dgm.distributions.priors import FlowPrior, MixturePrior, NormalPrior, Prior, VampPrior
+from pyro_dgm.distributions.priors import FlowPrior, MixturePrior, NormalPrior, Prior, SpherePrior, VampPrior
 from pyro_dgm.distributions.rbm import RBMDistribution
 from pyro_dgm.distributions.replay_buffer import ReplayBuffer
 from pyro_dgm.distributions.unnormalized import UnnormalizedDistribution
 from pyro_dgm.distributions.visible_units import BernoulliUnits, CategoricalUnits, GaussianUnits, VisibleUnits
+from pyro_dgm.distributions.von_mises_fisher import UniformSphere, VonMisesFisher
 
 __all__ = [
     "BernoulliLikelihood",
@@ -53,9 +54,12 @@ __all__ = [
     "Prior",
     "RBMDistribution",
     "ReplayBuffer",
+    "SpherePrior",
     "StudentTLikelihood",
+    "UniformSphere",
     "UnnormalizedDistribution",
     "VampPrior",
     "VisibleUnits",
+    "VonMisesFisher",
     "likelihood",
 ]

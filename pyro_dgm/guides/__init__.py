@@ -1,6 +1,7 @@
 """Variational families for any model: amortised, hierarchical, implicit, from flows."""
 
 from pyro_dgm.guides.amortized_flow import AmortizedFlow
+from pyro_dgm.guides.amortized_von_mises_fisher import AmortizedVonMisesFisher
 from pyro_dgm.guides.flow import FlowGuide
 
-__all__ = ["AmortizedFlow", "FlowGuide"]
+__all__ = ["AmortizedFlow", "AmortizedVonMisesFisher", "FlowGuide"]

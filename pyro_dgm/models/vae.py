@@ -42,9 +42,9 @@ class VAE(Family):
         network's own.
     :param param_shape: event shape of the decoder's output when ``likelihood`` is a callable.
     :param prior: a name in ``pyro_dgm.distributions.priors.PRIORS`` (``"normal"``, ``"mixture"``, ``"vamp"``,
-        ``"flow"``), a mapping with that ``"name"`` and options, or a callable (a module, whose parameters are trained)
-        that gives the distribution of a latent, of event shape ``(latent_dim,)``; of a conditional model it is given
-        the context vectors.  ``None`` is the standard normal.
+        ``"flow"``, ``"sphere"``), a mapping with that ``"name"`` and options, or a callable (a module, whose parameters
+        are trained) that gives the distribution of a latent, of event shape ``(latent_dim,)``; of a conditional model
+        it is given the context vectors.  ``None`` is the standard normal.
     :param guide: callable from ``x`` (and context vectors) to the distribution of its latent, in place of the encoder.
     :param num_classes: the model is conditional on a class for each datum: its batches are ``(x, y)``, with integers
         ``y`` of shape ``(N,)``.  The networks get a one-hot vector beside their input; networks of your own as their

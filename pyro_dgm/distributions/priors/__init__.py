@@ -12,6 +12,7 @@ from pyro_dgm.distributions.priors.base import PRIORS, PosteriorPrior, Prior
 from pyro_dgm.distributions.priors.flow import FlowPrior
 from pyro_dgm.distributions.priors.mixture import MixturePrior
 from pyro_dgm.distributions.priors.normal import NormalPrior
+from pyro_dgm.distributions.priors.sphere import SpherePrior
 from pyro_dgm.distributions.priors.vamp import VampPrior
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PosteriorPrior",
     "Prior",
     "PriorSpecification",
+    "SpherePrior",
     "VampPrior",
     "prior",
 ]
