@@ -6,7 +6,8 @@
 * **Random numbers.**  Each test starts from a seed made of its name, each wider fixture from one made of its own, and
   the state before is put back: no test depends on which ran before it.  Whether a call that takes a seed leaves the
   user's generators alone is checked where it is called, with the ``rng_unchanged`` fixture.
-* **Marks.**  ``slow`` (left out without ``--slow`` or ``-m``), ``needs_data``, ``uses_param_store``.
+* **Marks.**  ``slow`` (left out without ``--slow`` or ``-m``; tests/slow_cases.py lists single cases), ``needs_data``,
+  ``uses_param_store``.
 * **Fixtures.**  ``data_dir``, ``rng_unchanged``, ``uses_param_store``.
 """
 
@@ -29,6 +30,8 @@ import pyro
 import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+
+from tests.slow_cases import is_slow
 
 ROOT = Path(__file__).resolve().parent.parent
 #: where a checkout's neighbour may hold the data, used when PYRO_DGM_DATA says nothing
@@ -67,6 +70,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if addresses:  # another name in each process: pytest-xdist cannot share such tests out, and no log can be compared
         raise pytest.UsageError(f"the test's id holds an object's address: {addresses[0]}")
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        test, _, case = name.rpartition("::")[2].partition("[")
+        if is_slow(file, test, case):
+            item.add_marker(pytest.mark.slow)
     if config.getoption("--slow") or config.getoption("markexpr"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow_cases import SLOW_CASES, is_slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LEAKY = """
@@ -105,3 +107,11 @@ def test_leaks_are_errors_and_nothing_else_is(inner: pytest.Pytester) -> None:
     lines = (inner.path / "draws.txt").read_text().splitlines()
     assert len(lines) == 4 and lines[:2] == lines[2:] and lines[0] != lines[1]
     assert lines[0].split()[0] == lines[1].split()[0]  # the module's fixture drew once
+
+
+def test_slow_cases_are_of_tests_that_are_there() -> None:
+    for file, test, pattern in SLOW_CASES:
+        text = (ROOT / file).read_text()
+        assert f"def {test}(" in text, (file, test)
+        assert is_slow(file, test, pattern.split("|")[0].strip("(").split(")")[0])
+    assert not is_slow("tests/contracts/test_device.py", "test_kernels_on_a_model", "cpu-hmc")
