@@ -91,6 +91,8 @@ def normflows(kind: str, dim: int) -> Flow | None:
 def pyros(kind: str, dim: int) -> Flow | None:
     from pyro.distributions import transforms
 
+    if kind == "affine_autoregressive" and dim > min(HIDDEN):
+        return None  # Pyro's network must not be narrower than the vectors
     if kind == "affine_autoregressive":
         parts: list[Any] = [transforms.affine_autoregressive(dim, list(HIDDEN)).inv for _ in range(LAYERS)]
     elif kind == "spline_coupling":

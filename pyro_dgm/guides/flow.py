@@ -56,8 +56,9 @@ class FlowGuide(nn.Module):
     :param init_scale: first standard deviation of the unconstrained latents.
     :param create_plates: a function of the model's arguments that gives the plates, as in Pyro's automatic guides.
     :raises TypeError: if an argument is of a wrong type.
-    :raises ValueError: on the first call, for discrete latents, sequential plates, or latents with batch dimensions
-        that are no plates.
+    :raises ValueError: on the first call, for discrete latents, sequential plates, latents with batch dimensions
+        that are no plates, or a latent whose support depends on other latents. For the last, such as
+        ``Uniform(0, scale)`` of a latent scale, draw ``Uniform(0, 1)`` and multiply.
 
     Source: D. J. Rezende and S. Mohamed (2015), arXiv:1505.05770; D. P. Kingma, T. Salimans et al. (2016),
     arXiv:1606.04934.

@@ -38,6 +38,11 @@ def aligned(parameters: Tensor, x: Tensor) -> Tensor:
     return parameters.reshape((1,) * (x.dim() + 1 - parameters.dim()) + parameters.shape)
 
 
+def expanded(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the shape of another one; itself where it has it, which spares autograd a step."""
+    return value if value.shape == like.shape else value.expand(like.shape)
+
+
 class ElementwiseFamily(nn.Module, ABC):
     """Increasing functions :math:`y = f(x; \\theta)` of one number, each element with its own parameters.
 
@@ -135,18 +140,18 @@ class AffineFamily(ElementwiseFamily):
         super().__init__()
         self.max_log_scale = float(check_positive("max_log_scale", max_log_scale))
 
-    def _shift_and_log_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _shift_and_log_scale(self, parameters: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The shift, and the log-scale times a sign."""
         shift, raw = columns(parameters)
-        return shift, self.max_log_scale * torch.tanh(raw / self.max_log_scale)
+        return shift, torch.tanh(raw / self.max_log_scale) * (sign * self.max_log_scale)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(parameters)
-        return torch.addcmul(shift, x, log_scale.exp()), log_scale.expand(x.shape)
+        return torch.addcmul(shift, x, log_scale.exp()), expanded(log_scale, x)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(parameters)
-        log_scale = -log_scale
-        return (y - shift) * log_scale.exp(), log_scale.expand(y.shape)
+        shift, log_scale = self._shift_and_log_scale(parameters, -1.0)
+        return (y - shift) * log_scale.exp(), expanded(log_scale, y)
 
 
 class AdditiveFamily(ElementwiseFamily):
