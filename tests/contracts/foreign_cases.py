@@ -42,6 +42,10 @@ class Foreign:
     def case(self) -> Case:
         return Case(partial(self.make, 3), conditional=self.conditional, inverse=self.inverse)
 
+    def on_the_plane(self) -> Bijection:
+        made = self.make(2)
+        return made if self.plane == "inverse" else made.inv
+
 
 def _pyro(make: Callable[[int], Any]) -> Callable[..., Bijection]:
     return lambda dim: Wrapped(make(dim), dim)
@@ -175,5 +179,38 @@ CLAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "composition": ("test_composed_with_itself", ()),
 }
 
-#: known failures: transform, then clauses of one reason, then the reason
-FAILURES: dict[tuple[str, str], str] = {}
+#: known failures: transforms, clauses that fail for one reason, and the reason
+KNOWN: list[tuple[tuple[str, ...], tuple[str, ...], str]] = []
+
+FAILURES: dict[tuple[str, str], str] = {
+    (name, clause): reason for names, clauses, reason in KNOWN for name in names for clause in clauses
+}
+
+
+def table() -> str:
+    """Which transforms fail which clauses, and why, in Markdown."""
+    rows = ["| transform | fails | why |", "| --- | --- | --- |"]
+    for name in FOREIGN:
+        reasons = dict.fromkeys(FAILURES[key] for key in FAILURES if key[0] == name)
+        for reason in reasons:
+            clauses = [c for c in CLAUSES if FAILURES.get((name, c)) == reason]
+            rows.append(f"| {_called(name)} | {', '.join(clauses)} | {reason} |")
+    whole = [_called(name) for name in FOREIGN if not any(key[0] == name for key in FAILURES)]
+    rows.append(f"| {', '.join(whole)} | nothing | |")
+    return "\n".join(rows)
+
+
+def _called(name: str) -> str:
+    package, transform = name.split(" ")
+    transform, _, variant = transform.partition("-")
+    return f"{package} `{transform}`" + (f" ({variant})" if variant else "")
+
+
+def on_the_page(text: str) -> str:
+    """The table that a page has now."""
+    return text.split(BEGIN)[1].split(END)[0].strip()
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text()
+    PAGE.write_text(page.replace(on_the_page(page), table()))

@@ -11,6 +11,7 @@ from pyro.distributions import constraints
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor
 from torch.distributions import ComposeTransform, Transform
+from torch.distributions.transforms import _InverseTransform
 
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
 
@@ -109,6 +110,8 @@ def _without_cache(transform: Any) -> Any:
     if isinstance(transform, ComposeTransform):
         # Its own cache is not the only one: each part has one.
         return type(transform)([_without_cache(part) for part in transform.parts])
+    if isinstance(transform, _InverseTransform):
+        return _without_cache(transform.inv).inv
     if not transform._cache_size:
         return transform
     try:
@@ -129,4 +132,9 @@ def as_bijection(transform: Any, event_shape: Sequence[int]) -> Bijection:
     :raises TypeError: if it is no transform.
     :raises ValueError: if it is not bijective.
     """
-    return transform if isinstance(transform, Bijection) else Wrapped(transform, event_shape)
+    if isinstance(transform, Bijection):
+        return transform
+    if isinstance(transform, _InverseTransform):
+        # The inverse of a module is none: its parameters would be nobody's.
+        return Wrapped(transform.inv, transform.forward_shape(tuple(event_shape))).inv
+    return Wrapped(transform, event_shape)
