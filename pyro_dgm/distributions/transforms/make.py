@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -122,13 +121,10 @@ def _by_name(
     kind = known[name]
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
-    if size == 1 and takes_vectors and issubclass(kind, Coupling) and kind.family_type is not None:
-        make = functools.partial(_of_one_element, kind.family_type)
-    else:
-        make = kind
     _check_options(name, kind, options)
+    family = kind.family_type if size == 1 and takes_vectors and issubclass(kind, Coupling) else None
     # The same call for all: a part without context refuses the keyword only where there is one to give.
-    conditional = {"context_dim": context_dim} if context_dim else {}
+    conditional: dict[str, Any] = {"context_dim": context_dim} if context_dim else {}
     other = "forward" if fast == "inverse" else "inverse"
     parts: list[Bijection] = []
     for i in range(num_layers):
@@ -136,7 +132,10 @@ def _by_name(
             parts.append(_permutation(size, i))
             if mixing != "permutation":
                 parts.append(known[mixing](size))
-        layer = make(size, **conditional, **options)
+        if family is None:
+            layer = kind(size, **conditional, **options)
+        else:
+            layer = _of_one_element(family, context_dim, options)
         if getattr(layer.domain, "base_constraint", layer.domain) is not constraints.real:
             raise ValueError(f"transform={name!r} is not on real numbers: compose its layers, and give base= too")
         parts.append(layer.inv if layer.fast == other else layer)
@@ -154,27 +153,17 @@ def _check_options(name: str, kind: type[Bijection], options: Mapping[str, Any])
         raise TypeError(f"transform={name!r} has no option {wrong[0]!r}; it has {', '.join(own) or 'none'}")
 
 
-def _of_one_element(
-    family_type: type[ElementwiseFamily],
-    size: int,
-    *,
-    hidden: Sequence[int] = (64, 64),
-    context_dim: int = 0,
-    activation: Callable[[], nn.Module] | None = None,
-    mask: Any = None,
-    flip: bool = False,
-    network: str | nn.Module = "mlp",
-    **family: Any,
-) -> Bijection:
+def _of_one_element(family_type: type[ElementwiseFamily], context_dim: int, options: Mapping[str, Any]) -> Bijection:
     """What a coupling is for one element, which there is nothing to divide of: ``mask`` and ``flip`` mean nothing."""
-    if isinstance(network, nn.Module):
+    if isinstance(options.get("network"), nn.Module):
         raise ValueError("network must be 'mlp' for events of one element: no element stays that it could take")
+    own = inspect.signature(family_type).parameters
     return Elementwise(
-        size,
-        family_type(**family),
-        hidden=hidden,
+        1,
+        family_type(**{key: value for key, value in options.items() if key in own}),
+        hidden=options.get("hidden", (64, 64)),
         context_dim=context_dim,
-        activation=nn.ReLU if activation is None else activation,
+        activation=options.get("activation") or nn.ReLU,
     )
 
 
