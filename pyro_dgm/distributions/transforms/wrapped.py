@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.conditional import ConditionalTransform
-from torch import Tensor
+from pyro.distributions.torch_transform import ComposeTransformModule
+from torch import Tensor, nn
 from torch.distributions import ComposeTransform, Transform
 from torch.distributions.transforms import _InverseTransform
 
@@ -109,7 +110,10 @@ def _without_cache(transform: Any) -> Any:
     """The same transform with the same parameters, and without a cache, also where it cannot be made without one."""
     if isinstance(transform, ComposeTransform):
         # Its own cache is not the only one: each part has one.
-        return type(transform)([_without_cache(part) for part in transform.parts])
+        parts = [_without_cache(part) for part in transform.parts]
+        if not transform._cache_size and all(new is old for new, old in zip(parts, transform.parts, strict=True)):
+            return transform
+        return ComposeTransformModule(parts) if isinstance(transform, nn.Module) else ComposeTransform(parts)
     if isinstance(transform, _InverseTransform):
         return _without_cache(transform.inv).inv
     if not transform._cache_size:
