@@ -33,7 +33,7 @@ Flow = tuple[Callable[[Tensor], Tensor], Callable[[int], Any], Any]
 
 def ours(kind: str, dim: int) -> Flow:
     options = {} if kind.startswith("affine") else {"num_bins": BINS, "bound": BOUND}
-    flow = FlowModel((dim,), kind, LAYERS, HIDDEN, options)
+    flow = FlowModel((dim,), kind, LAYERS, HIDDEN, options=options)
     return lambda x: flow.distribution().log_prob(x), lambda n: flow.distribution().sample((n,)), flow
 
 
@@ -91,6 +91,8 @@ def normflows(kind: str, dim: int) -> Flow | None:
 def pyros(kind: str, dim: int) -> Flow | None:
     from pyro.distributions import transforms
 
+    if kind == "affine_autoregressive" and dim > min(HIDDEN):
+        return None  # Pyro's network must not be narrower than the vectors
     if kind == "affine_autoregressive":
         parts: list[Any] = [transforms.affine_autoregressive(dim, list(HIDDEN)).inv for _ in range(LAYERS)]
     elif kind == "spline_coupling":

@@ -153,9 +153,16 @@ class UniformCell(TorchDistribution):
 class Quantized(TorchDistribution):
     """The level of a continuous value: :math:`k = \\lfloor z \\rfloor`, known once :math:`z` is.
 
+    .. math:: \\log p(k \\mid z) = 0 \\text{ if } k_i \\le z_i \\le k_i + 1 \\text{ for all elements, else } -\\infty
+
+    It is the observed site of a model of discrete levels, whose latent :math:`z` has a density: the probability of
+    :math:`k` is then the integral of the density over a cell. See ``FlowModel(dequantize=)``.
+
     :param value: :math:`z`, ``batch + event``.
     :param num_levels: levels 0 to ``num_levels - 1``; what is outside has the level at that end.
     :param event_dim: how many dimensions are the event.
+
+    Source: L. Theis, A. van den Oord and M. Bethge (2016), arXiv:1511.01844.
 
     Example::
 

@@ -12,6 +12,7 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 
 from pyro_dgm.ops.random_state import fork_rng
 
@@ -72,7 +73,7 @@ def find_groups(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     Sites that are marked for enumeration are left out. The random state stays as it was.
 
     :raises ValueError: for other discrete latents, sequential plates, latents with batch dimensions that are no
-        plates, or if there is no latent.
+        plates, a support that depends on other latents, or if there is no latent.
     """
     with torch.no_grad(), fork_rng(), poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
@@ -101,8 +102,44 @@ def find_groups(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         found.setdefault(tuple(f.name for f in frames), []).append((frames, part, batch))
     if not found:
         raise ValueError("the model has no continuous latent for a flow")
+    _check_supports(model, args, kwargs, trace, [part for entries in found.values() for _, part, _ in entries])
     groups = (_group(entries[0][0], entries) for entries in found.values())
     return tuple(sorted(groups, key=lambda group: len(group.plates)))
+
+
+def _check_supports(model: Any, args: Any, kwargs: Any, trace: Any, parts: list[Part]) -> None:
+    """Refuse supports that follow the values of other latents: the flow keeps those of its first call."""
+    moved = trace.copy()
+    with torch.no_grad(), fork_rng(), poutine.block():
+        for part in parts:
+            node, transform = trace.nodes[part.name], biject_to(part.support)
+            # Not by a random number: whatever the values were, these are others.
+            moved.nodes[part.name] = {**node, "value": transform(transform.inv(node["value"]) + 0.5)}
+        again: dict[str, Any] = dict(poutine.trace(poutine.replay(model, trace=moved)).get_trace(*args, **kwargs).nodes)
+    for part in parts:
+        if part.name in again and not _equal(part.support, again[part.name]["fn"].support):
+            raise ValueError(
+                f"the support {part.support} of the latent {part.name!r} depends on other latents, but a flow has one "
+                "support: draw the site on a fixed one, and compute from it what the model needs. For Uniform(0, scale)"
+                ", say: share = pyro.sample('share', dist.Uniform(0, 1)), then "
+                f"pyro.deterministic({part.name!r}, scale * share)"
+            )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two constraints, or what they hold, are the same."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        a, b = torch.as_tensor(a), torch.as_tensor(b)
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, list | tuple):
+        return isinstance(b, type(a)) and len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Constraint):
+        return (
+            type(a) is type(b)
+            and vars(a).keys() == vars(b).keys()
+            and all(_equal(x, vars(b)[k]) for k, x in vars(a).items())
+        )
+    return bool(a == b)
 
 
 def _check_batch(name: str, site: Any, frames: list[Any]) -> None:

@@ -70,7 +70,8 @@ class Family(PyroModule):
     def _like(self) -> Tensor:
         """A tensor of the module, whose dtype and device those of its draws are."""
         tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+        found = next((t for t in tensors if t.is_floating_point()), None)
+        return torch.zeros((), device="cpu") if found is None else found
 
     @torch.no_grad()
     def sample(self, num_samples: int, *context: Any, seed: int | None = None) -> Tensor:

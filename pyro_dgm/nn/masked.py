@@ -50,7 +50,11 @@ class MaskedLinear(nn.Linear):
         self.register_buffer("mask", mask.to(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight * self.mask, self.bias)
+        return nn.functional.linear(x, *self.masked())
+
+    def masked(self) -> tuple[Tensor, Tensor]:
+        """The weight as it acts, and the bias."""
+        return self.weight * self.mask, self.bias
 
 
 class MaskedMLP(nn.Module):
@@ -134,7 +138,7 @@ class MaskedMLP(nn.Module):
         """
         out = self._run(self._weights(), x, None if self.context is None else self.context(context))
         # All first outputs, then all second ones: what works on outputs one by one then reads along memory.
-        return out.unflatten(-1, (self.num_outputs, self.dim)).transpose(-1, -2)
+        return out.reshape(*out.shape[:-1], self.num_outputs, self.dim).transpose(-1, -2)
 
     def sequential(self, context: Tensor | None = None) -> Callable[[Tensor, int], Tensor]:
         """Parameters of one input at a time, for the inverse of a flow, which finds one input after another.
@@ -159,15 +163,18 @@ class MaskedMLP(nn.Module):
 
     def _weights(self) -> list[tuple[Tensor, Tensor]]:
         """Masked weight and bias of each layer."""
-        return [(layer.weight * layer.mask, layer.bias) for layer in cast("list[MaskedLinear]", list(self.layers))]
+        return [cast(MaskedLinear, layer).masked() for layer in self.layers]
 
     def _run(self, layers: Sequence[tuple[Tensor, Tensor]], x: Tensor, added: Tensor | None) -> Tensor:
         """The layers one after another; what the context gives is added behind the first one."""
-        for i, (weight, bias) in enumerate(layers):
-            out = nn.functional.linear(x, weight, bias)
-            if i == 0 and added is not None:
-                out = out + added
-            if i < len(self.activations):
-                out = self.activations[i](out)
-            x = x + out if self.residual and 0 < i < len(self.activations) else out
+        (weight, bias), *others = layers
+        x = nn.functional.linear(x, weight, bias)
+        if added is not None:
+            x = x + added
+        hidden = x
+        # There is one activation less than layers: each but the last layer is followed by one.
+        for i, (activation, (weight, bias)) in enumerate(zip(self.activations, others, strict=True)):
+            out = activation(x)
+            hidden = hidden + out if self.residual and i else out
+            x = nn.functional.linear(hidden, weight, bias)
         return x

@@ -118,7 +118,7 @@ def test_bad_arguments_are_named():
         FlowDistribution(affine(), 3)
     with pytest.raises(ValueError, match=r"base must have the event shape \(2,\).*got batch shape \(3,\)"):
         FlowDistribution(affine(), dist.Normal(torch.zeros(3), 1.0))
-    with pytest.raises(ValueError, match=r"context must have shape batch \+ \(3,\) for this transform, got None"):
+    with pytest.raises(ValueError, match=r"context must have shape batch \+ \(3,\); pass it"):
         FlowDistribution(affine(context_dim=3))
     with pytest.raises(ValueError, match=r"context must have shape .* got \(5, 2\)"):
         FlowDistribution(affine(context_dim=3), context=torch.zeros(5, 2))

@@ -6,21 +6,15 @@ from pyro_dgm.distributions.transforms.base import Bijection, Conditioned, Inver
 from pyro_dgm.distributions.transforms.bernstein import Bernstein, BernsteinFamily
 from pyro_dgm.distributions.transforms.compose import Compose
 from pyro_dgm.distributions.transforms.continuous import Continuous
-from pyro_dgm.distributions.transforms.coupling import (
-    AdditiveCoupling,
-    AffineCoupling,
-    CircularSplineCoupling,
-    Coupling,
-    SplineCoupling,
-)
+from pyro_dgm.distributions.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyro_dgm.distributions.transforms.elementwise import (
     AdditiveFamily,
     AffineFamily,
     CircularSplineFamily,
-    Elementwise,
     ElementwiseFamily,
     SplineFamily,
 )
+from pyro_dgm.distributions.transforms.family_bijection import Elementwise
 from pyro_dgm.distributions.transforms.householder import Householder
 from pyro_dgm.distributions.transforms.linear_tails import LinearTails
 from pyro_dgm.distributions.transforms.location_scale import LocationScale
@@ -33,6 +27,7 @@ from pyro_dgm.distributions.transforms.radial import Radial
 from pyro_dgm.distributions.transforms.reshape import Reshape
 from pyro_dgm.distributions.transforms.residual import Residual
 from pyro_dgm.distributions.transforms.spline import CircularSpline, Spline
+from pyro_dgm.distributions.transforms.spline_coupling import CircularSplineCoupling, SplineCoupling
 from pyro_dgm.distributions.transforms.sum_of_squares import SumOfSquares, SumOfSquaresFamily
 from pyro_dgm.distributions.transforms.sylvester import Sylvester
 from pyro_dgm.distributions.transforms.transformer import TransformerAutoregressive

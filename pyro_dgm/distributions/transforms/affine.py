@@ -52,7 +52,8 @@ class ElementwiseAffine(Bijection):
 
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
         shift, log_scale = self._shift_and_log_scale(context)
-        return (y - shift) * (-log_scale).exp(), -self._sum(log_scale, y)
+        log_scale = -log_scale
+        return (y - shift) * log_scale.exp(), self._sum(log_scale, y)
 
     def _sum(self, log_scale: Tensor, value: Tensor) -> Tensor:
         event = len(self.event_shape)

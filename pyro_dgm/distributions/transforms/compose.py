@@ -77,15 +77,16 @@ class Compose(Bijection):
         return self.parts[-1].codomain
 
     def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
-        total: Any = 0.0
+        total: Any = None
         for part in self.parts:
             x, log_det = part._forward(x, context if part.context_dim else None)  # type: ignore[operator]
-            total = total + log_det
+            total = log_det if total is None else total + log_det
         return x, total
 
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
-        total: Any = 0.0
-        for part in reversed(self.parts):
+        total: Any = None
+        # reversed() of a ModuleList looks every part up by a number that it turns into a string.
+        for part in list(self.parts)[::-1]:
             y, log_det = part._backward(y, context if part.context_dim else None)  # type: ignore[operator]
-            total = total + log_det
+            total = log_det if total is None else total + log_det
         return y, total

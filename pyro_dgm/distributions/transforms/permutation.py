@@ -58,4 +58,5 @@ class Permutation(Bijection):
         return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
-        return y.index_select(-1, self.order.argsort()), y.new_zeros(y.shape[:-1])
+        # Written to where the elements come from, which needs no inverse permutation.
+        return torch.empty_like(y).index_copy(-1, self.order, y), y.new_zeros(y.shape[:-1])

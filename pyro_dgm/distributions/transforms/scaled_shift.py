@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_dgm.distributions.transforms.elementwise import AffineFamily
+from pyro_dgm.distributions.transforms.elementwise import AffineFamily, expanded
 
 __all__ = ["ScaledShiftFamily"]
 
@@ -33,8 +33,8 @@ class ScaledShiftFamily(AffineFamily):
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(parameters)
-        return (x + shift) * log_scale.exp(), log_scale.expand(x.shape)
+        return (x + shift) * log_scale.exp(), expanded(log_scale, x)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(parameters)
-        return torch.addcmul(-shift, y, (-log_scale).exp()), (-log_scale).expand(y.shape)
+        shift, log_scale = self._shift_and_log_scale(parameters, -1.0)
+        return torch.addcmul(-shift, y, log_scale.exp()), expanded(log_scale, y)

@@ -3,9 +3,18 @@
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from pyro_dgm.distributions import FlowDistribution
-from pyro_dgm.distributions.transforms import AffineCoupling, Compose, ElementwiseAffine, Inverse, make_flow
+from pyro_dgm.distributions.transforms import (
+    TRANSFORMS,
+    AffineCoupling,
+    Compose,
+    Elementwise,
+    ElementwiseAffine,
+    Inverse,
+    make_flow,
+)
 
 
 @pytest.mark.parametrize("name", ["affine_autoregressive", "affine_coupling", "elementwise_affine", "spline_coupling"])
@@ -73,6 +82,36 @@ def test_transforms_and_callables_of_the_users():
     made = make_flow(lambda dim, context_dim: ElementwiseAffine(dim, context_dim), 3, context_dim=2)
     assert made.context_dim == 2
     assert isinstance(make_flow(ElementwiseAffine(6), (2, 3)), Compose)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name.endswith("coupling") and "circular" not in name])
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_couplings_of_one_element_are_the_same_functions_of_the_context_alone(name, context_dim):
+    flow = make_flow(name, 1, num_layers=2, context_dim=context_dim, hidden=(8,), options={"flip": True}).double()
+    layers = flow.parts[:-1]
+    assert [type(layer) for layer in layers] == [Elementwise, Elementwise]
+    assert all(isinstance(layer.family, TRANSFORMS[name].family_type) for layer in layers)
+    x = torch.randn(5, 1, dtype=torch.float64)
+    context = (torch.randn(5, 2, dtype=torch.float64),) * bool(context_dim)
+    y, log_det = flow.forward_and_log_det(x, *context)
+    torch.testing.assert_close(flow.inverse_and_log_det(y, *context)[0], x)
+    assert log_det.shape == (5,)
+
+
+def test_options_reach_the_layers():
+    flow = make_flow(
+        "spline_coupling", 2, num_layers=1, num_bins=5, bound=3.0, activation=nn.Tanh, options={"mask": "alternate"}
+    )
+    assert flow.parts[0].family.num_bins == 5 and flow.parts[0].family.bound == 3.0
+    assert any(isinstance(m, nn.Tanh) for m in flow.modules())
+    alone = make_flow("spline_coupling", 1, num_layers=1, num_bins=5, bound=3.0)
+    assert alone.parts[0].family.num_bins == 5 and alone.parts[0].family.bound == 3.0
+    with pytest.raises(TypeError, match="transform='affine_coupling' has no option 'num_bins'; it has max_log_scale"):
+        make_flow("affine_coupling", 3, num_bins=5)
+    with pytest.raises(TypeError, match="transform='spline_coupling' has no option 'bins'"):
+        make_flow("spline_coupling", 1, options={"bins": 5})
+    with pytest.raises(ValueError, match="network must be 'mlp' for events of one element"):
+        make_flow("spline_coupling", 1, options={"network": nn.Linear(1, 1)})
 
 
 def test_bad_arguments_are_named():
