@@ -1,7 +1,8 @@
 """Variational families for any model: amortised, hierarchical, implicit, from flows."""
 
+from pyro_dgm.guides.amortized import Amortized
 from pyro_dgm.guides.amortized_flow import AmortizedFlow
 from pyro_dgm.guides.amortized_von_mises_fisher import AmortizedVonMisesFisher
 from pyro_dgm.guides.flow import FlowGuide
 
-__all__ = ["AmortizedFlow", "AmortizedVonMisesFisher", "FlowGuide"]
+__all__ = ["Amortized", "AmortizedFlow", "AmortizedVonMisesFisher", "FlowGuide"]

@@ -42,11 +42,13 @@ class Group:
     :ivar plates: the plates, outermost dimension first.
     :ivar parts: the sites, in the order of the model.
     :ivar values: unconstrained values of all sites, one after another: the plates' full sizes, then ``(size,)``.
+    :ivar innermost: name of the plate that the model enters last.
     """
 
     plates: tuple[Any, ...]
     parts: tuple[Part, ...]
     values: Tensor
+    innermost: str | None = None
 
     @property
     def key(self) -> str:
@@ -78,6 +80,7 @@ def find_groups(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     with torch.no_grad(), fork_rng(), poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     found: dict[tuple[str, ...], list[tuple[Any, Part, Tensor]]] = {}
+    innermost: dict[tuple[str, ...], str | None] = {}
     nodes: dict[str, Any] = dict(trace.nodes)
     for name, site in nodes.items():
         if site["type"] != "sample" or site["is_observed"] or isinstance(site["fn"], _Subsample):
@@ -99,11 +102,13 @@ def find_groups(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         split = value.dim() - event_dim
         part = Part(name, site["fn"].support, site["fn"].event_dim, value.shape[split:])
         batch = value.reshape(*value.shape[:split], part.shape.numel())
-        found.setdefault(tuple(f.name for f in frames), []).append((frames, part, batch))
+        key = tuple(f.name for f in frames)
+        found.setdefault(key, []).append((frames, part, batch))
+        innermost[key] = site["cond_indep_stack"][-1].name if frames else None
     if not found:
         raise ValueError("the model has no continuous latent for a flow")
     _check_supports(model, args, kwargs, trace, [part for entries in found.values() for _, part, _ in entries])
-    groups = (_group(entries[0][0], entries) for entries in found.values())
+    groups = (_group(entries[0][0], entries, innermost[key]) for key, entries in found.items())
     return tuple(sorted(groups, key=lambda group: len(group.plates)))
 
 
@@ -152,7 +157,7 @@ def _check_batch(name: str, site: Any, frames: list[Any]) -> None:
         )
 
 
-def _group(frames: list[Any], entries: list[tuple[Any, Part, Tensor]]) -> Group:
+def _group(frames: list[Any], entries: list[tuple[Any, Part, Tensor]], innermost: str | None) -> Group:
     width = -min((frame.dim for frame in frames), default=0)
     sizes = {frame.dim: frame.size for frame in frames}
     sampled = [sizes.get(dim, 1) for dim in range(-width, 0)]
@@ -165,4 +170,4 @@ def _group(frames: list[Any], entries: list[tuple[Any, Part, Tensor]]) -> Group:
         if full != frame.size:  # elements that are not in this subsample start as one that is
             index = torch.arange(full, device=values.device) % frame.size
             values = values.index_select(width + frame.dim, index)
-    return Group(tuple(frames), tuple(part for _, part, _ in entries), values)
+    return Group(tuple(frames), tuple(part for _, part, _ in entries), values, innermost)
