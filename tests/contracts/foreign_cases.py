@@ -148,11 +148,9 @@ ZUKO: dict[str, Foreign] = {
     "NICE": Foreign(_zuko("NICE", **{**W, "transforms": 2}), conditional=True),
     "RealNVP": Foreign(_zuko("RealNVP", **{**W, "transforms": 2}), conditional=True),
     "NAF": Foreign(_zuko("NAF", network={"hidden_features": (8,)}, **W), conditional=True, inverse=1e-6),
-    "UNAF": Foreign(_zuko("UNAF", network={"hidden_features": (8,)}, **W), conditional=True, inverse=1e-6),
     "SOSPF": Foreign(_zuko("SOSPF", degree=2, polynomials=2, **W), conditional=True, inverse=1e-6),
     "BPF": Foreign(_zuko("BPF", degree=4, **W), conditional=True, inverse=1e-6),
     "GF": Foreign(_zuko("GF", components=3, **W), conditional=True, inverse=1e-6),
-    "CNF": Foreign(_zuko("CNF", hidden_features=(8,)), conditional=True, inverse=1e-6),
 }
 FOREIGN: dict[str, Foreign] = {
     **{f"pyro {name}": case for name, case in PYRO.items()},
@@ -173,14 +171,174 @@ CLAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "float32 extremes": ("test_extremes_in_single_precision_are_finite", ()),
     "copies": ("test_copies_and_saved_weights", ()),
     "vmap": ("test_vmap", ()),
-    "graph, forward": ("test_a_recorded_graph_gives_the_same", ("forward",)),
-    "graph, inverse": ("test_a_recorded_graph_gives_the_same", ("inverse",)),
-    "mass": ("test_the_density_on_the_plane_integrates_to_one", ()),
     "composition": ("test_composed_with_itself", ()),
 }
 
 #: known failures: transforms, clauses that fail for one reason, and the reason
-KNOWN: list[tuple[tuple[str, ...], tuple[str, ...], str]] = []
+KNOWN: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
+    (
+        ("pyro affine_autoregressive",),
+        (
+            "inverse",
+            "distributions",
+            "gradients of the inverse",
+            "vmap",
+        ),
+        "the inverse mixes float32 with the dtype of the parameters",
+    ),
+    (
+        (
+            "pyro affine_autoregressive",
+            "pyro affine_coupling",
+            "pyro block_autoregressive",
+            "pyro neural_autoregressive",
+            "pyro planar",
+            "pyro polynomial",
+            "pyro radial",
+            "pyro spline",
+            "pyro spline-quadratic",
+            "pyro spline_autoregressive",
+            "pyro spline_coupling",
+            "pyro sylvester",
+        ),
+        ("optimiser step",),
+        "a transform that was called cannot be deep-copied: it keeps tensors of the graph",
+    ),
+    (
+        (
+            "pyro block_autoregressive",
+            "pyro sylvester",
+        ),
+        (
+            "inverse",
+            "distributions",
+            "gradients, inverse",
+            "gradients of the inverse",
+            "float32 extremes",
+            "vmap",
+        ),
+        "the inverse exists only for values in the cache",
+    ),
+    (
+        ("pyro matrix_exponential",),
+        (
+            "inverse",
+            "vmap",
+        ),
+        "the log-determinant lacks the batch shape",
+    ),
+    (("pyro matrix_exponential",), ("log-determinant",), "the log-determinant lacks the batch shape"),
+    (
+        (
+            "pyro matrix_exponential",
+            "zuko GF",
+        ),
+        ("context",),
+        "values differ by more than the tolerance",
+    ),
+    (
+        ("pyro neural_autoregressive",),
+        (
+            "inverse",
+            "distributions",
+            "gradients, inverse",
+            "gradients of the inverse",
+            "context",
+            "float32 extremes",
+            "vmap",
+        ),
+        "there is no inverse",
+    ),
+    (
+        (
+            "pyro planar",
+            "pyro radial",
+        ),
+        (
+            "inverse",
+            "distributions",
+            "gradients, inverse",
+            "gradients of the inverse",
+            "context",
+            "float32 extremes",
+            "vmap",
+        ),
+        "the inverse exists only for values in the cache",
+    ),
+    (
+        ("pyro polynomial",),
+        (
+            "inverse",
+            "distributions",
+            "gradients, inverse",
+            "gradients of the inverse",
+            "vmap",
+        ),
+        "the inverse exists only for values in the cache",
+    ),
+    (
+        (
+            "pyro polynomial",
+            "pyro sylvester",
+        ),
+        ("log-determinant",),
+        "with random parameters the log-determinant differs from the Jacobian's",
+    ),
+    (
+        (
+            "pyro polynomial",
+            "zuko GF",
+        ),
+        ("float32 extremes",),
+        "values or gradients are not finite",
+    ),
+    (
+        (
+            "pyro spline",
+            "pyro spline-quadratic",
+            "pyro spline_autoregressive",
+            "pyro spline_coupling",
+        ),
+        ("vmap",),
+        "selects by a mask, which has no fixed shape under vmap",
+    ),
+    (
+        ("pyro spline_autoregressive-quadratic",),
+        (
+            "inverse",
+            "log-determinant",
+            "distributions",
+            "gradients, forward",
+            "gradients, inverse",
+            "gradients of the inverse",
+            "optimiser step",
+            "float32 extremes",
+            "copies",
+            "vmap",
+            "composition",
+        ),
+        "the quadratic spline raises an error",
+    ),
+    (
+        ("zuko NAF",),
+        (
+            "inverse",
+            "distributions",
+            "context",
+        ),
+        "values differ by more than the tolerance",
+    ),
+    (
+        (
+            "zuko NAF",
+            "zuko SOSPF",
+            "zuko BPF",
+            "zuko GF",
+        ),
+        ("vmap",),
+        "its autograd function does not support vmap",
+    ),
+]
 
 FAILURES: dict[tuple[str, str], str] = {
     (name, clause): reason for names, clauses, reason in KNOWN for name in names for clause in clauses

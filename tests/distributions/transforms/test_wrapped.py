@@ -31,12 +31,12 @@ def test_pyros_transform_after_a_step(make):
 
 
 def test_the_inverse_of_a_module_keeps_its_parameters():
-    given = pyros.affine_autoregressive(3, [4]).double()
+    given = pyros.affine_autoregressive(3, [4])  # in float32: Pyro's inverse has no other dtype
     flow = as_bijection(given.inv, (3,))
     assert {id(p) for p in flow.parameters()} == {id(p) for p in given.parameters()}
-    x = torch.randn(5, 3, dtype=F64)
-    torch.testing.assert_close(flow(given(x)), x)
-    torch.testing.assert_close(Wrapped(given.inv, 3)(given(x)), x)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(flow(given(x)), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Wrapped(given.inv, 3)(given(x)), x, rtol=1e-4, atol=1e-4)
 
 
 def test_a_conditional_transform_of_pyro():
