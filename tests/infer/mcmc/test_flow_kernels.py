@@ -34,7 +34,7 @@ def in_errors(x, exact):
 
 
 KERNELS = {
-    "neutra-hmc": lambda flow: NeuTra(potential_fn=correlated, flow=flow, train=False, step_size=0.5, num_steps=3),
+    "neutra-hmc": lambda flow: NeuTra(HMC(potential_fn=correlated, step_size=0.5, num_steps=3), flow=flow, train=False),
     "neutra-mala": lambda flow: NeuTra(MALA(potential_fn=correlated, step_size=0.7), flow=flow, train=False),
     "neutra-chees": lambda flow: NeuTra(ChEES(potential_fn=correlated, step_size=0.5), flow=flow, train=False),
     "flowmc-mala": lambda flow: FlowMC(potential_fn=correlated, flow=flow, train=False, step_size=0.5),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.kernels.hmc import TRAJECTORY_LENGTH
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
@@ -44,7 +45,11 @@ class AdjustedMCLMC(Hamiltonian):
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a target of one dimension.
 
     Source: J. Robnik, R. Cohn-Gordon and U. Seljak (2025), "Metropolis adjusted microcanonical Hamiltonian Monte
@@ -78,7 +83,11 @@ class AdjustedMCLMC(Hamiltonian):
         target_accept_prob: float = 0.9,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if trajectory_length is None and num_steps is None:
             trajectory_length = TRAJECTORY_LENGTH
@@ -92,7 +101,11 @@ class AdjustedMCLMC(Hamiltonian):
             max_num_steps=max_num_steps,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
@@ -62,6 +63,8 @@ class AnnealedLangevin(Langevin):
     :param temperature: :math:`T` of the default ladder, or of every noise level; 1 by default.
     :param init_strategy: see :class:`Kernel`.
     :param compile: see :class:`Kernel`.
+    :param transforms: see :class:`Kernel`.
+    :param max_plate_nesting: see :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: Y. Song and S. Ermon (2019), "Generative modeling by estimating gradients of the data distribution",
@@ -98,6 +101,8 @@ class AnnealedLangevin(Langevin):
         temperature: float | None = None,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
         compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if temperatures is not None and noise_levels is not None:
             raise ValueError("give temperatures or noise_levels, not both")
@@ -119,6 +124,8 @@ class AnnealedLangevin(Langevin):
             temperature=last if ladder is None else ladder[-1],
             init_strategy=init_strategy,
             compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
         self.noise_levels = None if noise_levels is None else _falling("noise_levels", noise_levels)
         self.temperatures = ladder

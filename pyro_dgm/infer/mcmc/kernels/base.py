@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +23,7 @@ from pyro_dgm.infer.mcmc.state import Info, KernelState
 from pyro_dgm.ops.arguments import check_choice, check_count, check_positive
 from pyro_dgm.ops.random_state import forked_rng
 
-__all__ = ["Info", "Kernel", "KernelOptions", "KernelState"]
-
-
-class KernelOptions(TypedDict, total=False):
-    """What every kernel passes on to :class:`Kernel`, which says what each is."""
-
-    temperature: float
-    init_strategy: str | Callable[[Any], Tensor]
-    compile: bool | str
-    transforms: Mapping[str, Transform] | None
-    max_plate_nesting: int | None
+__all__ = ["Info", "Kernel", "KernelState"]
 
 
 class Kernel(PyroAdapter):

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.distributions.transforms import Bijection, Compose, Spline, SplineCoupling
 from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.chains import uniform_per_chain
 from pyro_dgm.infer.mcmc.flow_training import Flow, log_normal
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.kernels.composed import FlowKernel, FlowState
+from pyro_dgm.infer.mcmc.kernels.flow_kernel import FlowKernel, FlowSettings, FlowState
 from pyro_dgm.infer.mcmc.kernels.mala import MALA
 from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
@@ -70,7 +71,14 @@ class FlowMC(FlowKernel):
     :param learning_rate: of Adam, falling to zero by a cosine.
     :param batch_size: draws a step.
     :param num_proposals: proposals of the flow a transition.
-    :param settings: of the :class:`MALA` within, where ``kernel`` is not given.
+    :param step_size: of the default inner kernel. This argument and the next six set up the :class:`MALA` that is made
+        where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param temperature: of the target; see :class:`Kernel`, as for the next four.
+    :param init_strategy: where chains start.
+    :param compile: whether to compile gradients and transitions.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take.
     :raises TypeError: if the flow or the kernel is none.
     :raises ValueError: for a setting out of range, a flow over other events, or a kernel that cannot be used; the
         message names it.
@@ -107,18 +115,28 @@ class FlowMC(FlowKernel):
         learning_rate: float = 0.003,
         batch_size: int = 256,
         num_proposals: int = 1,
-        **settings: Any,
+        step_size: float | None = None,
+        target_accept_prob: float | None = None,
+        temperature: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] | None = None,
+        compile: bool | str | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
             potential_fn,
             kernel=kernel,
-            flow=flow,
-            train=train,
-            train_steps=train_steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            settings=settings,
+            flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
+            settings={
+                "step_size": step_size,
+                "target_accept_prob": target_accept_prob,
+                "temperature": temperature,
+                "init_strategy": init_strategy,
+                "compile": compile,
+                "transforms": transforms,
+                "max_plate_nesting": max_plate_nesting,
+            },
         )
         self.num_loops = check_count("num_loops", num_loops)
         self.num_proposals = check_count("num_proposals", num_proposals)

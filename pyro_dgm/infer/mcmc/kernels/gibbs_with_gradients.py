@@ -52,6 +52,7 @@ class GibbsWithGradients(Kernel):
     :param dtype: real type that integer states are given to the ``potential_fn`` in; the default type otherwise.
     :param temperature: :math:`T`; see :class:`Kernel`.
     :param compile: see :class:`Kernel`.
+    :param max_plate_nesting: see :class:`Kernel`.
     :raises ValueError: for a setting out of range, a state that is not binary or categorical, or a continuous latent;
         the message names it.
 
@@ -85,8 +86,16 @@ class GibbsWithGradients(Kernel):
         dtype: torch.dtype | None = None,
         temperature: float = 1.0,
         compile: bool | str = "auto",
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy="prior", compile=compile)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy="prior",
+            compile=compile,
+            max_plate_nesting=max_plate_nesting,
+        )
         given = num_categories.values() if isinstance(num_categories, Mapping) else [num_categories]
         for k in given:
             check_count("num_categories", k, 2, optional=True)

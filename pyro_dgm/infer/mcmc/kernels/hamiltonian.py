@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, StepSizeWarmup
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.state import Info, KernelState
 from pyro_dgm.ops.arguments import check_count, check_number, check_positive
@@ -73,9 +73,21 @@ class Hamiltonian(AdaptiveKernel):
         max_num_steps: int = 100,
         max_energy_error: float,
         adaptation: Adaptation,
-        options: KernelOptions,
+        temperature: float,
+        init_strategy: str | Callable[[Any], Tensor],
+        compile: bool | str,
+        transforms: Mapping[str, Transform] | None,
+        max_plate_nesting: int | None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         if num_steps is not None and trajectory_length is not None:
             raise ValueError("give num_steps or trajectory_length, not both")
         check_positive("step_size", step_size)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
@@ -52,7 +52,11 @@ class HMC(Hamiltonian):
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most leapfrog steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :param full_mass: Pyro's name of ``dense_mass``.
     :param min_stepsize: least step size that adaptation may take, and ``max_stepsize`` the largest.
     :param jit_compile: Pyro's, like ``jit_options`` and ``ignore_jit_warnings``; taken and not needed, since the
@@ -96,7 +100,11 @@ class HMC(Hamiltonian):
         jit_compile: bool = False,
         jit_options: Mapping[str, Any] | None = None,
         ignore_jit_warnings: bool = False,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if full_mass is not None and not isinstance(full_mass, bool):
             raise ValueError(
@@ -122,5 +130,9 @@ class HMC(Hamiltonian):
                 min_stepsize,
                 max_stepsize,
             ),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.ops.arguments import check_positive
 from pyro_dgm.ops.langevin import langevin_step
@@ -49,7 +50,11 @@ class Langevin(Kernel):
     :param max_grad_norm: longest :math:`\|\nabla U\|` of a chain, over all its latents; longer ones are scaled down to
         it. The target is then another one where it bites.
     :param max_grad_value: largest :math:`|\partial U / \partial u_i|` of an element; likewise.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. Parisi (1981), "Correlation functions and computer simulations"; G. O. Roberts and R. L. Tweedie (1996),
@@ -79,9 +84,21 @@ class Langevin(Kernel):
         schedule: Callable[[int], float] | None = None,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         check_positive("step_size", step_size)
         check_positive("max_grad_norm", max_grad_norm, optional=True)
         check_positive("max_grad_value", max_grad_value, optional=True)
@@ -91,13 +108,36 @@ class Langevin(Kernel):
         self.schedule, self.max_grad_norm, self.max_grad_value = schedule, max_grad_norm, max_grad_value
 
     @classmethod
-    def from_recipe(cls, step: float, noise: float, **settings: Any) -> Langevin:
+    def from_recipe(
+        cls,
+        step: float,
+        noise: float,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[..., Tensor] | None = None,
+        *,
+        schedule: Callable[[int], float] | None = None,
+        max_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
+    ) -> Langevin:
         r"""The kernel of a paper's :math:`u' = u - \lambda \nabla U + \sigma \xi`, its temperature worked out.
 
         :param step: :math:`\lambda`.
         :param noise: :math:`\sigma`.
-        :param settings: further arguments of the kernel.
-        :raises ValueError: if one is not positive and finite.
+        :param model: this argument and all that follow are those of :class:`Langevin`.
+        :param potential_fn: :math:`U` over chains.
+        :param schedule: a factor for the step size, by transition.
+        :param max_grad_norm: largest norm of a chain's gradient.
+        :param max_grad_value: largest absolute value of a gradient's element.
+        :param init_strategy: where chains start.
+        :param compile: whether to compile gradients and transitions.
+        :param transforms: from constrained to unconstrained space, by latent.
+        :param max_plate_nesting: number of dimensions that the model's plates may take.
+        :raises ValueError: if ``step`` or ``noise`` is not positive and finite.
+        :raises TypeError: if called on a subclass, whose arguments are different.
 
         Example::
 
@@ -107,7 +147,24 @@ class Langevin(Kernel):
         """
         check_positive("step", step)
         check_positive("noise", noise)
-        return cls(step_size=noise, temperature=noise**2 / (2.0 * step), **settings)
+        if cls is not Langevin:
+            raise TypeError(
+                f"from_recipe makes a Langevin kernel; give {cls.__name__} step_size=noise and "
+                "temperature=noise**2 / (2 * step)"
+            )
+        return Langevin(
+            model,
+            potential_fn,
+            step_size=noise,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            max_grad_value=max_grad_value,
+            temperature=noise**2 / (2.0 * step),
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         noise = normals_like(state.position, state.generator, "noise")

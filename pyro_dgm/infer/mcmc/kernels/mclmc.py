@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_dgm.infer.mcmc.kernels.adjusted_mclmc import Whitened, require_two_dimensions
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
 from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
@@ -79,7 +80,11 @@ class MCLMC(Kernel):
     :param energy_variance: variance of the energy's change in a step, a dimension, to aim for.
     :param max_num_steps: most steps a transition.
     :param max_energy_error: energy error above which a step is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a target of one dimension.
 
     Source: J. Robnik, G. B. De Luca, E. Silverstein and U. Seljak (2023), "Microcanonical Hamiltonian Monte Carlo",
@@ -114,9 +119,21 @@ class MCLMC(Kernel):
         energy_variance: float = 5e-4,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         check_positive("step_size", step_size)
         check_positive("trajectory_length", trajectory_length)
         check_positive("energy_variance", energy_variance)

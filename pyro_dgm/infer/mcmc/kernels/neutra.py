@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_dgm.distributions.transforms import Autoregressive, Bijection, Compose
 from pyro_dgm.distributions.transforms.scaled_shift import ScaledShiftFamily
 from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.flow_training import Flow
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.kernels.composed import FlowKernel, FlowState
+from pyro_dgm.infer.mcmc.kernels.flow_kernel import FlowKernel, FlowSettings, FlowState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.transported import TransportedPotential
@@ -65,7 +66,14 @@ class NeuTra(FlowKernel):
     :param learning_rate: of Adam, falling to zero by a cosine.
     :param batch_size: base draws a step, each with its gradient of :math:`U`.
     :param num_rounds: rounds of training; after each the chains go on in the new coordinates.
-    :param settings: of the :class:`HMC` within, where ``kernel`` is not given.
+    :param step_size: of the default inner kernel. This argument and the next six set up the :class:`HMC` that is made
+        where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param temperature: of the target; see :class:`Kernel`, as for the next four.
+    :param init_strategy: where chains start.
+    :param compile: whether to compile gradients and transitions.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take.
     :raises TypeError: if the flow or the kernel is none.
     :raises ValueError: for a setting out of range, a flow over other events, or a kernel without gradients; the message
         names it.
@@ -102,18 +110,28 @@ class NeuTra(FlowKernel):
         learning_rate: float = 0.01,
         batch_size: int = 128,
         num_rounds: int = 3,
-        **settings: Any,
+        step_size: float | None = None,
+        target_accept_prob: float | None = None,
+        temperature: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] | None = None,
+        compile: bool | str | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
             potential_fn,
             kernel=kernel,
-            flow=flow,
-            train=train,
-            train_steps=train_steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            settings=settings,
+            flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
+            settings={
+                "step_size": step_size,
+                "target_accept_prob": target_accept_prob,
+                "temperature": temperature,
+                "init_strategy": init_strategy,
+                "compile": compile,
+                "transforms": transforms,
+                "max_plate_nesting": max_plate_nesting,
+            },
         )
         if not self.kernel.uses_gradient:
             raise ValueError(f"kernel must be one that takes gradients, got {type(self.kernel).__name__}")

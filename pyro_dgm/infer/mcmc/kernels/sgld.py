@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.chains import per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.minibatch import FunctionMinibatches, MinibatchPotential, ModelMinibatches
@@ -75,7 +76,11 @@ class SGLD(Langevin):
     :param freeze_preconditioner: whether :math:`G` stays as the warm-up left it.
     :param max_grad_norm: see :class:`Langevin`.
     :param max_grad_value: see :class:`Langevin`.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a latent inside a subsampled plate; the message names it.
 
     Source: M. Welling and Y. W. Teh (2011), "Bayesian learning via stochastic gradient Langevin dynamics"; C. Li, C.
@@ -117,7 +122,11 @@ class SGLD(Langevin):
         freeze_preconditioner: bool = True,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -126,7 +135,11 @@ class SGLD(Langevin):
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             max_grad_value=max_grad_value,
-            **options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
         if (num_data is None) != (batch_size is None):
             raise ValueError(f"give num_data and batch_size both, got {num_data!r} and {batch_size!r}")
