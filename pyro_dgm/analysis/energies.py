@@ -109,7 +109,7 @@ def compare_energies(
     named = named_objectives(objectives, "objectives")
     for label, objective in named.items():
         if not isinstance(objective, EnergyObjective):
-            raise TypeError(f"objectives: {label} ({type(objective).__name__}) is no objective for energies")
+            raise TypeError(f"objectives: {label} ({type(objective.original).__name__}) is no objective for energies")
     if not callable(program_factory) or hasattr(program_factory, "model"):
         raise TypeError(
             "program_factory must be a function without arguments that makes a program, as lambda: EBM((2,)), got "

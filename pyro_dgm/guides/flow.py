@@ -19,7 +19,7 @@ from pyro_dgm.distributions.flow import FlowDistribution, standard_normal
 from pyro_dgm.distributions.transforms import TRANSFORMS, Bijection, Compose, LocationScale, Reshape, Wrapped, make_flow
 from pyro_dgm.guides.groups import Group, Part, find_groups
 from pyro_dgm.ops.arguments import check_count, check_positive
-from pyro_dgm.programs import announce_parameters
+from pyro_dgm.programs import emit_param_messages
 
 __all__ = ["FlowGuide"]
 
@@ -116,7 +116,7 @@ class FlowGuide(nn.Module):
         with pyro.settings.context(module_local_params=True):
             if not self.groups:
                 self._build(args, kwargs)
-            announce_parameters(self)
+            emit_param_messages(self)
             return self._draw(args, kwargs)
 
     def median(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def enumerated_bound(objective: Any, pair: Pair) -> Tensor:
     found: list[Any] = []
 
     def weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-        # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
+        # One leaf of ones over the plates that contain every site; its gradient is the scaled ELBO of each datum.
         if not found:
             frames = Particles([(model_trace, guide_trace)], 1, pair.structure.nesting, False)
             like = frames.zero(model_trace, guide_trace)
