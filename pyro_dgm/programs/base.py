@@ -38,8 +38,10 @@ _emitted: ContextVar[bool] = ContextVar("param_messages_emitted", default=True)
 
 @contextmanager
 def param_messages(enabled: bool) -> Iterator[None]:
-    """Enable or disable :func:`emit_param_messages` inside.  For a small network the messages cost as much as its layers,
-    so they are disabled where no handler reads them."""
+    """Enable or disable :func:`emit_param_messages` inside.
+
+    For a small network the messages cost as much as its layers, so they are disabled where no handler reads them.
+    """
     token = _emitted.set(enabled)
     try:
         yield

@@ -128,8 +128,8 @@ class Particles:
             ):
                 self._cache["warned"] = True
                 warnings.warn(
-                    f"site {site['name']!r} is in a subsampled plate that does not contain every latent: the weights are "
-                    "joint over the data and the subsampling scale is inside the logarithm, so for more than one "
+                    f"site {site['name']!r} is in a subsampled plate that does not contain every latent: the weights "
+                    "are joint over the data and the subsampling scale is inside the logarithm, so for more than one "
                     "particle this is an estimate, not a bound",
                     stacklevel=2,
                 )
