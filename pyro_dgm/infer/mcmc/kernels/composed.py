@@ -20,8 +20,8 @@ class ComposedKernel(Kernel):
     :param model: a Pyro model; or the inner kernel, which may have a model or a potential of its own.
     :param potential_fn: ``U`` over chains.
     :param kernel: the inner kernel, if it is not given as ``model``.
-    :param default: class of the inner kernel where none is given.
-    :param settings: keywords of that default kernel; those that are ``None`` keep the kernel's own defaults.
+    :param default: makes the inner kernel where none is given, from ``settings``.
+    :param settings: keywords for ``default``; those that are ``None`` are left out.
     :raises TypeError: if ``kernel`` is no kernel.
     :raises ValueError: if the inner kernel, its model or its potential is given twice; or if there are settings beside
         an inner kernel that was given.
@@ -32,7 +32,7 @@ class ComposedKernel(Kernel):
         model: Callable[..., Any] | Kernel | None,
         potential_fn: Callable[[Position], Tensor] | None,
         kernel: Kernel | None,
-        default: type[Kernel],
+        default: Callable[..., Kernel],
         settings: Mapping[str, Any],
     ) -> None:
         if isinstance(model, Kernel):

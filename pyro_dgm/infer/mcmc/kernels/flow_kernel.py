@@ -106,13 +106,13 @@ class FlowKernel(ComposedKernel):
     :param model: a Pyro model, or an inner kernel with its model or potential.
     :param potential_fn: ``U`` over chains.
     :param kernel: the inner kernel.
+    :param default: makes the inner kernel where none is given, from ``settings``.
     :param flow: the flow and its training.
-    :param settings: keywords of the default inner kernel, ``None`` for its own defaults.
+    :param settings: keywords for ``default``; those that are ``None`` are left out.
     :raises ValueError: for an inner kernel that cannot be used; the message names it.
     """
 
     tempers = False  # a flow is of one temperature
-    default_kernel: type[Kernel]
 
     def __init__(
         self,
@@ -120,10 +120,11 @@ class FlowKernel(ComposedKernel):
         potential_fn: Callable[[Position], Tensor] | None,
         *,
         kernel: Kernel | None,
+        default: Callable[..., Kernel],
         flow: FlowSettings,
         settings: Mapping[str, Any],
     ) -> None:
-        super().__init__(model, potential_fn, kernel, self.default_kernel, settings)
+        super().__init__(model, potential_fn, kernel, default, settings)
         kernel = self.kernel
         if not kernel.tempers or kernel.discrete:
             raise ValueError(f"kernel must move continuous latents by their density alone, got {type(kernel).__name__}")

@@ -100,7 +100,6 @@ class FlowMC(FlowKernel):
     """
 
     name = "flowmc"
-    default_kernel = MALA
 
     def __init__(
         self,
@@ -127,6 +126,7 @@ class FlowMC(FlowKernel):
             model,
             potential_fn,
             kernel=kernel,
+            default=MALA,
             flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
             settings={
                 "step_size": step_size,

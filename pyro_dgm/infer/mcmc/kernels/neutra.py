@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ __all__ = ["NeuTra", "NeuTraState"]
 
 #: share of the warm-up after which the flow is frozen, and the inner kernel adapts to it
 FROZEN_AFTER = 0.5
+
+#: of the default inner kernel; above HMC's 0.8, because the flow fits worst in the tails, where steps may then diverge
+TARGET_ACCEPT_PROB = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,6 @@ class NeuTra(FlowKernel):
     """
 
     name = "neutra"
-    default_kernel = HMC
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class NeuTra(FlowKernel):
             model,
             potential_fn,
             kernel=kernel,
+            default=partial(HMC, target_accept_prob=TARGET_ACCEPT_PROB),
             flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
             settings={
                 "step_size": step_size,
