@@ -18,7 +18,7 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import arviz
@@ -110,21 +110,15 @@ def between(values: Sequence[float], form: str) -> str:
 
 def measured(
     name: str, samplers: dict[str, Callable[[], Kernel]], starts: list[Tensor], warmup: int, draws: int
-) -> Any:
+) -> Iterator[tuple[str, list[Run]]]:
     """Each sampler with its runs, one for each seed."""
     for label, make in samplers.items():
         runs = []
         for seed, start in enumerate(starts):
             runs.append(ours(make(), start, warmup, draws, seed))
             first, diverging, seconds = runs[-1]
-            print(
-                label,
-                seed,
-                f"{float(arviz.ess(first.numpy())):.0f} effective",
-                diverging,
-                f"{seconds:.0f} s",
-                flush=True,
-            )
+            ess = float(arviz.ess(first.numpy()))
+            print(f"{label}, seed {seed}: {ess:.0f} effective, {diverging} divergent, {seconds:.0f} s", flush=True)
         yield f"`{label}`", runs
     if importlib.util.find_spec("numpyro"):
         yield "NumPyro `NUTS`", [nuts(name, start, warmup, draws, seed) for seed, start in enumerate(starts)]
@@ -171,11 +165,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["funnel", "moons"])
     parser.add_argument("--seeds", type=int, default=4, help="runs of each sampler")
     options = parser.parse_args()
-    tables = [
-        rows(options.seeds)
-        for name, rows in (("funnel", funnel_rows), ("moons", moons_rows))
-        if options.only in (None, name)
-    ]
+    targets = {"funnel": funnel_rows, "moons": moons_rows}
+    tables = [rows(options.seeds) for name, rows in targets.items() if options.only in (None, name)]
     body = "\n\n".join("\n".join(rows) for rows in tables)
     print(body)
     if options.write:

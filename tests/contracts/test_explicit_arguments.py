@@ -32,9 +32,7 @@ def test_every_argument_is_named(name):
 def test_every_argument_of_a_kernel_is_described(name):
     kernel = {**mcmc.KERNELS, **mcmc.DISCRETE_KERNELS}[name]
     text = inspect.getdoc(kernel)
-    missing = [p for p in inspect.signature(kernel).parameters if f":param {p}:" not in text]
-    # Pyro's names, taken for compatibility, are described together.
-    assert set(missing) <= {"max_stepsize", "jit_options", "ignore_jit_warnings"}
+    assert [p for p in inspect.signature(kernel).parameters if f":param {p}:" not in text] == []
 
 
 SHARED = {"temperature", "init_strategy", "compile", "transforms", "max_plate_nesting"}

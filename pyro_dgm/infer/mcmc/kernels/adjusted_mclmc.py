@@ -25,19 +25,19 @@ class AdjustedMCLMC(Hamiltonian):
     r"""Microcanonical Hamiltonian Monte Carlo with a Metropolis step: :class:`HMC` at constant speed.
 
     A fresh direction, uniform on the sphere, then a trajectory of the isokinetic dynamics
-    (``infer/mcmc/kernels/isokinetic.py``), kept with probability
-    :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`.  The speed does not depend on how far down the potential a chain
-    is, which makes the step size that integrates one place well do for others; in many dimensions it takes fewer
-    gradients than :class:`HMC` does, of which each step has two.  :class:`MCLMC` is the same without the Metropolis
-    step, faster and biased.
+    (``infer/mcmc/kernels/isokinetic.py``), accepted with probability
+    :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`. The speed does not depend on the potential energy, so that one step
+    size suits all places. A step takes two gradients; in many dimensions the kernel still needs fewer gradients than
+    :class:`HMC`. :class:`MCLMC` is the same without the Metropolis step: faster, and biased.
 
-    Step size and trajectory length are in :class:`HMC`'s units: a step is :math:`\epsilon \sqrt d` long, since that is
-    how far a momentum of d standard normal numbers goes in a time :math:`\epsilon`.  Warm-up as :class:`HMC`'s.
+    Step size and trajectory length are in :class:`HMC`'s units: a step has length :math:`\epsilon \sqrt d`, which is
+    about the distance that HMC's momentum, d standard normal numbers, moves in a time :math:`\epsilon`. The warm-up is
+    that of :class:`HMC`.
 
     :param model: a Pyro model, of two or more unconstrained dimensions; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
     :param step_size: as in :class:`HMC`, like all that follow.
-    :param trajectory_length: see above.
+    :param trajectory_length: length of a trajectory over :math:`\sqrt d`.
     :param num_steps: steps, fixed, instead of ``trajectory_length``.
     :param jitter: of the step size, in [0, 1).
     :param adapt_step_size: whether to learn the step size.
@@ -129,7 +129,7 @@ class AdjustedMCLMC(Hamiltonian):
 
 
 class Whitened:
-    """A potential over its temperature, in coordinates of unit variance, one row of numbers a chain.
+    """A potential divided by the temperature, in coordinates of unit variance, a row of ``D`` numbers for each chain.
 
     :param kernel: has the potential and the temperature.
     :param state: of that kernel, with a diagonal mass matrix.

@@ -19,23 +19,23 @@ from pyro_dgm.ops.arguments import check_count, check_positive
 
 __all__ = ["FlowKernel", "FlowSettings", "FlowState"]
 
-#: transitions of a warm-up below which no flow is trained
+#: shortest warm-up, in transitions, in which a flow is trained
 FEWEST_TRANSITIONS = 20
 
-#: steps of training without train_steps, where the warm-up is long
+#: most training steps if ``train_steps`` is not given
 MOST_TRAIN_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowState(KernelState):
-    """A state of the chains, with what the inner kernel carries, and the flow.
+    """A state of the chains, with the inner kernel's state and the flow.
 
     :ivar inner_type: class of the inner kernel's states.
-    :ivar inner_own: fields of its own of the inner kernel's state, ``(chains, ...)`` each.
-    :ivar inner_shared: those that its chains share.
-    :ivar flow: from standard normal variables to unconstrained latents, ``None`` as long as nothing is learnt.
-    :ivar training: of the flow, under way.
-    :ivar flow_loss: of the last step of training, nats.
+    :ivar inner_own: fields that this class adds to :class:`KernelState`, ``(chains, ...)`` each.
+    :ivar inner_shared: those of them that all chains share.
+    :ivar flow: from standard normal variables to unconstrained latents; ``None`` before the first training.
+    :ivar training: the training of the flow, during the warm-up.
+    :ivar flow_loss: loss of the last training step, nats.
     """
 
     inner_type: type[KernelState]
@@ -53,7 +53,7 @@ class FlowState(KernelState):
         return replace(inner, position=position, potential=potential, gradient=gradient)
 
     def after(self, inner: KernelState, **changed: Any) -> Self:
-        """The state with what the inner kernel's carries, apart from where its chains are."""
+        """The state with the inner kernel's step size, mass and own fields; positions stay as they are."""
         own = inner.own()
         return replace(
             self,
@@ -155,7 +155,7 @@ class FlowKernel(ComposedKernel):
         return replace(state, flow=flow)
 
     def new_training(self, state: FlowState, num_steps: int) -> FlowTraining | None:
-        """The training of a warm-up of ``num_steps`` transitions; none where it is too short."""
+        """The training in a warm-up of ``num_steps`` transitions; ``None`` if that is too short."""
         settings = self.flow_settings
         if not settings.train or num_steps < FEWEST_TRANSITIONS:
             return None
@@ -165,9 +165,9 @@ class FlowKernel(ComposedKernel):
         return FlowTraining(flow, state.generator, steps, settings.learning_rate, settings.batch_size, dtype)
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """How the training of the flow ended.
+        """The result of training the flow.
 
-        :returns: ``flow_loss``, of the last step, nats; NaN where nothing was trained.
+        :returns: ``flow_loss``, the loss of the last step, nats; NaN if nothing was trained.
         """
         assert isinstance(state, FlowState)
         return {"flow_loss": state.potential.new_tensor(state.flow_loss)}

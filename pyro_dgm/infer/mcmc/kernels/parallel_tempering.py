@@ -34,33 +34,32 @@ __all__ = ["ParallelTempering"]
 
 
 class ParallelTempering(ComposedKernel):
-    r"""Parallel tempering: every chain has hotter replicas, and swaps with them; for separated modes.
+    r"""Parallel tempering: every chain has replicas at higher temperatures, with which it swaps; for separated modes.
 
-    Replica :math:`r` of a chain is moved by the inner kernel at :math:`e^{-\beta_r U / T}`,
-    :math:`1 = \beta_0 > \ldots > \beta_{R-1}`; then neighbours are swapped with probability
+    The inner kernel moves replica :math:`r` of a chain with the target :math:`e^{-\beta_r U / T}`,
+    :math:`1 = \beta_0 > \ldots > \beta_{R-1}`. Then neighbours are swapped with probability
 
     .. math:: \min\Bigl(1, e^{(\beta_r - \beta_{r+1}) (U_r - U_{r+1}) / T}\Bigr)
 
-    in even pairs after one transition and odd pairs after the next.  That order is *non-reversible*: a replica travels
-    on in its direction until a swap is refused, so that the time of a round trip does not grow with the number of
-    rungs, where choosing pairs at random would have it diffuse.  In the warm-up the ladder is tuned, in rounds that
-    double, until all neighbours refuse equally often, which is where round trips are most frequent; more rungs are
-    needed if they refuse more than about half of the time.
+    even pairs after one transition, odd pairs after the next. This order is *non-reversible*: a replica moves on in one
+    direction until a swap is rejected, so that the time of a round trip does not grow with the number of temperatures;
+    with random pairs it would diffuse. The warm-up adapts the temperatures, in rounds of doubling length, until all
+    pairs of neighbours reject equally often, since round trips are then most frequent. If more than about half of the
+    swaps are rejected, take more temperatures.
 
-    Only the cold replicas, :math:`\beta = 1`, are chains: draws, statistics and divergences are theirs, and
-    ``n_steps`` counts the gradients of all replicas, and ``acceptance_rate`` is the probability that the cold one
-    moved, by itself or by a swap.  All replicas of all chains ride in the leading dimension of
-    the inner kernel, each in units of :math:`\beta_r^{-1/2}`, so that one step size and one mass matrix fit hot and
-    cold.  :meth:`statistics` says what the swaps do.  An inner kernel with a bias (:class:`Langevin`) keeps it.
+    Only the cold replicas, :math:`\beta = 1`, are chains: draws, statistics and divergences are theirs. ``n_steps`` is
+    the number of gradients of all replicas, and ``acceptance_rate`` is the probability that the cold replica moved, by
+    itself or by a swap. For the inner kernel all replicas of all chains are chains, each in units of
+    :math:`\beta_r^{-1/2}`, so that one step size and one mass matrix suit all temperatures. :meth:`statistics`
+    describes the swaps. The bias of an inner kernel such as :class:`Langevin` remains.
 
     :param model: a Pyro model, or an inner kernel with its model or potential; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param kernel: inner kernel, any of ours that has no ladder or conditionals of its own; :class:`HMC` by default.
-    :param num_temperatures: :math:`R`, replicas a chain, at least 2.
-    :param max_temperature: :math:`1 / \beta_{R-1}`: hot enough that the modes are joined there.  A flat density has no
-        law, so on unbounded latents keep it finite.
-    :param inverse_temperatures: :math:`\beta`, falling from 1, instead of these two.
-    :param adapt_ladder: whether to tune :math:`\beta` between its two ends in the warm-up.
+    :param kernel: inner kernel, any of ours without temperatures or conditionals of its own; :class:`HMC` by default.
+    :param num_temperatures: :math:`R`, replicas of each chain, at least 2.
+    :param max_temperature: :math:`1 / \beta_{R-1}`: high enough that chains cross between the modes there.
+    :param inverse_temperatures: :math:`\beta`, falling from 1, instead of the two arguments above.
+    :param adapt_ladder: whether to adapt :math:`\beta` between its two ends in the warm-up.
     :param step_size: of the default inner kernel. This argument and the next six set up the :class:`HMC` that is made
         where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
     :param target_accept_prob: mean acceptance probability to which the step size is adapted.
@@ -176,7 +175,7 @@ class ParallelTempering(ComposedKernel):
             tempered.untemper_gradient(inner.gradient),
         )
         info = map_tensors(lambda v: v.reshape(shape), info)
-        # A replica that stayed is where it was to the bit, not there and back through other units.
+        # A replica that was rejected keeps its exact position, without the rounding of a change of units.
         replicas = map_tensors(partial(_where, info.accepted), moved, state.replicas())
         acceptance = swap_acceptance(state.betas / self.temperature, replicas.potential)
         order = swap_order(noise["swap"] < acceptance, noise["parity"])
@@ -210,7 +209,7 @@ class ParallelTempering(ComposedKernel):
         )
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """How the swaps have gone since the warm-up.
+        """Statistics of the swaps since the warm-up.
 
         :returns: ``swap_acceptance``, the mean over chains and transitions between each two neighbours, cold ones
             first, ``(R - 1,)``; ``round_trips`` from cold to hot and back of each chain, ``(chains,)``;
