@@ -161,16 +161,18 @@ def moons_rows(seeds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/results.md")
+    parser.add_argument("--write", action="store_true", help="write each table into benchmarks/results.md")
     parser.add_argument("--only", choices=["funnel", "moons"])
     parser.add_argument("--seeds", type=int, default=4, help="runs of each sampler")
     options = parser.parse_args()
     targets = {"funnel": funnel_rows, "moons": moons_rows}
-    tables = [rows(options.seeds) for name, rows in targets.items() if options.only in (None, name)]
-    body = "\n\n".join("\n".join(rows) for rows in tables)
-    print(body)
-    if options.write:
-        results_file.write_section("flow_mcmc", f"## Samplers that learn a flow\n\n{body}")
+    for name, rows in targets.items():
+        if options.only not in (None, name):
+            continue
+        body = "\n".join(rows(options.seeds))
+        print(body)
+        if options.write:
+            results_file.write_section(f"flow_mcmc_{name}", f"## Samplers that learn a flow: {name}\n\n{body}")
 
 
 if __name__ == "__main__":

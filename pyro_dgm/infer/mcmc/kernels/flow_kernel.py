@@ -22,9 +22,6 @@ __all__ = ["FlowKernel", "FlowSettings", "FlowState"]
 #: shortest warm-up, in transitions, in which a flow is trained
 FEWEST_TRANSITIONS = 20
 
-#: most training steps if ``train_steps`` is not given
-MOST_TRAIN_STEPS = 1000
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlowState(KernelState):
@@ -74,7 +71,7 @@ class FlowSettings:
 
     :ivar flow: the flow, or a function that makes it from a number of dimensions; ``None`` for the kernel's default.
     :ivar train: whether to train it.
-    :ivar train_steps: optimiser steps in a warm-up; ``None`` to derive them from the length of the warm-up.
+    :ivar train_steps: optimiser steps in a warm-up; ``None`` for the kernel's default.
     :ivar learning_rate: of Adam.
     :ivar batch_size: draws in each step.
     :raises TypeError: if the flow is neither a bijection nor a function.
@@ -94,10 +91,6 @@ class FlowSettings:
         check_positive("learning_rate", self.learning_rate)
         if not self.train and self.flow is None:
             raise ValueError("train=False needs a flow that is trained: give flow=")
-
-    def steps(self, num_transitions: int) -> int:
-        """Optimiser steps in a warm-up of ``num_transitions``."""
-        return min(MOST_TRAIN_STEPS, 2 * num_transitions) if self.train_steps is None else self.train_steps
 
 
 class FlowKernel(ComposedKernel):
@@ -134,6 +127,11 @@ class FlowKernel(ComposedKernel):
 
     @staticmethod
     @abstractmethod
+    def default_train_steps(num_transitions: int, dim: int) -> int:
+        """Optimiser steps in a warm-up of ``num_transitions``, for a flow of ``dim`` dimensions."""
+
+    @staticmethod
+    @abstractmethod
     def make_default_flow(dim: int) -> Bijection:
         """The flow of ``dim`` dimensions where none is given."""
 
@@ -161,7 +159,8 @@ class FlowKernel(ComposedKernel):
             return None
         flow = make_flow(settings.flow or self.make_default_flow, state.position, state.generator)
         dtype = flatten(state.position).dtype
-        steps = settings.steps(num_steps)
+        dim = flatten(state.position).shape[1]
+        steps = self.default_train_steps(num_steps, dim) if settings.train_steps is None else settings.train_steps
         return FlowTraining(flow, state.generator, steps, settings.learning_rate, settings.batch_size, dtype)
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:

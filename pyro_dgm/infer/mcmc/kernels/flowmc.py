@@ -142,6 +142,10 @@ class FlowMC(FlowKernel):
         self.num_proposals = check_count("num_proposals", num_proposals)
 
     @staticmethod
+    def default_train_steps(num_transitions: int, dim: int) -> int:
+        return min(1000, 2 * num_transitions)
+
+    @staticmethod
     def make_default_flow(dim: int) -> Bijection:
         """Four spline couplings: each half of the elements in turn, then the elements at even and at odd places."""
         if dim == 1:

@@ -66,13 +66,14 @@ class NeuTra(FlowKernel):
         makes one. Its forward direction should be the fast one. By default three inverse
         autoregressive layers. A bijection is copied.
     :param train: whether to train the flow; ``False`` uses the given flow as it is.
-    :param train_steps: steps of the optimiser in a warm-up; ``None`` for two a transition, at most 1 000.
+    :param train_steps: optimiser steps in a warm-up; by default ten for each transition, at most 1 000 + 10 ``D``.
     :param learning_rate: of Adam, falling to zero by a cosine.
     :param batch_size: base draws in each step, for each of which the gradient of :math:`U` is computed.
     :param num_rounds: rounds of training; after each one the chains continue in the new coordinates.
     :param step_size: of the default inner kernel. This argument and the next six set up the :class:`HMC` that is made
         where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
-    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted. The default is 0.9, above
+        that of :class:`HMC`: a flow fits worst in the tails, and large steps diverge there.
     :param temperature: of the target; see :class:`Kernel`, as for the next four.
     :param init_strategy: where chains start.
     :param compile: whether to compile gradients and transitions.
@@ -140,6 +141,11 @@ class NeuTra(FlowKernel):
         if not self.kernel.uses_gradient:
             raise ValueError(f"kernel must be one that takes gradients, got {type(self.kernel).__name__}")
         self.num_rounds = check_count("num_rounds", num_rounds)
+
+    @staticmethod
+    def default_train_steps(num_transitions: int, dim: int) -> int:
+        # Training costs about as much as the rest of a warm-up; a flow that fits badly costs far more in draws.
+        return min(10 * num_transitions, 1000 + 10 * dim)
 
     @staticmethod
     def make_default_flow(dim: int) -> Bijection:
