@@ -57,7 +57,7 @@ class Optimizers:
         self.optimizers = dict(optimizers)
         owners: dict[int, str] = {}
         for name, optimizer in self.optimizers.items():
-            for p in _held(optimizer):
+            for p in _parameters_of(optimizer):
                 if owners.setdefault(id(p), name) != name:
                     raise ValueError(f"the optimizers {owners[id(p)]!r} and {name!r} have a parameter in common")
 
@@ -110,7 +110,7 @@ class Schedulers:
             scheduler.load_state_dict(state[name])
 
 
-def _held(optimizer: Optimizer | Optimizers) -> list[Tensor]:
+def _parameters_of(optimizer: Optimizer | Optimizers) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -121,9 +121,9 @@ def clip_gradients(optimizer: Optimizer | Optimizers, max_norm: float, norm: Ten
     """
     if isinstance(optimizer, Optimizers):
         for one in optimizer.optimizers.values():
-            torch.nn.utils.clip_grad_norm_(_held(one), max_norm)
+            torch.nn.utils.clip_grad_norm_(_parameters_of(one), max_norm)
     else:
-        torch.nn.utils.clip_grads_with_norm_(_held(optimizer), max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(_parameters_of(optimizer), max_norm, norm)
 
 
 # Making them
@@ -140,7 +140,7 @@ def make_optimizer(
     if isinstance(optimizer, Mapping):
         return from_mapping(optimizer, leaves, roles())
     if isinstance(optimizer, Optimizer):
-        if not {id(p) for p in _held(optimizer)} & {id(p) for p in leaves.values()}:
+        if not {id(p) for p in _parameters_of(optimizer)} & {id(p) for p in leaves.values()}:
             raise ValueError("optimizer holds none of the program's parameters")
         return _checked(optimizer)
     if not (optimizer is None or callable(optimizer)) or isinstance(optimizer, pyro.optim.PyroOptim):

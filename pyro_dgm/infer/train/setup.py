@@ -45,7 +45,7 @@ def check_counts(**counts: int | None) -> None:
 def open_folder(
     resume: bool | str | Path | None, checkpoint_dir: str | Path | None, group: Group, stack: ExitStack
 ) -> tuple[CheckpointFolder | None, Path | None, Saved | None]:
-    """The folder to write checkpoints to, held until the stack is closed, and the checkpoint to start from.
+    """The folder to write checkpoints to, locked until the stack is closed, and the checkpoint to start from.
 
     :raises ValueError: if the folder holds an earlier run and ``resume`` is not given, or none that is whole.
     :raises FolderInUseError: if another run writes to it.
