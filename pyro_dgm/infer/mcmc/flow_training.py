@@ -72,8 +72,8 @@ def make_flow(flow: Flow, position: Position, generator: torch.Generator) -> Bij
 class FlowTraining:
     r"""The training of a flow: recent draws of the chains, an optimiser, and two losses.
 
-    The flow is :math:`f = a \circ g`, where :math:`g` is the flow that was given and :math:`a` an affine map that scales
-    and shifts each coordinate, so that :math:`g` works at unit scale.
+    The flow is :math:`f = a \circ g`, where :math:`g` is the flow that was given and :math:`a` an affine map that
+    scales and shifts each coordinate, so that :math:`g` works at unit scale.
 
     :param flow: :math:`g`.
     :param generator: used to choose draws, and for draws from the base distribution.
@@ -135,7 +135,7 @@ class FlowTraining:
         return self._minimise(loss, num_steps)
 
     def fit_to_potential(self, num_steps: int, potential: Potential, like: Position, temperature: float) -> Bijection:
-        r"""Take steps on the KL divergence to the target, :math:`E_z[U(f(z)) / T - \log |\det \partial f / \partial z|]`.
+        r"""Take steps on the divergence to the target, :math:`E_z[U(f(z)) / T - \log |\det \partial f / \partial z|]`.
 
         Base draws at which the potential or its gradient is not finite are left out of the mean.
 
