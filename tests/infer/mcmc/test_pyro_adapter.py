@@ -22,7 +22,7 @@ MEAN = 9.0 / 14.0
 SD = math.sqrt(9 * 5 / (14**2 * 15))
 
 
-#: a step size that suits the unconstrained latent, for kernels that do not adapt it; few steps for a flow of one dimension
+#: a step size for kernels that do not adapt theirs, and few training steps for a flow of one dimension
 SETTINGS = {
     "langevin": {"step_size": 0.5},
     "sgld": {"step_size": 0.5},
