@@ -1,11 +1,14 @@
 """Samplers that learn a flow, on targets that plain ones fail on: Neal's funnel in 100 dimensions, two moons in 5.
 
-    python benchmarks/bench_flow_mcmc.py --write
+    python benchmarks/bench_flow_mcmc.py --seeds 4 --write
+
+Each sampler has its default settings, and runs once for each seed, which decides the initial positions too.
 
 Funnel: effective draws of its first coordinate (ArviZ, bulk), divergent draws, and that coordinate's mean and standard
 deviation (exactly 0 and 3), for ``HMC``, for ``NeuTra`` and for NumPyro's NUTS with as many draws in all.  Moons: the
 weight of the right one from 4 000 draws, beside the exact one by quadrature, for ``FlowMC``, ``MALA`` and NUTS.
-NumPyro that is not installed is "not measured".
+Columns give the lowest and the highest number over the seeds, divergent draws their sum.  NumPyro that is not installed
+is "not measured".
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import arviz
@@ -53,10 +56,13 @@ def right_moon() -> float:
     return float(mass[:, angle < math.pi / 2].sum() / mass.sum())
 
 
-def ours(kernel: Kernel, start: Tensor, warmup: int, draws: int) -> tuple[Tensor, int, float]:
+Run = tuple[Tensor, int, float]
+
+
+def ours(kernel: Kernel, start: Tensor, warmup: int, draws: int, seed: int) -> Run:
     """Draws of the first coordinate, ``(chains, draws)``, divergent draws and seconds."""
     began = time.perf_counter()
-    mcmc = MCMC(kernel, draws, warmup, len(start), seed=0, progress=False)
+    mcmc = MCMC(kernel, draws, warmup, len(start), seed=seed, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the table has the divergences
         mcmc.run(initial_params={"x": start})
@@ -64,7 +70,7 @@ def ours(kernel: Kernel, start: Tensor, warmup: int, draws: int) -> tuple[Tensor
     return x, int(mcmc.posterior.sample_stats["diverging"].sum()), time.perf_counter() - began
 
 
-def nuts(name: str, start: Tensor, warmup: int, draws: int) -> tuple[Tensor, int, float]:
+def nuts(name: str, start: Tensor, warmup: int, draws: int, seed: int) -> Run:
     """The same of NumPyro's NUTS, on the same density written in JAX."""
     import jax
     import jax.numpy as jnp
@@ -91,64 +97,82 @@ def nuts(name: str, start: Tensor, warmup: int, draws: int) -> tuple[Tensor, int
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(jax.random.PRNGKey(0), init_params=jnp.asarray(start.numpy()), extra_fields=("diverging",))
+    mcmc.run(jax.random.PRNGKey(seed), init_params=jnp.asarray(start.numpy()), extra_fields=("diverging",))
     x = torch.from_numpy(np.array(mcmc.get_samples(group_by_chain=True)[..., 0]))
     return x, int(mcmc.get_extra_fields()["diverging"].sum()), time.perf_counter() - began
 
 
-def funnel_rows() -> list[str]:
-    generator = torch.Generator("cpu").manual_seed(0)
-    start = torch.randn(32, FUNNEL_DIM, generator=generator, device="cpu")
+def between(values: Sequence[float], form: str) -> str:
+    """The lowest and the highest of some numbers, or the one number."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
-    runs: dict[str, Callable[[], tuple[Tensor, int, float]]] = {
-        "`HMC`": lambda: ours(HMC(potential_fn=funnel), start, 500, 500),
-        "`NeuTra`": lambda: ours(
-            NeuTra(potential_fn=funnel, train_steps=2000, target_accept_prob=0.9), start, 500, 500
-        ),
-    }
+
+def measured(
+    name: str, samplers: dict[str, Callable[[], Kernel]], starts: list[Tensor], warmup: int, draws: int
+) -> Iterator[tuple[str, list[Run]]]:
+    """Each sampler with its runs, one for each seed."""
+    for label, make in samplers.items():
+        runs = []
+        for seed, start in enumerate(starts):
+            runs.append(ours(make(), start, warmup, draws, seed))
+            first, diverging, seconds = runs[-1]
+            ess = float(arviz.ess(first.numpy()))
+            print(f"{label}, seed {seed}: {ess:.0f} effective, {diverging} divergent, {seconds:.0f} s", flush=True)
+        yield f"`{label}`", runs
     if importlib.util.find_spec("numpyro"):
-        runs["NumPyro `NUTS`"] = lambda: nuts("funnel", start, 500, 500)
-    rows = ["| funnel, 32 chains of 500 + 500 | effective draws | divergent | R-hat | mean | sd | seconds |"]
+        yield "NumPyro `NUTS`", [nuts(name, start, warmup, draws, seed) for seed, start in enumerate(starts)]
+
+
+def funnel_rows(seeds: int) -> list[str]:
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(seeds)]
+    starts = [torch.randn(32, FUNNEL_DIM, generator=generator, device="cpu") for generator in generators]
+    samplers = {"HMC": lambda: HMC(potential_fn=funnel), "NeuTra": lambda: NeuTra(potential_fn=funnel)}
+    title = f"funnel, 32 chains of 500 + 500, {seeds} seeds"
+    rows = [f"| {title} | effective draws | divergent | R-hat | mean | sd | seconds |"]
     rows.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, run in runs.items():
-        v, diverging, seconds = run()
-        ess, rhat = float(arviz.ess(v.numpy())), float(arviz.rhat(v.numpy()))
-        rows.append(
-            f"| {name} | {ess:,.0f} | {diverging} | {rhat:.2f} | {v.mean():.2f} | {v.std():.2f} | {seconds:.0f} |"
-        )
+    for label, runs in measured("funnel", samplers, starts, 500, 500):
+        ess = between([float(arviz.ess(v.numpy())) for v, _, _ in runs], ",.0f")
+        rhat = between([float(arviz.rhat(v.numpy())) for v, _, _ in runs], ".2f")
+        mean = between([float(v.mean()) for v, _, _ in runs], ".2f")
+        sd = between([float(v.std()) for v, _, _ in runs], ".2f")
+        seconds = between([seconds for _, _, seconds in runs], ".0f")
+        rows.append(f"| {label} | {ess} | {sum(n for _, n, _ in runs)} | {rhat} | {mean} | {sd} | {seconds} |")
         print(rows[-1], flush=True)
-    return rows if "NumPyro `NUTS`" in runs else [*rows, "| NumPyro `NUTS` | not measured | | | | | |"]
+    return rows if "NumPyro" in rows[-1] else [*rows, "| NumPyro `NUTS` | not measured | | | | | |"]
 
 
-def moons_rows() -> list[str]:
-    x = torch.randn(40, MOONS_DIM, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    start = 2.0 * x / x.norm(dim=-1, keepdim=True)
-    runs: dict[str, Callable[[], tuple[Tensor, int, float]]] = {
-        "`FlowMC`": lambda: ours(FlowMC(potential_fn=moons), start, 400, 100),
-        "`MALA`": lambda: ours(MALA(potential_fn=moons), start, 400, 100),
-    }
-    if importlib.util.find_spec("numpyro"):
-        runs["NumPyro `NUTS`"] = lambda: nuts("moons", start, 400, 100)
-    rows = [f"| moons, 40 chains of 400 + 100; exactly {right_moon():.3f} | right moon | standard error | seconds |"]
-    rows.append("| --- | --- | --- | --- |")
-    for name, run in runs.items():
-        first, _, seconds = run()
-        share = (first > 0).double().mean(1)
-        rows.append(f"| {name} | {share.mean():.3f} | {share.std() / len(share) ** 0.5:.3f} | {seconds:.0f} |")
+def moons_rows(seeds: int) -> list[str]:
+    starts = []
+    for seed in range(seeds):
+        x = torch.randn(40, MOONS_DIM, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+        starts.append(2.0 * x / x.norm(dim=-1, keepdim=True))
+    samplers = {"FlowMC": lambda: FlowMC(potential_fn=moons), "MALA": lambda: MALA(potential_fn=moons)}
+    title = f"moons, 40 chains of 400 + 100, {seeds} seeds; exactly {right_moon():.3f}"
+    rows = [f"| {title} | right moon | standard error | seconds |", "| --- | --- | --- | --- |"]
+    for label, runs in measured("moons", samplers, starts, 400, 100):
+        shares = [(first > 0).double().mean(1) for first, _, _ in runs]
+        right = between([float(share.mean()) for share in shares], ".3f")
+        errors = between([float(share.std()) / len(share) ** 0.5 for share in shares], ".3f")
+        rows.append(f"| {label} | {right} | {errors} | {between([s for _, _, s in runs], '.0f')} |")
         print(rows[-1], flush=True)
-    return rows if "NumPyro `NUTS`" in runs else [*rows, "| NumPyro `NUTS` | not measured | | |"]
+    return rows if "NumPyro" in rows[-1] else [*rows, "| NumPyro `NUTS` | not measured | | |"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/results.md")
+    parser.add_argument("--write", action="store_true", help="write each table into benchmarks/results.md")
     parser.add_argument("--only", choices=["funnel", "moons"])
+    parser.add_argument("--seeds", type=int, default=4, help="runs of each sampler")
     options = parser.parse_args()
-    tables = [rows() for name, rows in (("funnel", funnel_rows), ("moons", moons_rows)) if options.only in (None, name)]
-    body = "\n\n".join("\n".join(rows) for rows in tables)
-    print(body)
-    if options.write:
-        results_file.write_section("flow_mcmc", f"## Samplers that learn a flow\n\n{body}")
+    targets = {"funnel": funnel_rows, "moons": moons_rows}
+    for name, rows in targets.items():
+        if options.only not in (None, name):
+            continue
+        body = "\n".join(rows(options.seeds))
+        print(body)
+        if options.write:
+            results_file.write_section(f"flow_mcmc_{name}", f"## Samplers that learn a flow: {name}\n\n{body}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,6 @@ nitpick_ignore = [
     ("py:class", "pyro_dgm.programs.structure.Structure"),
     ("py:class", "pyro_dgm.infer.mcmc.potentials.base.Potential"),
     ("py:class", "pyro_dgm.infer.mcmc.diagnostics.Summary"),
-    ("py:class", "pyro_dgm.infer.mcmc.kernels.base.KernelOptions"),
     ("py:class", "pyro_dgm.infer.objectives.evaluation.strategy.Pair"),
     ("py:class", "pyro_dgm.infer.mcmc.potentials.wrapped.WrappedPotential"),
     ("py:class", "pyro_dgm.nn.dense.DenseFunction"),

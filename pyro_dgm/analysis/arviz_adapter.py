@@ -51,7 +51,7 @@ _SAMPLE_DIMS = ("chain", "draw")
 
 def _arviz() -> Any:
     with warnings.catch_warnings():
-        # 0.23 announces its own successor at import, to users who can do nothing about it on Python 3.11.
+        # 0.23 warns of its own successor at import, to users who can do nothing about it on Python 3.11.
         warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
         import arviz
     return arviz

@@ -1,4 +1,4 @@
-"""Estimators of one objective side by side on one program: how tight, how noisy, how dear."""
+"""Estimators of one objective side by side on one program: their bias, their noise and their cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pyro_dgm.analysis.gradients import Moments, Parameters, find_parameters, gr
 from pyro_dgm.analysis.likelihood import LogLikelihood, exact_log_prob, log_likelihood
 from pyro_dgm.analysis.memory import peak_memory
 from pyro_dgm.analysis.prepared import Prepared
-from pyro_dgm.infer.objectives.adapter import check_objective
+from pyro_dgm.infer.objectives.adapter import as_objective
+from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.evaluate import evaluate
 from pyro_dgm.ops import normalized_ess
 from pyro_dgm.ops.arguments import check_count
@@ -70,8 +71,8 @@ def compare_elbos(
 
     :param program: a family, ``pyro_dgm.program(model, guide)`` or a ``(model, guide)`` pair.
     :param x: a batch: a tensor, or a tuple or mapping of the program's arguments.
-    :param estimators: objectives of :mod:`pyro_dgm.infer`, or any :class:`pyro.infer.ELBO` that has
-        ``differentiable_loss``; a mapping gives them names.
+    :param estimators: objectives of :mod:`pyro_dgm.infer`, or anything else with a differentiable loss
+        that :func:`pyro_dgm.fit` takes (Pyro's ELBOs, callables of model and guide); a mapping gives them names.
     :param num_replicates: R, at least 2.
     :param num_reference_replicates: M, at least 2; as R if not given.
     :param reference: ``"exact"`` (the program's ``log_prob``), ``"iwae"`` (importance sampled with
@@ -127,11 +128,11 @@ def compare_elbos(
     return Comparison(rows, num_data=num_data, num_replicates=num_replicates, reference=truth)
 
 
-def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: str) -> dict[str, Any]:
+def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: str) -> dict[str, Objective]:
     """Objectives by a name of their own each.
 
     :raises ValueError: if there are none.
-    :raises TypeError: for one without ``differentiable_loss``.
+    :raises TypeError: for something that is no objective, or has no differentiable loss.
     """
     if isinstance(objectives, str) or not isinstance(objectives, Iterable):
         raise TypeError(
@@ -149,11 +150,11 @@ def named_objectives(objectives: Sequence[Any] | Mapping[str, Any], argument: st
             named[unique] = estimator
     if not named:
         raise ValueError(f"{argument} must hold at least one objective, got none")
-    for label, estimator in named.items():
-        check_objective(f"{argument}: {label}", estimator)
-        if not callable(getattr(estimator, "differentiable_loss", None)):
-            raise TypeError(f"{argument}: {label} ({type(estimator).__name__}) has no differentiable_loss")
-    return named
+    adapted = {label: as_objective(estimator, f"{argument}: {label}") for label, estimator in named.items()}
+    for label, objective in adapted.items():
+        if not objective.differentiable:
+            raise TypeError(f"{argument}: {label} ({type(objective.original).__name__}) has no differentiable_loss")
+    return adapted
 
 
 def _reference(prepared: Prepared, x: Any, reference: Any, num_particles: int) -> dict[str, Any]:
@@ -180,13 +181,15 @@ def _reference(prepared: Prepared, x: Any, reference: Any, num_particles: int) -
 class _Replicates:
     """One estimator's evaluations, gathered as they come."""
 
-    def __init__(self, label: str, estimator: Any, prepared: Prepared, parameters: Parameters, num_data: float) -> None:
+    def __init__(
+        self, label: str, estimator: Objective, prepared: Prepared, parameters: Parameters, num_data: float
+    ) -> None:
         self.label, self.estimator, self.parameters, self.num_data = label, estimator, parameters, num_data
         self.program, self.args, self.kwargs = prepared.program, prepared.args, prepared.kwargs
         self.device = parameters.values[0].device
-        self.num_particles = int(getattr(estimator, "num_particles", 1))
+        self.num_particles = int(estimator.num_particles)
         #: the loss of an upper bound is plus the bound
-        self.upper = getattr(estimator, "side", "lower") == "upper"
+        self.upper = estimator.side == "upper"
         self.sides = {side: parameters.indices(side) for side in ("model", "guide")}
         self.target, self.moments = Moments(), Moments()
         self.bounds: list[float] = []

@@ -107,9 +107,11 @@ def compare_energies(
         ['SM', 'NCE']
     """
     named = named_objectives(objectives, "objectives")
+    energies: dict[str, EnergyObjective] = {}
     for label, objective in named.items():
         if not isinstance(objective, EnergyObjective):
-            raise TypeError(f"objectives: {label} ({type(objective).__name__}) is no objective for energies")
+            raise TypeError(f"objectives: {label} ({type(objective.original).__name__}) is no objective for energies")
+        energies[label] = objective
     if not callable(program_factory) or hasattr(program_factory, "model"):
         raise TypeError(
             "program_factory must be a function without arguments that makes a program, as lambda: EBM((2,)), got "
@@ -129,12 +131,12 @@ def compare_energies(
     programs: dict[str, Any] = {}
     densities: dict[str, Tensor] = {}
     rows = []
-    for label, objective in named.items():
+    for label, energy_objective in energies.items():
         with forked_rng(x.device, seed):
             programs[label] = as_program(program_factory())
         _check_new(programs)
         options = {"progress": False, "seed": seed, "epochs": epochs, **fit_options}
-        row, density = _train(label, programs[label], objective, plane, options)
+        row, density = _train(label, programs[label], energy_objective, plane, options)
         rows.append(row)
         if density is not None:
             densities[label] = density

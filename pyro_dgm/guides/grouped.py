@@ -18,7 +18,7 @@ from torch.distributions import biject_to
 
 from pyro_dgm.guides.groups import Group, Part, find_groups
 from pyro_dgm.ops.arguments import check_count, check_positive
-from pyro_dgm.programs import announce_parameters
+from pyro_dgm.programs import emit_param_messages
 
 __all__ = ["Encoders", "GroupedGuide"]
 
@@ -99,7 +99,7 @@ class GroupedGuide(nn.Module):
                 for group in groups:
                     self.build_group(group, sum(g.size for g in _around(group, groups)), features.get(group.key))
                 self.groups = groups
-            announce_parameters(self)
+            emit_param_messages(self)
             return self._draw(args, kwargs)
 
     def median(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, Tensor]:

@@ -24,6 +24,6 @@ def launch(kind: str, devices: int, nodes: int = 1) -> None:
         raise ImportError(
             "training on several devices needs Lightning Fabric: pip install 'pyro-dgm[distributed]'"
         ) from error
-    # It announces each process at INFO, to standard error.
+    # It logs each process at INFO, to standard error.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     lightning_fabric.Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy="ddp").launch()

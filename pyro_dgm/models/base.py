@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_dgm.ops.arguments import check_count, check_floating, check_sizes
 from pyro_dgm.ops.random_state import seeded
-from pyro_dgm.programs import announce_parameters
+from pyro_dgm.programs import emit_param_messages
 
 __all__ = ["Family", "program_method"]
 
@@ -32,7 +32,7 @@ def program_method(fn: F) -> F:
 
     @functools.wraps(fn)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        announce_parameters(self)
+        emit_param_messages(self)
         with pyro.settings.context(module_local_params=True):
             return fn(self, *args, **kwargs)
 

@@ -1,7 +1,7 @@
-"""The one idea: a program is a model and a guide, two Pyro callables that take the same batch.
+"""A program: a model and a guide, two Pyro callables that take the same batch.
 
-Everything in :mod:`pyro_dgm.infer` and :mod:`pyro_dgm.analysis` works on programs and knows nothing else about
-what it is given.
+Everything in :mod:`pyro_dgm.infer` and :mod:`pyro_dgm.analysis` works on programs and needs nothing else of
+them.
 """
 
 from __future__ import annotations
@@ -23,40 +23,43 @@ __all__ = [
     "Batch",
     "Program",
     "ProgramLike",
-    "announce_parameter",
-    "announce_parameters",
-    "announcing",
     "as_program",
+    "emit_param_message",
+    "emit_param_messages",
     "is_plain",
     "owner_modules",
+    "param_messages",
     "program",
     "split_batch",
 ]
 
-_announced: ContextVar[bool] = ContextVar("parameters_announced", default=True)
+_emitted: ContextVar[bool] = ContextVar("param_messages_emitted", default=True)
 
 
 @contextmanager
-def announcing(wanted: bool) -> Iterator[None]:
-    """Say inside whether anybody listens to ``param`` messages: for a small network they cost as much as its layers."""
-    token = _announced.set(wanted)
+def param_messages(enabled: bool) -> Iterator[None]:
+    """Enable or disable :func:`emit_param_messages` inside.
+
+    For a small network the messages cost as much as its layers, so they are disabled where no handler reads them.
+    """
+    token = _emitted.set(enabled)
     try:
         yield
     finally:
-        _announced.reset(token)
+        _emitted.reset(token)
 
 
-def announce_parameters(module: torch.nn.Module) -> None:
+def emit_param_messages(module: torch.nn.Module) -> None:
     """Send a ``param`` message for each parameter of a module, so that Pyro's ``SVI`` trains it; stores nothing."""
-    # Pyro's own announcement of module-local parameters lacks `unconstrained`, which SVI.step calls.
-    if not _PYRO_STACK or not _announced.get():
+    # Pyro's own messages for module-local parameters lack `unconstrained`, which SVI.step calls.
+    if not _PYRO_STACK or not _emitted.get():
         return
     for name, parameter in module.named_parameters():
         # The id keeps two modules of one class apart: a trace drops the second of two params of one name.
-        announce_parameter(f"{type(module).__name__}.{id(module)}.{name}", parameter)
+        emit_param_message(f"{type(module).__name__}.{id(module)}.{name}", parameter)
 
 
-def announce_parameter(name: str, parameter: torch.Tensor) -> None:
+def emit_param_message(name: str, parameter: torch.Tensor) -> None:
     """Send a ``param`` message for a leaf tensor."""
     value = parameter.view_as(parameter)
     setattr(value, "unconstrained", functools.partial(_identity, parameter))  # noqa: B010
@@ -76,12 +79,13 @@ class ProgramLike(Protocol):
 
 
 class Program(torch.nn.Module):
-    """A model and a guide, held together.
+    """A model and a guide as one module.
 
     Use :func:`program` to make one from your own callables.  Where a callable is a :class:`torch.nn.Module` (or a
     bound method of one) its parameters are parameters of the program, so ``program.parameters()``,
-    ``program.to(device)`` and ``program.state_dict()`` do what they do on any module.  What ``pyro.param`` statements
-    of plain functions make is in ``program.param_store``, and so a parameter of this program only.
+    ``program.to(device)`` and ``program.state_dict()`` do what they do on any module.  Parameters that
+    ``pyro.param`` statements of plain functions create are kept in ``program.param_store``; they belong to this program
+    only.
 
     :param model: the model.
     :param guide: the guide.

@@ -66,7 +66,7 @@ class ParameterRecorder(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
-        # A module-local parameter is announced by Pyro without `unconstrained`: it is its own leaf.
+        # A module-local parameter comes from Pyro without `unconstrained`: it is its own leaf.
         leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
         if leaf is not None and leaf.is_leaf:
             self.found[msg["name"]] = leaf

@@ -113,7 +113,7 @@ def test_plates_within_the_data_and_constrained_latents():
 
 @pytest.mark.parametrize("shifted", [False, True])
 def test_latents_in_a_plate_to_the_left_of_the_data(shifted):
-    # Without the shift both plates hold every site; with it the data's alone do.
+    # Without the shift both plates contain every site; with it the data's alone do.
     def model(x):
         with pyro.plate("data", x.shape[-1], dim=-1):
             if shifted:

@@ -256,6 +256,15 @@ def test_peak_memory_counts_what_lives_at_once():
     assert peak_memory(lambda: held.view(10, 100), cpu) == 0
 
 
+def test_a_callable_is_compared_like_the_objective_that_it_calls(problem):
+    m, x = problem
+    estimators = {"elbo": ELBO(), "callable": lambda model, guide: ELBO()(model, guide)}
+    table = pyro_dgm.compare_elbos(m, x, estimators, num_replicates=100, seed=0)
+    one, other = table["elbo"], table["callable"]
+    assert abs(one["bound"] - other["bound"]) < 4 * math.hypot(one["bound_se"], other["bound_se"])
+    assert other["variance_guide"] == pytest.approx(one["variance_guide"], rel=0.5)
+
+
 def test_bad_input(problem):
     m, x = problem
     with pytest.raises(ValueError, match="num_replicates must be an integer of at least 2"):

@@ -96,7 +96,7 @@ def test_autoguides_and_global_latents(cls, auto):
                 objective(model, guide)(x)
             return
         if getattr(objective, "min_data", 0):  # it compares the latents of many data
-            with pytest.raises(ValueError, match="no plate holds every site|which the model does not"):
+            with pytest.raises(ValueError, match="no plate contains every site|which the model does not"):
                 objective(model, guide)(x)
             return
         loss = objective(model, guide)(x)
@@ -152,7 +152,7 @@ def test_any_plates_and_event_shapes(cls, sizes, latent_depth, event, num_partic
     model, guide, x = (lambda x: draw(x, True)), (lambda x: draw(x, False)), torch.ones((*sizes, *event))
     least = getattr(objective, "min_data", 0)  # of those that compare the latents of many data
     if least and (depth == 0 or math.prod(sizes[:depth]) < least):
-        with pytest.raises(ValueError, match="no plate holds every site|needs at least"):
+        with pytest.raises(ValueError, match="no plate contains every site|needs at least"):
             objective.bound(model, guide, x)
         return
     assert objective.bound(model, guide, x).shape == tuple(sizes[:depth])

@@ -250,7 +250,7 @@ def test_every_objective(name, kind):
     joint = ("WakeSleep", "MMDELBO", "SlicedWasserstein", "FactorVAE") if kind == "several" else ()
     if name in ("BetaTC", "DIP", *joint):
         with pytest.raises(
-            ValueError, match="no plate holds every|guide draws '_flow_latent'|'z' .FlowDistribution. does"
+            ValueError, match="no plate contains every|guide draws '_flow_latent'|'z' .FlowDistribution. does"
         ):
             objective(model, guide)(*batch)
         return

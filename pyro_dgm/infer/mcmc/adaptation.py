@@ -95,16 +95,16 @@ def warmup_windows(num_steps: int, start: int = 75, first: int = 25, end: int = 
 
 
 def search_steps(num_steps: int) -> int:
-    """Transitions at the beginning of a warm-up in which chains look for the typical set."""
+    """Transitions at the beginning of a warm-up in which chains approach the typical set."""
     return min(75, int(0.15 * num_steps))
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Where a warm-up stands.
+    """The progress of a warm-up.
 
-    :ivar num_steps: transitions that it has.
-    :ivar count: of them, those taken.
+    :ivar num_steps: its number of transitions.
+    :ivar count: number of transitions taken.
     :ivar windows: transitions over which the mass matrix is estimated.
     :ivar estimate: of the mass matrix, in the present window.
     """
@@ -116,7 +116,7 @@ class Warmup:
 
     @property
     def searching(self) -> bool:
-        """Whether chains still look for the typical set."""
+        """Whether chains still approach the typical set."""
         return self.count <= search_steps(self.num_steps)
 
     @property
@@ -140,9 +140,9 @@ class Warmup:
 
 @dataclass(frozen=True)
 class StepSizeWarmup(Warmup):
-    """A warm-up in which the step size follows the acceptance probability.
+    """A warm-up that adapts the step size to the acceptance probability.
 
-    :ivar dual: the step size's recursion.
+    :ivar dual: dual averaging of the step size.
     :ivar recent: running mean of each chain's acceptance probability, ``(chains,)``; ``None`` at the beginning.
     """
 
@@ -150,10 +150,10 @@ class StepSizeWarmup(Warmup):
     recent: Tensor | None = None
 
     def accept(self, acceptance: Tensor) -> tuple[Self, Tensor]:
-        """Take in one transition's acceptance of each chain, and give the one number that the step size follows.
+        """Take in one transition's acceptance of each chain, and return the one number to which the step size adapts.
 
-        That is the mean over chains, except while chains still look for the typical set: there it is the least of
-        their running means, or a chain stuck where the density is steep would be outvoted and never leave.
+        That is the mean over chains. While chains still approach the typical set it is the smallest of their running
+        means instead: with the mean, a chain that is stuck where the density is steep would never get away.
         """
         recent = torch.ones_like(acceptance) if self.recent is None else self.recent
         recent = 0.8 * recent + 0.2 * acceptance

@@ -17,12 +17,12 @@ from pyro_dgm.ops.random_state import forked_rng
 
 __all__ = ["Flow", "FlowTraining", "check_flow", "log_normal", "make_flow"]
 
-#: what a kernel takes as its flow: a bijection, or what makes one of a number of dimensions
+#: a kernel's argument ``flow``: a bijection, or a function that makes one from the number of dimensions
 Flow = Bijection | Callable[[int], Bijection]
 
 #: most elements of draws that are kept for training
 MOST_ELEMENTS = 2**24
-#: norm above which gradients are scaled down
+#: largest norm of a gradient; longer ones are scaled down to it
 LARGEST_GRADIENT = 10.0
 
 
@@ -41,12 +41,12 @@ def check_flow(flow: object) -> None:
 
 
 def make_flow(flow: Flow, position: Position, generator: torch.Generator) -> Bijection:
-    """A flow of its own for a run, over all elements of the latents, one after another.
+    """Make the flow of a run, over all elements of the latents, one after another.
 
-    :param flow: a bijection, of which a copy is taken, or a function from the number of dimensions to one.
+    :param flow: a bijection, which is copied, or a function from the number of dimensions to one.
     :param position: of the chains.
-    :param generator: what initial parameters are drawn with.
-    :raises TypeError: if the function gives something else.
+    :param generator: used to draw initial parameters.
+    :raises TypeError: if the function returns something else.
     :raises ValueError: if the bijection is over other events, or takes a context.
     """
     flat = flatten(position)
@@ -70,16 +70,16 @@ def make_flow(flow: Flow, position: Position, generator: torch.Generator) -> Bij
 
 
 class FlowTraining:
-    r"""A flow under training: the draws it has seen, its optimiser, and two losses.
+    r"""The training of a flow: recent draws of the chains, an optimiser, and two losses.
 
-    The flow is :math:`f = a \circ g` with :math:`g` the flow that was given and :math:`a` an affine map of each
-    coordinate that whitens the draws, so that :math:`g` works at unit scale.
+    The flow is :math:`f = a \circ g`, where :math:`g` is the flow that was given and :math:`a` an affine map that
+    scales and shifts each coordinate, so that :math:`g` works at unit scale.
 
     :param flow: :math:`g`.
-    :param generator: what the choice of draws, and base draws, come from.
+    :param generator: used to choose draws, and for draws from the base distribution.
     :param total_steps: steps over which the learning rate falls to zero, by a cosine.
     :param learning_rate: of Adam, at the beginning.
-    :param batch_size: draws a step.
+    :param batch_size: draws in each step.
     :param dtype: of the draws, by default that of the flow's parameters.
     """
 
@@ -104,7 +104,7 @@ class FlowTraining:
         self.loss = float("nan")
 
     def observe(self, position: Position) -> None:
-        """Keep the present draws; of all that there were, the later half is kept."""
+        """Add the present positions to the draws, and drop the older half of all draws seen so far."""
         flat = flatten(position).detach()
         self.draws.append(flat)
         self.seen += 1
@@ -112,7 +112,7 @@ class FlowTraining:
         del self.draws[:-most]
 
     def whiten(self) -> None:
-        """Give the affine map the mean and the standard deviation of the draws kept."""
+        """Set the affine map to the mean and the standard deviation of the stored draws."""
         rows = torch.cat(self.draws)
         rows = rows[torch.isfinite(rows).all(-1)]
         n = len(rows)
@@ -123,7 +123,7 @@ class FlowTraining:
             self.whitening.bias.copy_(torch.cat([shift, log_scale]))
 
     def fit_to_draws(self, num_steps: int) -> Bijection:
-        r"""Steps of maximum likelihood, :math:`-E_u \log q(u)` over the draws kept."""
+        r"""Take steps on the negative log-likelihood, :math:`-E_u \log q(u)`, of the stored draws."""
         rows = torch.cat(self.draws)
 
         def loss() -> Tensor:
@@ -135,7 +135,7 @@ class FlowTraining:
         return self._minimise(loss, num_steps)
 
     def fit_to_potential(self, num_steps: int, potential: Potential, like: Position, temperature: float) -> Bijection:
-        r"""Steps on the divergence from flow to target, :math:`E_z[U(f(z)) / T - \log |\det \partial f / \partial z|]`.
+        r"""Take steps on the divergence to the target, :math:`E_z[U(f(z)) / T - \log |\det \partial f / \partial z|]`.
 
         Base draws at which the potential or its gradient is not finite are left out of the mean.
 
@@ -151,7 +151,7 @@ class FlowTraining:
             u, log_det = self.flow.forward_and_log_det(z)
             value, gradient = potential(unflatten(u.detach(), shapes))
             slope = flatten(gradient)
-            # The value is U's; its derivative is that of the inner product with the gradient, which is a constant.
+            # Its value is U; its derivative is that of the inner product of u with U's gradient, taken as a constant.
             surrogate = value + (slope * (u - u.detach())).sum(-1)
             finite = torch.isfinite(value) & torch.isfinite(slope).all(-1)
             return (surrogate / temperature - log_det)[finite]
@@ -159,7 +159,7 @@ class FlowTraining:
         return self._minimise(loss, num_steps)
 
     def _minimise(self, losses: Callable[[], Tensor], num_steps: int) -> Bijection:
-        """Steps of Adam on the mean of some losses, and the flow, its parameters constant again."""
+        """Take steps of Adam on the mean of the losses, and return the flow with constant parameters."""
         self.loops += 1
         skipped = 0
         self.flow.requires_grad_(True).train()
@@ -169,7 +169,7 @@ class FlowTraining:
                 rate = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.steps / self.total_steps)))
                 self.steps += 1
                 values = losses()
-                if not len(values):  # at no draw was the target finite
+                if not len(values):  # the target was not finite at any draw
                     skipped += 1
                     continue
                 self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate

@@ -95,11 +95,11 @@ def initial_position(
 
 
 def far_behind(values: Tensor, position: Position) -> Tensor:
-    r"""Chains whose potential is absurd beside the others', ``(chains,)``.
+    r"""Chains whose potential is far above that of the others, ``(chains,)``.
 
     A recursion over 200 steps with a coefficient of 1.3 has a potential of :math:`10^{45}` and a gradient to match; one
-    chain there needs steps so small that no other moves, and would hold back all, since they share a step size.  The
-    bound is a thousand times what the best quarter of the chains spans, so that it meets nothing else.
+    chain there needs steps so small that no other moves, and would slow down all, since they share a step size. The
+    bound is a thousand times the range of the best quarter of the chains, so that other chains are never concerned.
 
     :param values: potentials, ``(chains,)``, nats; one that is not finite counts as far behind.
     """

@@ -141,8 +141,8 @@ class Moments:
             if batches is None or batches.squares is None or batches.count < 2:
                 out[name] = torch.full_like(variance, float("nan"))
                 continue
-            spread = batches.variance().mean(0) * self._batch
-            out[name] = draws * variance / spread
+            variance_of_mean = batches.variance().mean(0) * self._batch
+            out[name] = draws * variance / variance_of_mean
         return out
 
     def _parts(self, name: str) -> list[_Running]:

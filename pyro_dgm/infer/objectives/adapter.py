@@ -1,4 +1,4 @@
-"""The door: Pyro's own ELBOs and plain callables as objectives of the library."""
+"""Pyro's own ELBOs and plain callables as objectives of the library."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_objective(argument: str, objective: Any) -> None:
 class _Adapted(Objective):
     """What an adapter of either kind takes from the object that it adapts."""
 
-    #: Pyro's own look at the loss's value on every step, and a callable may do anything
+    #: Pyro's own objectives read the loss's value on every step, and a callable may do anything
     capturable = False
 
     def __init__(self, original: Any) -> None:
@@ -60,7 +60,7 @@ class _Adapted(Objective):
         return self._original
 
     def is_prepared(self, model: Any, guide: Any) -> bool:
-        return True  # what it adapts looks at programs by itself
+        return True  # the adapted objective inspects programs by itself
 
     def first_evaluation(self, module: Any, args: tuple, kwargs: dict) -> None:
         if self.differentiable:

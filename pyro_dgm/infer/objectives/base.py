@@ -105,7 +105,7 @@ class Objective(PyroELBO):
     def check(self, program: Any, args: tuple, kwargs: dict) -> None:
         """Refuse a program or batch that the objective cannot work with; called eagerly, by :meth:`prepare`.
 
-        Everything that must look at values belongs here.  Random state and the objective's state stay as they were.
+        Everything that reads values of tensors belongs here.  Random state and the objective's state stay as they were.
 
         :raises ValueError: saying what is wrong.
         """
@@ -139,7 +139,7 @@ class Objective(PyroELBO):
 
     @property
     def scheduled(self) -> bool:
-        """Whether :meth:`advance` changes what is evaluated, so that one graph cannot hold several steps."""
+        """Whether :meth:`advance` changes what is evaluated, so that one graph cannot contain several steps."""
         return type(self).advance is not Objective.advance
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -169,7 +169,7 @@ class Objective(PyroELBO):
         return ObjectiveModule(model, guide, self)
 
     def is_prepared(self, model: Any, guide: Any) -> bool:
-        """Whether :meth:`prepare` would do nothing; a batch need not be looked at then."""
+        """Whether :meth:`prepare` would do nothing; no batch is needed then."""
         return self._seen is not None and self._seen[0]() == model and self._seen[1]() == guide
 
     def prepare(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> None:

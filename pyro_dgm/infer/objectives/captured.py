@@ -22,7 +22,7 @@ from pyro_dgm.infer.objectives.evaluation_graph import Evaluation, split_tensors
 from pyro_dgm.infer.objectives.metric import BOUND
 from pyro_dgm.infer.objectives.particle import ParticleObjective
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs import announce_parameter, owner_modules
+from pyro_dgm.programs import emit_param_message, owner_modules
 from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import weak
 
@@ -30,8 +30,8 @@ __all__ = ["CapturedELBO"]
 
 logger = logging.getLogger("pyro_dgm")
 
-#: changes that :meth:`CapturedELBO.verify` finds before a program runs eagerly: each new graph is recorded and compiled
-MOST_TOLD_CHANGES = 5
+#: changes that :meth:`CapturedELBO.verify` finds before a program runs eagerly, since every new graph takes time
+MAX_REPORTED_CHANGES = 5
 
 
 class CapturedELBO(Objective):
@@ -45,8 +45,8 @@ class CapturedELBO(Objective):
     A graph is recorded for each batch shape (and for training and evaluation mode), compared with the program when it
     is made and again at its 2nd, 10th, 100th and every 1 000th call.  Seen on every call are modes, submodules,
     parameters and hooks of the program's modules, and whether a parameter is trained: where one of them has changed, a
-    new graph is made.  Python numbers that the program reads are not looked at on every call: after changing one, call
-    :meth:`verify` with a batch (:func:`pyro_dgm.fit` looks at them by itself after each epoch).  A program with hooks
+    new graph is made.  Python numbers that the program reads are not checked on every call: after changing one, call
+    :meth:`verify` with a batch (:func:`pyro_dgm.fit` checks them by itself after each epoch).  A program with hooks
     runs eagerly while it has them.  One whose structure depends on values (``.item()``, ``bool(tensor)``), that
     draws from Python's random numbers, or that changes from call to call, runs eagerly and a warning says why; so does
     a batch shape beyond the first few.  Inside handlers of your own the program runs eagerly, for they might change it.
@@ -59,8 +59,8 @@ class CapturedELBO(Objective):
     :param compile_after: calls after which further shapes are compiled too; ``None`` leaves them as recorded.
     :param say: called with the reason where a program runs eagerly; by default it is a warning.
     :param max_graphs: graphs kept for a program; more shapes than that run eagerly.
-    :raises TypeError: if ``objective`` is not of this library (Pyro's own test their loss on every step, which no graph
-        can hold).
+    :raises TypeError: if ``objective`` is not of this library (Pyro's own read the loss's value on every step, which a
+        graph cannot do).
 
     Source: the recording is torch's ``make_fx``, the compiler inductor (J. Ansel et al., 2024, "PyTorch 2", ASPLOS,
     doi:10.1145/3620665.3640366).
@@ -95,7 +95,7 @@ class CapturedELBO(Objective):
         inner = ELBO() if objective is None else objective
         if not (isinstance(inner, Objective) and inner.capturable):
             raise TypeError(
-                f"objective must be an objective of pyro_dgm.infer, got {type(inner).__name__}: Pyro's own look at the "
+                f"objective must be an objective of pyro_dgm.infer, got {type(inner).__name__}: Pyro's own read the "
                 "loss's value on every step"
             )
         if backend not in ("inductor", "aten"):
@@ -109,8 +109,8 @@ class CapturedELBO(Objective):
         self.compile_after, self.say, self.cuda_graphs = compile_after, say, bool(cuda_graphs)
         self.side, self.metric = getattr(inner, "side", None), inner.metric
         self._pairs: list[_Pair] = []
-        #: whether the program's modules are looked at on every call; a training loop looks at all now and then
-        self.looks = True
+        #: whether every call checks the program's modules; a training loop checks them once per epoch instead
+        self.checks_modules = True
         self._if_changed: Callable[[], None] | None = None
 
     # The objective inside
@@ -149,7 +149,7 @@ class CapturedELBO(Objective):
             return self.inner.estimate(model, guide, args, kwargs, grad)
         if _PYRO_STACK:  # SVI asks which parameters there are
             for i, parameter in enumerate(graph.function.wrt):
-                announce_parameter(f"captured.{id(parameter)}.{i}", parameter)
+                emit_param_message(f"captured.{id(parameter)}.{i}", parameter)
         loss, *gradients = graph(*flat)
         if not grad:
             return loss, None
@@ -183,10 +183,10 @@ class CapturedELBO(Objective):
         same_shape = [g for k, g in graphs.items() if k[1:3] == (key, pair.modes())]
         found = next((d for g in same_shape if (d := difference(g, flat))), "")
         if found:
-            graphs.clear()  # what the program read for one shape, it reads for all
-            pair.told += 1
-            if pair.told > MOST_TOLD_CHANGES:
-                pair.recorded.give_up(f"it has changed more than {MOST_TOLD_CHANGES} times ({found})")
+            graphs.clear()  # what the program reads is the same for all shapes
+            pair.changes += 1
+            if pair.changes > MAX_REPORTED_CHANGES:
+                pair.recorded.give_up(f"it has changed more than {MAX_REPORTED_CHANGES} times ({found})")
         return not found
 
     def verify_next(self, if_changed: Callable[[], None]) -> None:
@@ -220,7 +220,7 @@ class CapturedELBO(Objective):
         return loss, graph.function.wrt, gradients[: len(graph.function.wrt)]
 
     def _recorded(self) -> Recorded:
-        return Recorded("the program", most=self.max_graphs, forgiven=1, say=self._tell)
+        return Recorded("the program", most=self.max_graphs, forgiven=1, say=self._warn)
 
     def _graph(
         self, kind: tuple[str, float], model: Any, guide: Any, args: tuple, kwargs: dict
@@ -229,16 +229,16 @@ class CapturedELBO(Objective):
             return None, []
         pair = self._pair(model, guide)
         recorded = pair.recorded
-        if recorded.reason or (self.looks and self._has_hooks(pair)):
+        if recorded.reason or (self.checks_modules and self._has_hooks(pair)):
             return None, []
         try:
             flat, key, rebuild = split_tensors(args, kwargs)
-            full = (kind, key, pair.modes(), module_key(pair.modules) if self.looks else ())
+            full = (kind, key, pair.modes(), module_key(pair.modules) if self.checks_modules else ())
             graph = recorded.graphs.get(full)
-        except TypeError as error:  # an argument that cannot be compared: what it holds might change unseen
+        except TypeError as error:  # an argument that cannot be compared: its content might change unnoticed
             recorded.give_up(f"an argument is neither tensor nor hashable ({error})")
             return None, []
-        if graph is not None and self.looks and not all(t.requires_grad for t in graph.function.wrt):
+        if graph is not None and self.checks_modules and not all(t.requires_grad for t in graph.function.wrt):
             graph = None  # a parameter of no module, in a closure say, is not trained any more
         if graph is not None and self._if_changed is not None and difference(graph, flat):
             recorded.graphs.clear()
@@ -247,7 +247,7 @@ class CapturedELBO(Objective):
         self._if_changed = None
         try:
             if graph is None:
-                if self.looks:
+                if self.checks_modules:
                     full = (*full[:2], *pair.renewed())
                 if recorded.is_full():
                     return None, []
@@ -277,10 +277,10 @@ class CapturedELBO(Objective):
             return False
         if not pair.hooked:
             pair.hooked = True
-            self._tell(f"{hook}, which no graph can call")
+            self._warn(f"{hook}, which no graph can call")
         return True
 
-    def _tell(self, reason: str) -> None:
+    def _warn(self, reason: str) -> None:
         message = f"the program runs eagerly, not captured: {reason}"
         if self.say is None:
             warnings.warn(message, RuntimeWarning, stacklevel=6)
@@ -308,7 +308,7 @@ class _Pair:
     modules: list[torch.nn.Module]
     recorded: Recorded
     hooked: bool = False
-    told: int = 0
+    changes: int = 0
 
     def modes(self) -> tuple[bool, ...]:
         return tuple([m.training for m in self.modules])
@@ -336,8 +336,7 @@ class _WithGradients(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradient of a captured loss is there once: retain_graph has no effect on it")
-        if (
-            grad.device.type != "cpu" or float(grad) != 1.0
-        ):  # on a CPU a look costs nothing, and most often saves a pass
+        # On a CPU reading the value costs nothing, and usually saves a pass over the gradients.
+        if grad.device.type != "cpu" or float(grad) != 1.0:
             gradients = torch._foreach_mul(gradients, grad)
         return (None, None, *gradients)

@@ -14,7 +14,7 @@ from pyro_dgm.capture.recorded import aliased
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.programs import announcing, owner_modules
+from pyro_dgm.programs import owner_modules, param_messages
 
 __all__ = ["Evaluation", "buffers_of", "leaves_of", "split_tensors"]
 
@@ -54,7 +54,7 @@ class Evaluation:
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         objective, pair = self.objective, (self.model, self.guide)
         args, kwargs = self.rebuild(inputs)
-        with announcing(False):
+        with param_messages(False):
             if self.kind == "bound":
                 assert isinstance(objective, ParticleObjective)
                 return [objective.bound(*pair, *args, **kwargs)]
@@ -77,7 +77,7 @@ def leaves_of(
     """The leaf tensors that the loss depends on differentiably, found by walking back from it."""
 
     def surrogate() -> Any:
-        with torch.enable_grad(), announcing(False):
+        with torch.enable_grad(), param_messages(False):
             return objective.estimate(model, guide, args, kwargs, True)[1]
 
     skip = {id(t) for t in exclude}

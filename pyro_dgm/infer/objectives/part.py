@@ -13,7 +13,7 @@ from pyro_dgm.infer.objectives.base import Objective
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.infer.objectives.particle import ParticleObjective
-from pyro_dgm.programs import announce_parameters, announcing
+from pyro_dgm.programs import emit_param_messages, param_messages
 
 __all__ = ["Part"]
 
@@ -43,9 +43,9 @@ class Part(Objective):
         self.whole.prepare(model, guide, args, kwargs)
 
     def estimate(self, model: Any, guide: Any, args: tuple, kwargs: dict, grad: bool) -> tuple[Tensor, Tensor | None]:
-        with announcing(bool(_PYRO_STACK)):
+        with param_messages(bool(_PYRO_STACK)):
             if self.learned is not None:
-                announce_parameters(self.learned)
+                emit_param_messages(self.learned)
             particles = self.whole.particles(model, guide, args, kwargs, grad=True)
         loss, surrogate = self.losses(particles)
         return loss, surrogate if grad else None

@@ -21,7 +21,7 @@ from pyro_dgm.infer.objectives.evaluation.strategy import Pair
 from pyro_dgm.infer.objectives.metric import BOUND
 from pyro_dgm.ops import log_mean_exp
 from pyro_dgm.ops.arguments import check_count
-from pyro_dgm.programs import announce_parameters, announcing
+from pyro_dgm.programs import emit_param_messages, param_messages
 from pyro_dgm.programs.parameters import leaves_the_store
 from pyro_dgm.programs.structure import AddedDims, Structure, StructureCache, guide_messenger, looking_at
 
@@ -190,9 +190,9 @@ class ParticleObjective(Objective):
         if self.sums_guide and structure.enumerates:
             return self.estimate_sum(Pair(model, guide, args, kwargs, structure), grad)
         # Messages of parameters are for handlers around the objective (SVI's, a recorder's).
-        with announcing(bool(_PYRO_STACK)):
+        with param_messages(bool(_PYRO_STACK)):
             if self.learned is not None:
-                announce_parameters(self.learned)
+                emit_param_messages(self.learned)
             particles = self.particles(model, guide, args, kwargs, grad)
         bound = self.bound_of(particles)
         loss = -(particles.outer_scale * bound.sum())

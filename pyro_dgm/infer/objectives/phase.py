@@ -9,9 +9,12 @@ from typing import Any
 from pyro_dgm.infer.objectives.metric import Metric, metric_of
 from pyro_dgm.ops.arguments import check_count
 
-__all__ = ["ROLES", "Phase", "main_phase"]
+__all__ = ["OWNERS", "ROLES", "Phase", "main_phase"]
 
-#: what a phase may train, and whose parameters that is (see :func:`pyro_dgm.fit`, ``optimizer``)
+#: to whom a parameter may belong; a mapping of optimisers has these keys (see :func:`pyro_dgm.fit`, ``optimizer``)
+OWNERS = ("model", "guide", "shared", "objective")
+
+#: what a phase may train, and the owners of the parameters that it trains; ``""`` where the owner is not known
 ROLES: dict[str, tuple[str, ...]] = {
     "program": ("model", "guide", "shared", ""),
     "model": ("model", "shared"),

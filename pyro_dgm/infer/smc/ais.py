@@ -31,8 +31,8 @@ class AIS:
     where the weights agree.  Chains that go the other way (:meth:`reverse`) from exact draws of the target give an
     upper bound.
 
-    Look at the estimate's ``ess`` before the standard error.  Chains that all miss a part of the
-    target agree with each other: the error is small, and the estimate too low.  Under 10 % it is warned of.
+    Check the estimate's ``ess`` before the standard error. Chains that all miss a part of the target agree with each
+    other: the error is small, and the estimate too low. Below 10 % a warning says so.
 
     Transitions are a kernel's, in unconstrained coordinates.  A pilot run of as many chains along 30 of the
     temperatures finds step sizes and scales first, which then are fixed, so that the weights stay unbiased.
@@ -44,7 +44,7 @@ class AIS:
     :param kernel: of :mod:`pyro_dgm.infer.mcmc`, reversible for :meth:`reverse`; HMC by a quarter turn by default.
     :param transition: instead of a kernel, a function from ``(x, beta)`` to ``x`` that leaves :math:`f_\beta` invariant
         (a Gibbs sweep, say), with random numbers of torch's global generator.
-    :param num_temperatures: inverse temperatures, 0 and 1 counted; at least 2.
+    :param num_temperatures: number of inverse temperatures, including 0 and 1; at least 2.
     :param schedule: see :func:`pyro_dgm.ops.annealing_schedule`.
     :param num_steps: transitions at each temperature.
     :param tune: whether to have the pilot run; without it the kernel keeps the step size that it was made with.

@@ -32,7 +32,7 @@ class ProgramEnds:
     :math:`p(x, z)`.
 
     A position has ``chains * data`` rows for each latent, in unconstrained coordinates: the data are the elements of
-    the plates that hold every site (:attr:`~pyro_dgm.infer.objectives.evaluation.particles.Particles.shape`), and
+    the plates that contain every site (:attr:`~pyro_dgm.infer.objectives.evaluation.particles.Particles.shape`), and
     each has chains, and an acceptance, of its own.  With a latent outside of those plates there is one joint set of
     chains.
 

@@ -13,7 +13,7 @@ from pyro_dgm.capture.recorded import Recorded, difference
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.objectives import Objective
 from pyro_dgm.infer.objectives.evaluation_graph import buffers_of, leaves_of, split_tensors
-from pyro_dgm.programs import announcing, split_batch
+from pyro_dgm.programs import param_messages, split_batch
 from pyro_dgm.programs.tensors import batch_length
 
 __all__ = ["CapturedSteps", "in_place", "quick_key"]
@@ -141,7 +141,7 @@ class CapturedSteps:
 
     def _one(self, args: tuple, kwargs: dict, share: float, ok: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step, as operations on tensors that change in place."""
-        with torch.enable_grad(), announcing(False):
+        with torch.enable_grad(), param_messages(False):
             loss, surrogate = self.objective.estimate(self.model, self.guide, args, kwargs, True)
             assert surrogate is not None
             gradients = torch.autograd.grad(surrogate * share, self._trained)

@@ -133,14 +133,13 @@ class Compilation:
         backend = "inductor" if self.depth in ("objective", "reduce-overhead") and self._compiles else "aten"
         self.steps = None
         self.captured = self._capture(self.objective, backend, cuda_graphs=self.depth == "reduce-overhead")
-        held = self.validation_objective
-        if held.capturable:
-            self._validation = self._capture(held, "aten")
+        if self.validation_objective.capturable:
+            self._validation = self._capture(self.validation_objective, "aten")
 
     def _capture(self, objective: Objective, backend: str, cuda_graphs: bool = False) -> CapturedELBO:
         # Only the first shape is compiled, at once: a count of calls would begin anew in a resumed run.
         captured = CapturedELBO(objective, backend=backend, cuda_graphs=cuda_graphs, compile_after=None, say=self._say)
-        captured.looks = False
+        captured.checks_modules = False
         return captured
 
     @property
@@ -154,7 +153,7 @@ class Compilation:
 
     @property
     def whole_steps(self) -> bool:
-        """Whether graphs hold the optimiser's update too."""
+        """Whether graphs contain the optimiser's update too."""
         return self.depth in ("step", "block")
 
     @property
@@ -162,12 +161,12 @@ class Compilation:
         """What evaluates validation batches: each shape is seen a few times an epoch, and recorded only."""
         return self._validation if self.active else None
 
-    def look(self, optimizer: Any) -> None:
-        """Look whether what the graphs took for granted is as it was: before each epoch, after all callbacks.
+    def check(self, optimizer: Any) -> None:
+        """Check whether the graphs are still valid: before each epoch, after all callbacks.
 
-        Where parameters, modes, hooks or options have changed, new graphs are made; where a number has, the next step
-        is compared with the program first.  After a change, steps are taken eagerly until an epoch has passed without
-        another one; the more changes there were, the longer.
+        If parameters, modes, hooks or options have changed, new graphs are made; if only a number has, the next step is
+        compared with the program first.  After a change, steps are taken eagerly until an epoch has passed without
+        another one; after several changes, for several epochs.
         """
         if self.depth == "eager":
             return

@@ -135,9 +135,9 @@ class Group:
         dist.all_reduce(flat)
         sizes = [p.numel() for p in parameters]
         *grads, tail = flat.split([*sizes, flat.numel() - sum(sizes)])
-        total_loss, total, stops, *holders = tail.tolist()
-        for p, grad, held in zip(parameters, grads, holders, strict=True):
-            p.grad = (grad / total).view_as(p).to(p.dtype) if held else None
+        total_loss, total, stops, *ranks_with_grad = tail.tolist()
+        for p, grad, ranks in zip(parameters, grads, ranks_with_grad, strict=True):
+            p.grad = (grad / total).view_as(p).to(p.dtype) if ranks else None
         return Reduced(total_loss, round(total), stops > 0)
 
 

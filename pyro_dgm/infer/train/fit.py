@@ -139,7 +139,7 @@ def fit(
         seconds of compiling, ``True`` at once, ``False`` never.  Programs of up to 50 000 parameters have the
         optimiser's update in the graph too.  Or name how far: ``"graph"`` (recorded, not compiled), ``"objective"``,
         ``"reduce-overhead"`` (the same, its kernels replayed as CUDA graphs on such a device), ``"step"``, ``"block"``
-        (ten steps at once).  A program that no graph can hold runs eagerly, and it is said why.
+        (ten steps at once).  A program that cannot be recorded runs eagerly; a message gives the reason.
     :param precision: of float32 matrix products: ``"32"`` and ``"tf32"`` set torch's own switches for the run,
         ``"bf16"`` computes them from bfloat16 and all else in float32 (:func:`~pyro_dgm.infer.mixed_precision`), in
         validation too; ``None`` leaves torch as it is set.  TF32 and bfloat16 are for GPUs with tensor cores.
@@ -152,7 +152,7 @@ def fit(
         another is given.  Give the same arguments: the run goes on exactly where it was, on CPU to the bit; what
         differs is named in an error before anything is loaded.  Where the latest checkpoint is damaged, the newest that
         is whole is taken, with a warning.
-    :param check_every: steps between looks at whether loss and gradient are finite, each of which waits for the device;
+    :param check_every: steps between checks that loss and gradient are finite, each of which waits for the device;
         by default every step on CPU and every tenth on CUDA, where a bad step is then noticed late.
     :returns: the :class:`~pyro_dgm.infer.Run`.  Ctrl-C stops after the step under way, leaves a checkpoint that
         ``resume`` takes and sets ``run.interrupted``; a second Ctrl-C raises ``KeyboardInterrupt``.  SIGTERM leaves the

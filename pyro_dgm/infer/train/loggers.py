@@ -27,7 +27,7 @@ class Logger(Protocol):
         """Take numbers by name, as they are after ``step`` optimiser steps."""
 
     def close(self) -> None:
-        """Write out what is held back; called when training ends, however it ends."""
+        """Write out what is buffered; called when training ends, however it ends."""
 
 
 class CSVLogger:
@@ -72,10 +72,10 @@ class CSVLogger:
             self._write(columns, [row for row in rows if int(row["step"]) <= step])
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def check(self) -> None:
-        """Look at what the file holds.
+        """Check the content of the file.
 
         :raises ValueError: if it is no table of steps.
         """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_dgm.infer.objectives.metric import Metric
+from pyro_dgm.infer.objectives.phase import OWNERS
 from pyro_dgm.programs.parameters import OBJECTIVE_PREFIX
 from pyro_dgm.programs.roles import find_parameters
 
@@ -27,8 +28,6 @@ __all__ = [
 ]
 
 Optimizer = torch.optim.Optimizer
-#: whose parameters an optimiser of a mapping may have
-ROLES = ("model", "guide", "shared", "objective")
 
 
 class Optimizers:
@@ -58,7 +57,7 @@ class Optimizers:
         self.optimizers = dict(optimizers)
         owners: dict[int, str] = {}
         for name, optimizer in self.optimizers.items():
-            for p in _held(optimizer):
+            for p in _parameters_of(optimizer):
                 if owners.setdefault(id(p), name) != name:
                     raise ValueError(f"the optimizers {owners[id(p)]!r} and {name!r} have a parameter in common")
 
@@ -111,7 +110,7 @@ class Schedulers:
             scheduler.load_state_dict(state[name])
 
 
-def _held(optimizer: Optimizer | Optimizers) -> list[Tensor]:
+def _parameters_of(optimizer: Optimizer | Optimizers) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -122,9 +121,9 @@ def clip_gradients(optimizer: Optimizer | Optimizers, max_norm: float, norm: Ten
     """
     if isinstance(optimizer, Optimizers):
         for one in optimizer.optimizers.values():
-            torch.nn.utils.clip_grad_norm_(_held(one), max_norm)
+            torch.nn.utils.clip_grad_norm_(_parameters_of(one), max_norm)
     else:
-        torch.nn.utils.clip_grads_with_norm_(_held(optimizer), max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(_parameters_of(optimizer), max_norm, norm)
 
 
 # Making them
@@ -136,12 +135,12 @@ def make_optimizer(
     """The optimiser that an argument stands for.
 
     :param leaves: what is trained, by name, in the optimiser's order.
-    :param roles: gives for each leaf whose it is, one of :data:`ROLES`, or ``""``; called for a mapping only.
+    :param roles: gives for each leaf whose it is, one of :data:`OWNERS`, or ``""``; called for a mapping only.
     """
     if isinstance(optimizer, Mapping):
         return from_mapping(optimizer, leaves, roles())
     if isinstance(optimizer, Optimizer):
-        if not {id(p) for p in _held(optimizer)} & {id(p) for p in leaves.values()}:
+        if not {id(p) for p in _parameters_of(optimizer)} & {id(p) for p in leaves.values()}:
             raise ValueError("optimizer holds none of the program's parameters")
         return _checked(optimizer)
     if not (optimizer is None or callable(optimizer)) or isinstance(optimizer, pyro.optim.PyroOptim):
@@ -151,11 +150,11 @@ def make_optimizer(
 
 def from_mapping(optimizers: Mapping[str, Any], leaves: dict[str, Tensor], roles: dict[str, str]) -> Optimizers:
     """An optimiser for each role that a mapping has a key for."""
-    unknown = [key for key in optimizers if key not in ROLES]
+    unknown = [key for key in optimizers if key not in OWNERS]
     if unknown:
-        raise ValueError(f"optimizer has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, ROLES))}")
+        raise ValueError(f"optimizer has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, OWNERS))}")
     made: dict[str, Optimizer] = {}
-    for role in ROLES:
+    for role in OWNERS:
         mine = {name: leaf for name, leaf in leaves.items() if roles[name] == role}
         if not mine:
             continue
@@ -243,9 +242,9 @@ def make_scheduler(make: Any, optimizer: Optimizer | Optimizers, interval: str) 
             raise TypeError("lr_scheduler is a mapping, which needs optimizer to be one")
         return _scheduler(make, optimizer, interval)
     by_name = make if isinstance(make, Mapping) else dict.fromkeys(optimizer.optimizers, make)
-    unknown = [key for key in by_name if key not in (*ROLES, *optimizer.optimizers)]
+    unknown = [key for key in by_name if key not in (*OWNERS, *optimizer.optimizers)]
     if unknown:
-        raise ValueError(f"lr_scheduler has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, ROLES))}")
+        raise ValueError(f"lr_scheduler has the key {unknown[0]!r}: a mapping has {', '.join(map(repr, OWNERS))}")
     made = {
         name: _scheduler(by_name[name], one, interval)
         for name, one in optimizer.optimizers.items()

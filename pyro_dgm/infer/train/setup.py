@@ -45,7 +45,7 @@ def check_counts(**counts: int | None) -> None:
 def open_folder(
     resume: bool | str | Path | None, checkpoint_dir: str | Path | None, group: Group, stack: ExitStack
 ) -> tuple[CheckpointFolder | None, Path | None, Saved | None]:
-    """The folder to write checkpoints to, held until the stack is closed, and the checkpoint to start from.
+    """The folder to write checkpoints to, locked until the stack is closed, and the checkpoint to start from.
 
     :raises ValueError: if the folder holds an earlier run and ``resume`` is not given, or none that is whole.
     :raises FolderInUseError: if another run writes to it.
@@ -54,7 +54,7 @@ def open_folder(
         raise ValueError("resume=True needs the checkpoint_dir to resume from (or give its path as resume=)")
     saved: Saved | None = None
 
-    def look() -> tuple[Path | None, Path | None]:
+    def find() -> tuple[Path | None, Path | None]:
         nonlocal saved
         target = checkpoint_dir
         if target is None and isinstance(resume, (str, Path)):
@@ -75,7 +75,7 @@ def open_folder(
             )
         return folder.path, source
 
-    target, source = group.first(look)
+    target, source = group.first(find)
     if source is not None and saved is None:
         saved = open_checkpoint(source)[1]
     return None if target is None else CheckpointFolder(target), source, saved

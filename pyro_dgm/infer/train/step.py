@@ -71,10 +71,10 @@ class Stepper:
         self.run.steps += 1
 
     def check(self) -> None:
-        """See what callbacks have changed: parameters of the optimisers, and what graphs took for granted."""
+        """Take in what callbacks have changed: parameters of the optimisers, and what the graphs depend on."""
         for update in self.updates:
             update.refresh()
-            update.compilation.look(update.optimizer)
+            update.compilation.check(update.optimizer)
 
     def block(self, batches: TensorBatches, order: Tensor) -> None:
         """Take the steps of a block; by one graph, if there is one for it.

@@ -190,9 +190,9 @@ class Update:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if grads:
             torch._foreach_mul_(grads, share)
-        for p, held in zip(self.parameters, before, strict=True):
-            if held is not None:
-                p.grad = held if p.grad is None else held + p.grad
+        for p, old in zip(self.parameters, before, strict=True):
+            if old is not None:
+                p.grad = old if p.grad is None else old + p.grad
         return torch.as_tensor(loss).detach()
 
     # Parameters that come up during training

@@ -237,6 +237,14 @@ def test_bad_settings(make, message):
         make()
 
 
+def test_a_recipe_makes_a_langevin_kernel_and_no_other():
+    kernel = Langevin.from_recipe(0.5, 0.1, potential_fn=gaussian, max_grad_norm=3.0, compile=False)
+    assert (kernel.temperature, kernel.initial_step_size) == (pytest.approx(0.01), 0.1)
+    assert (kernel.potential_fn, kernel.max_grad_norm, kernel.compile) == (gaussian, 3.0, False)
+    with pytest.raises(TypeError, match="give AnnealedLangevin step_size=noise and temperature"):
+        AnnealedLangevin.from_recipe(0.5, 0.1)
+
+
 def test_bad_schedules():
     with pytest.raises(TypeError, match="schedule must be a function"):
         Langevin(schedule=0.5)

@@ -197,7 +197,7 @@ def test_a_local_latent_in_the_subsampled_plate_is_refused():
     [
         ({"num_data": 10}, "give num_data and batch_size both"),
         ({"num_data": 10, "batch_size": 11}, "batch_size must be from 1 to num_data = 10, got 11"),
-        ({"num_data": 10, "batch_size": 5, "model": model}, "a model says both by its plate"),
+        ({"num_data": 10, "batch_size": 5, "model": model}, "a model.s plate has both"),
         ({"preconditioner": "adam"}, "preconditioner must be None or 'rmsprop'"),
         ({"decay": 1.0}, "decay must be in"),
         ({"damping": 0.0}, "damping must be positive"),

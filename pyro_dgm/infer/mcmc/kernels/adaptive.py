@@ -15,17 +15,17 @@ from pyro_dgm.infer.mcmc.state import Info, KernelState
 
 __all__ = ["AdaptiveKernel"]
 
-#: transitions of the warm-up between two updates of what follows the step size, each a host synchronisation
+#: transitions of the warm-up between two updates of the number of steps; each update waits for the device
 REFRESH = 10
 
 
 class AdaptiveKernel(Kernel):
-    """A kernel whose step size follows the acceptance, and whose mass matrix is estimated window by window.
+    """A kernel that adapts its step size to the acceptance probability, and estimates its mass matrix in windows.
 
-    What it learns is said by :attr:`adaptation`, which a subclass makes from its arguments.
+    A subclass sets :attr:`adaptation` from its arguments; it says what is learnt.
     """
 
-    #: how gently the step size follows the acceptance; Hoffman and Gelman's value
+    #: dual averaging's gamma: the larger, the smaller the changes of the step size; Hoffman and Gelman's value
     adaptation_gamma = 0.05
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
@@ -34,14 +34,14 @@ class AdaptiveKernel(Kernel):
 
     @abstractmethod
     def find_step_size(self, state: KernelState) -> KernelState:
-        """A step size to adapt from, in the coordinates of the present mass matrix."""
+        """The state with a step size from which to adapt, for the present mass matrix."""
 
     def start_dual(self, state: KernelState, steps_left: int) -> DualAveraging:
-        """The recursion of the step size, from the present one, for so many updates."""
+        """Dual averaging that starts at the present step size, for ``steps_left`` updates."""
         return DualAveraging.start(state.step_size, self.adaptation_gamma, steps_left)
 
     def refresh(self, state: KernelState) -> KernelState:
-        """Have what depends on the step size follow it."""
+        """Update what depends on the step size."""
         return state
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:

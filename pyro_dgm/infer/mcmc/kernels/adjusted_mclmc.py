@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.kernels.hmc import TRAJECTORY_LENGTH
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
@@ -24,19 +25,19 @@ class AdjustedMCLMC(Hamiltonian):
     r"""Microcanonical Hamiltonian Monte Carlo with a Metropolis step: :class:`HMC` at constant speed.
 
     A fresh direction, uniform on the sphere, then a trajectory of the isokinetic dynamics
-    (``infer/mcmc/kernels/isokinetic.py``), kept with probability
-    :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`.  The speed does not depend on how far down the potential a chain
-    is, which makes the step size that integrates one place well do for others; in many dimensions it takes fewer
-    gradients than :class:`HMC` does, of which each step has two.  :class:`MCLMC` is the same without the Metropolis
-    step, faster and biased.
+    (``infer/mcmc/kernels/isokinetic.py``), accepted with probability
+    :math:`\min(1, e^{-(\Delta U / T + \Delta K)})`. The speed does not depend on the potential energy, so that one step
+    size suits all places. A step takes two gradients; in many dimensions the kernel still needs fewer gradients than
+    :class:`HMC`. :class:`MCLMC` is the same without the Metropolis step: faster, and biased.
 
-    Step size and trajectory length are in :class:`HMC`'s units: a step is :math:`\epsilon \sqrt d` long, since that is
-    how far a momentum of d standard normal numbers goes in a time :math:`\epsilon`.  Warm-up as :class:`HMC`'s.
+    Step size and trajectory length are in :class:`HMC`'s units: a step has length :math:`\epsilon \sqrt d`, which is
+    about the distance that HMC's momentum, d standard normal numbers, moves in a time :math:`\epsilon`. The warm-up is
+    that of :class:`HMC`.
 
     :param model: a Pyro model, of two or more unconstrained dimensions; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
     :param step_size: as in :class:`HMC`, like all that follow.
-    :param trajectory_length: see above.
+    :param trajectory_length: length of a trajectory over :math:`\sqrt d`.
     :param num_steps: steps, fixed, instead of ``trajectory_length``.
     :param jitter: of the step size, in [0, 1).
     :param adapt_step_size: whether to learn the step size.
@@ -44,7 +45,11 @@ class AdjustedMCLMC(Hamiltonian):
     :param target_accept_prob: mean acceptance probability to aim for.
     :param max_num_steps: most steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a target of one dimension.
 
     Source: J. Robnik, R. Cohn-Gordon and U. Seljak (2025), "Metropolis adjusted microcanonical Hamiltonian Monte
@@ -78,7 +83,11 @@ class AdjustedMCLMC(Hamiltonian):
         target_accept_prob: float = 0.9,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if trajectory_length is None and num_steps is None:
             trajectory_length = TRAJECTORY_LENGTH
@@ -92,7 +101,11 @@ class AdjustedMCLMC(Hamiltonian):
             max_num_steps=max_num_steps,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
 
     def init(self, params: Position, generator: torch.Generator) -> KernelState:
@@ -116,7 +129,7 @@ class AdjustedMCLMC(Hamiltonian):
 
 
 class Whitened:
-    """A potential over its temperature, in coordinates of unit variance, one row of numbers a chain.
+    """A potential divided by the temperature, in coordinates of unit variance, a row of ``D`` numbers for each chain.
 
     :param kernel: has the potential and the temperature.
     :param state: of that kernel, with a diagonal mass matrix.

@@ -1,4 +1,4 @@
-"""Langevin dynamics down a ladder of temperatures or noise levels."""
+"""Langevin dynamics at falling temperatures or noise levels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
@@ -21,9 +22,9 @@ __all__ = ["AnnealedLangevin"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnnealedState(KernelState):
-    """A state with the way down the ladder.
+    """A state with the schedule of the ladder.
 
-    :ivar descent: transitions that it takes, a scalar; 0 without a warm-up.
+    :ivar descent: number of transitions from the first to the last rung, a scalar; 0 without a warm-up.
     :ivar ladder: temperatures or noise levels.
     """
 
@@ -34,21 +35,22 @@ class AnnealedState(KernelState):
 
 
 class AnnealedLangevin(Langevin):
-    r"""Langevin dynamics that goes down a ladder in the warm-up, and draws on its last rung: to find far modes first.
+    r"""Annealed Langevin dynamics: the warm-up goes down a ladder of temperatures or noise levels, and draws are made
+    on the last rung. Use it to reach distant modes.
 
-    A ladder is either of *temperatures* :math:`T_1 > \ldots > T_L`, all for one potential, or of *noise levels*
-    :math:`\sigma_1 > \ldots > \sigma_L`, for a potential :math:`U(u, \sigma)` of the density blurred with Gaussian
-    noise of that standard deviation.  On rung :math:`i`
+    The ladder is either of *temperatures* :math:`T_1 > \ldots > T_L`, all for one potential, or of *noise levels*
+    :math:`\sigma_1 > \ldots > \sigma_L`, for a potential :math:`U(u, \sigma)` of the density convolved with Gaussian
+    noise of that standard deviation. On rung :math:`i`
 
     .. math:: u' = u - \frac{\epsilon_i^2}{2 T_i} \nabla U_i(u) + \epsilon_i \xi, \qquad
               \epsilon_i = \epsilon \frac{\sigma_i}{\sigma_L}
               \quad\text{or}\quad \epsilon \sqrt{\frac{T_i}{T_L}}
 
-    so the step is always as large in units of the rung's own standard deviation, as published (whose
-    :math:`\alpha_i = \epsilon_i^2`, and whose score is :math:`-\nabla U`).  The warm-up's transitions are shared out
-    evenly over the rungs (where they are fewer than rungs, some are passed over); without a warm-up it is
-    :class:`Langevin` on the last rung.  Draws share that kernel's bias, and how many chains end in each mode is what
-    the descent made of it, not the modes' weights: chains that must exchange modes need :class:`ParallelTempering`.
+    so that the step is in a fixed ratio to the rung's standard deviation, as in the paper (its :math:`\alpha_i` is
+    :math:`\epsilon_i^2`, its score :math:`-\nabla U`). The warm-up's transitions are divided evenly among the rungs; if
+    there are fewer transitions than rungs, some rungs are skipped. Without a warm-up this is :class:`Langevin` on the
+    last rung. Draws have that kernel's bias. The number of chains that end in each mode depends on the annealing and is
+    no estimate of the modes' weights: for these, take :class:`ParallelTempering`.
 
     :param model: a Pyro model, with ``temperatures``; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``; with
@@ -62,6 +64,8 @@ class AnnealedLangevin(Langevin):
     :param temperature: :math:`T` of the default ladder, or of every noise level; 1 by default.
     :param init_strategy: see :class:`Kernel`.
     :param compile: see :class:`Kernel`.
+    :param transforms: see :class:`Kernel`.
+    :param max_plate_nesting: see :class:`Kernel`.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: Y. Song and S. Ermon (2019), "Generative modeling by estimating gradients of the data distribution",
@@ -98,6 +102,8 @@ class AnnealedLangevin(Langevin):
         temperature: float | None = None,
         init_strategy: str | Callable[[Any], Tensor] = "uniform",
         compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if temperatures is not None and noise_levels is not None:
             raise ValueError("give temperatures or noise_levels, not both")
@@ -119,6 +125,8 @@ class AnnealedLangevin(Langevin):
             temperature=last if ladder is None else ladder[-1],
             init_strategy=init_strategy,
             compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
         self.noise_levels = None if noise_levels is None else _falling("noise_levels", noise_levels)
         self.temperatures = ladder
@@ -144,7 +152,7 @@ class AnnealedLangevin(Langevin):
         return self.noise_levels if self.noise_levels is not None else self.temperatures or []
 
     def _rung(self, state: KernelState, iteration: int) -> Tensor:
-        """Temperature or noise level at a transition, chosen without reading the descent's length on the host."""
+        """Temperature or noise level at a transition, as a tensor, without waiting for the device."""
         assert isinstance(state, AnnealedState)
         descent, count = state.descent, len(state.ladder)
         rung = ((descent.new_zeros(()) + iteration * count) // descent.clamp(min=1)).clamp(max=count - 1)
@@ -167,7 +175,7 @@ class AnnealedLangevin(Langevin):
         return self._settle(state, self._propose(state, noise, temperature), noise, temperature)
 
     def _evaluate(self, position: Position, noise: Mapping[str, Tensor]) -> tuple[Tensor, Position]:
-        # The gradient found here is the next transition's, so it is taken at that one's level.
+        # The next transition uses the gradient computed here, so it is taken at that transition's noise level.
         if self.noise_levels is None:
             return self.potential(position)
         assert isinstance(self.potential, _Blurred)
@@ -175,7 +183,7 @@ class AnnealedLangevin(Langevin):
 
 
 class _Blurred(FunctionPotential):
-    """A potential with a noise level; by itself, at the last one."""
+    """A potential with a noise level, at first the last one."""
 
     def __init__(self, fn: Callable[..., Tensor], level: float | Tensor) -> None:
         super().__init__(lambda u: fn(u, torch.as_tensor(level, **_like(u))))

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,39 +23,30 @@ from pyro_dgm.infer.mcmc.state import Info, KernelState
 from pyro_dgm.ops.arguments import check_choice, check_count, check_positive
 from pyro_dgm.ops.random_state import forked_rng
 
-__all__ = ["Info", "Kernel", "KernelOptions", "KernelState"]
-
-
-class KernelOptions(TypedDict, total=False):
-    """What every kernel passes on to :class:`Kernel`, which says what each is."""
-
-    temperature: float
-    init_strategy: str | Callable[[Any], Tensor]
-    compile: bool | str
-    transforms: Mapping[str, Transform] | None
-    max_plate_nesting: int | None
+__all__ = ["Info", "Kernel", "KernelState"]
 
 
 class Kernel(PyroAdapter):
-    r"""Base of the kernels: :math:`\pi(u) \propto e^{-U(u) / T}` left invariant, all chains at once.
+    r"""Base of the kernels, whose transitions leave :math:`\pi(u) \propto e^{-U(u) / T}` invariant, all chains at once.
 
-    A kernel gives :meth:`noise` and :meth:`transition`: all random numbers of a transition, and the transition as a
-    function of the state and those numbers, which has no other randomness and can be recorded and compiled.  It may
-    override :meth:`init`, :meth:`start_warmup`, :meth:`adapt` and :meth:`finish_warmup`.  It runs in
-    :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain a process).
+    A kernel implements :meth:`noise`, which draws all random numbers of a transition, and :meth:`transition`, a
+    function of the state and those numbers. That function has no other randomness, so that it can be recorded and
+    compiled. A kernel may override :meth:`init`, :meth:`start_warmup`, :meth:`adapt` and :meth:`finish_warmup`. It runs
+    in :class:`pyro_dgm.infer.mcmc.MCMC` and in :class:`pyro.infer.MCMC` (one chain per process).
 
     :param model: a Pyro model, or ``None``.
-    :param potential_fn: ``U`` over chains: a dict of ``(chains, ...)`` tensors to ``(chains,)``; or of one chain, to a
-        scalar (Pyro's); or ``None``.
-    :param temperature: ``T``; 1 samples the posterior, and draws at another are no posterior draws.
-    :param init_strategy: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``, or a Pyro
-        per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
-    :param compile: have inductor compile the gradient and the transition: ``True``, ``False`` (they run as recorded),
-        or ``"auto"``, in :class:`~pyro_dgm.infer.mcmc.MCMC`, the transition where a run is long enough to win the
-        seconds back.  It goes by counts, never by a clock: the same run is compiled the same way each time.
-    :param transforms: by latent, from constrained to unconstrained space (Pyro's convention): of a model in place of
-        what its supports say, of a ``potential_fn`` what its values stand for.
-    :param max_plate_nesting: dimensions that a model's plates may take; found by itself.
+    :param potential_fn: the potential energy ``U``: from a dict of ``(chains, ...)`` tensors to ``(chains,)``; or, as
+        in Pyro, from a dict of tensors of one chain to a scalar; or ``None``.
+    :param temperature: ``T``. At 1 the target is the posterior; at another temperature it is not.
+    :param init_strategy: where chains start: ``"uniform"`` (uniform on (-2, 2) in unconstrained space), ``"prior"``
+        (draws from the prior), or a Pyro per-site function such as :func:`pyro.infer.autoguide.init_to_median`.
+    :param compile: ``True`` has inductor compile the gradient and the transition, ``False`` runs both as recorded. With
+        ``"auto"``, :class:`~pyro_dgm.infer.mcmc.MCMC` compiles the transition if the run is long enough to save the
+        time that compiling takes. It decides by the number of transitions, never by a clock, so that the same run is
+        compiled the same way each time.
+    :param transforms: by latent, from constrained to unconstrained space (Pyro's convention). For a model they replace
+        the transforms that its supports give; for a ``potential_fn`` they give the constrained values of its arguments.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: if both ``model`` and ``potential_fn`` are given, or a setting is out of range.
     """
 
@@ -63,19 +54,19 @@ class Kernel(PyroAdapter):
     name = "kernel"
     #: whether transitions use the gradient of the potential; without it ``potential_fn`` need not be differentiable
     uses_gradient = True
-    #: whether chains do not interact: noise and what a state adds are each ``(chains, ...)`` or scalar
+    #: whether chains do not interact: every tensor of the noise and of the state is ``(chains, ...)`` or a scalar
     independent_chains = False
-    #: whether transitions leave the target invariant; where not, nothing is rejected, and draws have a bias
+    #: whether transitions leave the target exactly invariant; if not, nothing is rejected and draws have a bias
     adjusted = True
     #: whether positions may be integers or booleans
     discrete = False
     #: whether the kernel may run inside of :class:`ParallelTempering`
     tempers = True
-    #: what there is to learn in a warm-up
+    #: what the warm-up learns
     adaptation = Adaptation(mass_matrix=False)
     #: whether :meth:`steps_at` changes from one transition to the next
     varying_steps = False
-    #: fewest chains that the kernel adapts with
+    #: smallest number of chains for adaptation
     min_chains = 1
 
     def __init__(
@@ -125,10 +116,10 @@ class Kernel(PyroAdapter):
     # The functional core
 
     def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        """Bind the kernel to data, and give its potential.  Prior draws find the model's latents."""
+        """Bind the kernel to data, and return its potential. The model is run to find its latents."""
         if self.potential_fn is not None:
             if args or kwargs:
-                raise ValueError("a kernel with potential_fn takes no data: the potential has them in it")
+                raise ValueError("a kernel with potential_fn takes no data: the potential contains them")
             self.potential = self.potential_of_function(self.potential_fn)
         elif self.model is not None:
             self.potential = self.potential_of_model(self.model, args, kwargs)
@@ -138,7 +129,7 @@ class Kernel(PyroAdapter):
         return self.potential
 
     def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
-        """The potential that a ``potential_fn`` stands for."""
+        """The potential made of a ``potential_fn``."""
         return FunctionPotential(fn, self.given_transforms)
 
     def potential_of_model(
@@ -158,22 +149,22 @@ class Kernel(PyroAdapter):
 
     @abstractmethod
     def noise(self, state: KernelState) -> dict[str, Tensor]:
-        """All random numbers of one transition, drawn from the state's generator, by names of the kernel's own.
+        """All random numbers of one transition, drawn from the state's generator, by names that the kernel chooses.
 
-        Numbers that change from transition to transition without being random (a scheduled step size, say) belong here
-        too, as tensors: a recorded transition sees nothing else.
+        Numbers that change from one transition to the next without being random (a scheduled step size, for example)
+        belong here too, as tensors: a recorded transition reads nothing else.
         """
 
     @abstractmethod
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
-        """One transition of every chain: tensor operations of the state's tensors and ``noise``, and nothing else.
+        """One transition of every chain, by tensor operations on the state and ``noise`` alone.
 
-        No random draw, no branch on a tensor's value, no host synchronisation; chains do not interact, except in a
-        kernel that says so.
+        No random draw, no branch on a tensor's value, no host synchronisation. Chains do not interact if
+        :attr:`independent_chains` says so.
         """
 
     def steps_at(self, state: KernelState) -> int:
-        """Gradients that the next transition takes: :attr:`KernelState.num_steps`, where they do not vary."""
+        """Steps of the next transition: :attr:`KernelState.num_steps`, unless the kernel varies them."""
         return state.num_steps
 
     def step(self, state: KernelState) -> tuple[KernelState, Info]:
@@ -186,7 +177,7 @@ class Kernel(PyroAdapter):
     initial_step_size: float = 1.0
 
     def start_warmup(self, state: KernelState, num_steps: int) -> KernelState:
-        """Begin ``num_steps`` transitions of adaptation (none, for a kernel that does not adapt)."""
+        """Begin a warm-up of ``num_steps`` transitions; a kernel that learns nothing returns the state."""
         return state
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
@@ -194,7 +185,7 @@ class Kernel(PyroAdapter):
         return state
 
     def restarted(self, state: KernelState) -> KernelState:
-        """What to learn anew in the warm-up where chains that stood still have been put elsewhere."""
+        """The state after chains that did not move were put elsewhere in the warm-up; adaptation may start again."""
         return state
 
     def finish_warmup(self, state: KernelState) -> KernelState:
@@ -202,7 +193,7 @@ class Kernel(PyroAdapter):
         return replace(state, warmup=None)
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """What there is to say of a run at its end; it goes into ``Posterior.attrs``."""
+        """Summary of a run, by name, at its end; it goes into ``Posterior.attrs``."""
         return {}
 
     def start(
@@ -215,10 +206,10 @@ class Kernel(PyroAdapter):
         chunk_size: int | None = None,
         bound: bool = False,
     ) -> KernelState:
-        """Bind to data, find initial values, and give the first state; all randomness follows ``seed``.
+        """Bind to data, find initial values, and return the first state; all randomness follows ``seed``.
 
-        :param chunk_size: most chains whose potential is evaluated at once.
-        :param bound: whether the kernel is bound to these data already.
+        :param chunk_size: largest number of chains whose potential is evaluated at once.
+        :param bound: whether the kernel is already bound to these data.
         """
         device = device_of(self.model, args, kwargs, params)
         generator = new_generator(seed, device)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import Info, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian, Trajectory
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.ops.arguments import check_positive
@@ -24,13 +25,13 @@ LEARNING_RATE, SECOND_MOMENT, EPSILON = 0.025, 0.95, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class ChEESState(KernelState):
-    """A state with the length of trajectories, numbers of the host that the number of steps follows.
+    """A state with the length of trajectories, as Python numbers, since it decides the number of steps.
 
-    :ivar length_gradient: of the criterion, from the last transition of the warm-up; scalar.
+    :ivar length_gradient: derivative of the criterion with respect to the length, from the last transition; scalar.
     :ivar log_length: logarithm of the longest trajectory, in units of the mass-scaled space.
-    :ivar average: its running average, which draws are made with.
+    :ivar average: its running average, used after the warm-up.
     :ivar second_moment: Adam's.
-    :ivar updates: how often the length was moved.
+    :ivar updates: number of updates of the length.
     """
 
     length_gradient: Tensor
@@ -43,23 +44,24 @@ class ChEESState(KernelState):
 
 
 class ChEES(Hamiltonian):
-    r"""Hamiltonian Monte Carlo whose trajectory length is learnt across chains: what to take where :class:`HMC`'s
-    quarter turn is too short or too long, and nothing is known of the posterior's correlations.
+    r"""Hamiltonian Monte Carlo that learns its trajectory length from many chains. Use it where the best length is not
+    known, in particular for correlated posteriors.
 
-    The length :math:`T` climbs the *change in the estimator of the expected square*,
+    The warm-up maximises over the length :math:`T` the *change in the estimator of the expected square*,
 
     .. math:: \mathrm{ChEES} = \tfrac14 E\left[\left(\|u' - E u'\|^2 - \|u - E u\|^2\right)^2\right], \qquad
               \widehat{\frac{\partial}{\partial T}} = \frac{\sum_c \alpha_c h_t
               \left(\|u'_c - \bar u'\|^2 - \|u_c - \bar u\|^2\right) (u'_c - \bar u')^\top v'_c}{\sum_c \alpha_c}
 
-    by Adam on :math:`\log T`, with chains ``c`` as the sample, proposals :math:`u'` with velocities :math:`v'`,
-    acceptance probabilities :math:`\alpha_c`, and means over chains; all in mass-scaled coordinates.  Transition ``t``
-    goes :math:`h_t T` in equal steps no longer than the step size, with :math:`h_t` of the Halton sequence in base 2:
-    lengths that fill :math:`(0, T)` evenly, so that no orbit's period is met each time.  The step size follows the
-    *harmonic* mean of acceptance over chains to 0.651; mass is learnt as in :class:`HMC`.
+    by Adam on :math:`\log T`. The sample are the chains ``c``, with proposals :math:`u'`, their velocities :math:`v'`
+    and acceptance probabilities :math:`\alpha_c`; means are over chains, and coordinates are scaled by the mass matrix.
+    Transition ``t`` has length :math:`h_t T`, in equal steps no longer than the step size, with :math:`h_t` from the
+    Halton sequence in base 2. These lengths fill :math:`(0, T)` evenly, so that they do not always match the period of
+    an orbit. The step size is adapted to a *harmonic* mean of the acceptance over chains of 0.651; the mass matrix is
+    learnt as in :class:`HMC`.
 
-    Learning needs several chains together, tens of them better than a few; after the warm-up chains are independent.
-    Without a warm-up it is :class:`HMC` with jittered lengths.
+    Learning needs at least two chains, and works better with tens of them. After the warm-up, chains are independent.
+    Without a warm-up this is :class:`HMC` with random lengths.
 
     :param model: a Pyro model; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
@@ -73,8 +75,12 @@ class ChEES(Hamiltonian):
     :param target_accept_prob: harmonic mean of the acceptance probability to aim for.
     :param max_num_steps: most leapfrog steps a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`; the
-        gradient is compiled, transitions of many lengths are not.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients: ``True``, ``False`` or ``"auto"``. Transitions are not compiled, since
+        their lengths differ.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or fewer than two chains to learn from.
 
     Source: M. D. Hoffman, A. Radul and P. Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
@@ -110,7 +116,11 @@ class ChEES(Hamiltonian):
         target_accept_prob: float = 0.651,
         max_num_steps: int = 500,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -120,7 +130,11 @@ class ChEES(Hamiltonian):
             max_num_steps=max_num_steps,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
         check_positive("learning_rate", learning_rate)
         self.adapt_trajectory_length, self.learning_rate = bool(adapt_trajectory_length), float(learning_rate)
@@ -135,10 +149,10 @@ class ChEES(Hamiltonian):
         return max(1, min(self.most_steps(state), math.ceil(self._length(state) / float(state.step_size))))
 
     def _length(self, state: KernelState) -> float:
-        """How far the next transition goes."""
+        """Length of the next transition's trajectory."""
         assert isinstance(state, ChEESState)
         longest = math.exp(state.average if state.warmup is None else state.log_length)
-        # Shorter than a step, acceptance would say nothing of the step size, which then grows without end.
+        # A trajectory shorter than a step would accept at any step size, which would then grow without end.
         longest = max(longest, float(state.step_size))
         return min(halton(state.iteration + 1) * longest, self.most_steps(state) * float(state.step_size))
 
@@ -146,7 +160,7 @@ class ChEES(Hamiltonian):
         return {**super().noise(state), "length": state.step_size.new_full((), self._length(state))}
 
     def transition(self, state: KernelState, noise: Mapping[str, Tensor]) -> tuple[KernelState, Info]:
-        # Equal steps that make the length to the end: the length is learnt, not the nearest number of steps.
+        # Equal steps that add up to the length exactly: a rounded length would have no gradient.
         size = (noise["length"] / state.num_steps).expand(state.potential.shape)
         trajectory = self.integrate(state, noise, size, state.num_steps)
         new, info = self.metropolis(state, noise, trajectory)
@@ -155,11 +169,11 @@ class ChEES(Hamiltonian):
         return replace(new, length_gradient=self._length_gradient(state, trajectory, info.acceptance_rate)), info
 
     def _length_gradient(self, state: KernelState, trajectory: Trajectory, acceptance: Tensor) -> Tensor:
-        """The criterion's derivative with respect to the length that was gone, over that length's share of T."""
+        """Derivative of the criterion with respect to the length of this trajectory."""
         whiten = state.mass.whiten
         before, after = whiten(state.position), whiten(trajectory.position)
         velocity = whiten(state.mass.velocity(trajectory.momentum))
-        # A chain that left the support counts nothing, and must not spoil the means of the others.
+        # A chain whose proposal is not finite has weight zero, and must not make the others' means NaN.
         fine = (acceptance > 0) & torch.isfinite(after).all(-1) & torch.isfinite(velocity).all(-1)
         weight = torch.where(fine, acceptance, torch.zeros_like(acceptance))
         after = torch.where(fine[:, None], after, before)
@@ -173,10 +187,10 @@ class ChEES(Hamiltonian):
 
     def adapt(self, state: KernelState, info: Info) -> KernelState:
         if isinstance(state, ChEESState) and state.warmup is not None and self.adapt_trajectory_length:
-            # On their way to the typical set chains come nearer to each other, and the shorter the better.
+            # Not while chains still approach the typical set: they come closer to each other, and T would go to zero.
             if not state.warmup.searching:
                 state = self._move_length(state)
-        # The harmonic mean is led by the chains that are rejected most.
+        # The harmonic mean is dominated by the chains with the lowest acceptance.
         harmonic = info.acceptance_rate.clamp(min=1e-3).reciprocal().mean().reciprocal()
         return super().adapt(state, replace(info, acceptance_rate=harmonic.expand_as(info.acceptance_rate)))
 
@@ -187,14 +201,14 @@ class ChEES(Hamiltonian):
         second = SECOND_MOMENT * state.second_moment + (1 - SECOND_MOMENT) * slope * slope
         move = slope / (math.sqrt(second / (1 - SECOND_MOMENT**updates)) + EPSILON)
         length = state.log_length + self.learning_rate * move
-        # No longer than the steps allowed; a step size that is being searched for is no bound from below.
+        # Bounded above by the allowed steps, but not below by the step size, which is still being adapted.
         length = min(length, math.log(self.max_num_steps * float(state.step_size)))
         weight = updates**-0.5
         average = weight * length + (1 - weight) * state.average
         return replace(state, log_length=length, average=average, second_moment=second, updates=updates)
 
     def refresh(self, state: KernelState) -> KernelState:
-        return state  # the number of steps is another one each time
+        return state  # the number of steps differs in each transition
 
     def finish_warmup(self, state: KernelState) -> ChEESState:
         state = super().finish_warmup(state)

@@ -1,4 +1,4 @@
-"""A local kernel, and proposals from a normalizing flow that is learnt in the warm-up."""
+"""A local kernel with proposals from a normalizing flow that is learnt in the warm-up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.distributions.transforms import Bijection, Compose, Spline, SplineCoupling
 from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.chains import uniform_per_chain
 from pyro_dgm.infer.mcmc.flow_training import Flow, log_normal
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.kernels.composed import FlowKernel, FlowState
+from pyro_dgm.infer.mcmc.kernels.flow_kernel import FlowKernel, FlowSettings, FlowState
 from pyro_dgm.infer.mcmc.kernels.mala import MALA
 from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
@@ -25,10 +26,10 @@ __all__ = ["FlowMC", "FlowMCState"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMCState(FlowState):
-    """A state of the chains, with how proposals of the flow have gone.
+    """A state of the chains, with the acceptance of the flow's proposals.
 
-    :ivar local_info: what the local kernel did in the last transition.
-    :ivar global_acceptance: probability of taking a proposal of the flow, summed over transitions, ``(chains,)``.
+    :ivar local_info: of the local kernel's last transition.
+    :ivar global_acceptance: acceptance probability of the flow's proposals, summed over transitions, ``(chains,)``.
     :ivar taken: number of transitions in that sum, ``(chains,)``.
     :ivar loop_ends: transitions of the warm-up after which the flow is trained.
     """
@@ -40,21 +41,21 @@ class FlowMCState(FlowState):
 
 
 class FlowMC(FlowKernel):
-    r"""Local moves, and independent proposals from a normalizing flow; for separated modes and odd shapes.
+    r"""FlowMC: local moves, and independent proposals from a normalizing flow; for separated modes and unusual shapes.
 
-    One transition is one of the local kernel, and then ``num_proposals`` Metropolis steps with proposals
-    :math:`u' = f(z)`, :math:`z \sim N(0, I)`, whose density is :math:`q`, each taken with probability
+    A transition is one of the local kernel, followed by ``num_proposals`` Metropolis steps. Their proposals are
+    :math:`u' = f(z)`, :math:`z \sim N(0, I)`, of density :math:`q`, each accepted with probability
 
     .. math:: \min\Bigl(1, \frac{\pi(u')\, q(u)}{\pi(u)\, q(u')}\Bigr)
 
-    All proposals of all chains are made, and their densities found, by one call of the flow. In the warm-up the flow is
-    trained in loops, by maximum likelihood on what the chains have visited lately, and proposes from the first loop
-    on; then it is frozen, so that draws leave the target invariant. The local kernel finds what the flow has
-    not seen, the flow carries chains between modes that the local kernel cannot cross; a mode that no chain begins in
-    is not found by either. So begin many chains, spread out.
+    One call of the flow makes the proposals of all chains, with their densities. In the warm-up the flow is trained in
+    several loops, by maximum likelihood on the recent positions of the chains; it proposes from the first loop on.
+    After the warm-up it is frozen, so that transitions leave the target invariant. The local kernel explores, and the
+    flow moves chains between modes that the local kernel cannot connect. Neither finds a mode in which no chain starts:
+    start many chains at scattered places.
 
-    A transition takes ``num_proposals`` gradients more than the local kernel's. :meth:`statistics` says how often
-    proposals are taken: below some per cent the flow is too poor to help. A warm-up of fewer than 20
+    A transition takes ``num_proposals`` gradients more than the local kernel's. :meth:`statistics` gives the acceptance
+    rate of the proposals: below a few per cent the flow fits too badly to help. A warm-up of fewer than 20
     transitions trains nothing, and the local kernel then runs alone.
 
     :param model: a Pyro model, or a local kernel with its model or potential; or
@@ -63,15 +64,22 @@ class FlowMC(FlowKernel):
     :param flow: :math:`f`, a :class:`~pyro_dgm.distributions.transforms.Bijection` over the ``D`` elements of all
         unconstrained latents, one after another, from standard normal variables to latents; or a function of ``D`` that
         makes one. Both directions should be fast. By default four spline couplings. A bijection is copied.
-    :param train: whether to train it; ``False`` takes a trained one as it is.
-    :param num_loops: how often the flow is trained.
-    :param train_steps: steps of the optimiser in a warm-up, all loops together; ``None`` for two a transition, at most
+    :param train: whether to train the flow; ``False`` uses the given flow as it is.
+    :param num_loops: number of training loops in the warm-up.
+    :param train_steps: optimiser steps in a warm-up, in all loops together; by default two for each transition, at most
         1 000.
     :param learning_rate: of Adam, falling to zero by a cosine.
-    :param batch_size: draws a step.
-    :param num_proposals: proposals of the flow a transition.
-    :param settings: of the :class:`MALA` within, where ``kernel`` is not given.
-    :raises TypeError: if the flow or the kernel is none.
+    :param batch_size: draws in each step.
+    :param num_proposals: proposals of the flow in each transition.
+    :param step_size: of the default inner kernel. This argument and the next six set up the :class:`MALA` that is made
+        where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param temperature: of the target; see :class:`Kernel`, as for the next four.
+    :param init_strategy: where chains start.
+    :param compile: whether to compile gradients and transitions.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take.
+    :raises TypeError: if ``flow`` is no flow or ``kernel`` no kernel.
     :raises ValueError: for a setting out of range, a flow over other events, or a kernel that cannot be used; the
         message names it.
 
@@ -92,7 +100,6 @@ class FlowMC(FlowKernel):
     """
 
     name = "flowmc"
-    default_kernel = MALA
 
     def __init__(
         self,
@@ -107,25 +114,40 @@ class FlowMC(FlowKernel):
         learning_rate: float = 0.003,
         batch_size: int = 256,
         num_proposals: int = 1,
-        **settings: Any,
+        step_size: float | None = None,
+        target_accept_prob: float | None = None,
+        temperature: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] | None = None,
+        compile: bool | str | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
             potential_fn,
             kernel=kernel,
-            flow=flow,
-            train=train,
-            train_steps=train_steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            settings=settings,
+            default=MALA,
+            flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
+            settings={
+                "step_size": step_size,
+                "target_accept_prob": target_accept_prob,
+                "temperature": temperature,
+                "init_strategy": init_strategy,
+                "compile": compile,
+                "transforms": transforms,
+                "max_plate_nesting": max_plate_nesting,
+            },
         )
         self.num_loops = check_count("num_loops", num_loops)
         self.num_proposals = check_count("num_proposals", num_proposals)
 
     @staticmethod
+    def default_train_steps(num_transitions: int, dim: int) -> int:
+        return min(1000, 2 * num_transitions)
+
+    @staticmethod
     def make_default_flow(dim: int) -> Bijection:
-        """Four couplings by splines: either half of the elements changes, then those at odd and at even places."""
+        """Four spline couplings: each half of the elements in turn, then the elements at even and at odd places."""
         if dim == 1:
             return Spline(1)
         masks = [("half", False), ("half", True), ("alternate", False), ("alternate", True)]
@@ -189,7 +211,7 @@ class FlowMC(FlowKernel):
         value, gradient = self.potential(rows) if self.uses_gradient else (self.potential.value(rows), {})
         slopes = {k: v.reshape(chains, count, *v.shape[1:]) for k, v in gradient.items()}
         value = value.reshape(chains, count)
-        # Log importance weights: of where the chain is, and of each proposal.
+        # Log importance weights of the chain's position and of each proposal.
         here = -state.potential / self.temperature - self._log_density(state)
         weights = -value / self.temperature - density
         moved, total = torch.zeros_like(info.accepted), torch.zeros_like(here)
@@ -206,7 +228,7 @@ class FlowMC(FlowKernel):
         state = replace(
             state, global_acceptance=state.global_acceptance + total, taken=state.taken + torch.ones_like(state.taken)
         )
-        # The momentum's part of the local kernel's energy has no successor where a proposal was taken.
+        # Where a proposal was accepted, there is no momentum, and the energy is the potential's alone.
         energy = torch.where(moved, state.potential / self.temperature, info.energy)
         return state, Info(1.0 - kept, info.accepted | moved, info.diverging, energy, info.n_steps + count)
 
@@ -222,17 +244,17 @@ class FlowMC(FlowKernel):
 
     @staticmethod
     def _log_density(state: FlowMCState) -> Tensor:
-        """Log-density under the flow of where the chains are, ``(chains,)``."""
+        """Log-density of the chains' positions under the flow, ``(chains,)``."""
         assert state.flow is not None
         with torch.no_grad():
             z, log_det = state.flow.inverse_and_log_det(flatten(state.position))
         return log_normal(z) + log_det
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """How the flow does.
+        """Training loss of the flow, and acceptance of its proposals.
 
-        :returns: ``flow_loss``, of the last step of its training, nats; ``global_acceptance``, how often proposals were
-            taken since the warm-up, ``(chains,)``.
+        :returns: ``flow_loss``, of the last training step, nats; ``global_acceptance``, the mean acceptance probability
+            of the flow's proposals since the warm-up, ``(chains,)``.
         """
         assert isinstance(state, FlowMCState)
         return {**super().statistics(state), "global_acceptance": state.global_acceptance / state.taken.clamp(min=1)}
@@ -260,7 +282,7 @@ class FlowMC(FlowKernel):
         if training.seen not in state.loop_ends:
             return state
         if training.loops < 2:
-            training.whiten()  # once more after the flow has begun to move chains
+            training.whiten()  # again in the second loop, when the flow has moved chains between modes
         left = sum(end >= training.seen for end in state.loop_ends)
         flow = training.fit_to_draws((training.total_steps - training.steps) // left)
         return replace(state, flow=flow, flow_loss=training.loss)

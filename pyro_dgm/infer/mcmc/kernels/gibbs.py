@@ -21,14 +21,15 @@ Source = str | Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Gibbs(Kernel):
-    r"""Block Gibbs: every block in turn drawn from its law given the others.  The sampler of Boltzmann machines.
+    r"""Block Gibbs sampling: every block in turn is drawn from its distribution given the others. The usual sampler of
+    Boltzmann machines.
 
     .. math:: u_b' \sim \pi(u_b \mid u_1', \ldots, u_{b-1}', u_{b+1}, \ldots, u_B), \qquad b = 1, \ldots, B
 
-    A conditional is a *function of the state and of random numbers*: it gets the dict of all blocks, those before it
-    new already, and a tensor of noise, and gives the block's new value.  It draws nothing itself, so that a sweep is a
-    pure function that can be recorded, replayed and compiled.  Uniform noise of the block's own shape is all that a
-    Bernoulli unit needs, ``u < p``, and what an inverse distribution function takes::
+    A conditional is a *function of the state and of random numbers*: its arguments are the dict of all blocks (those
+    before it already updated) and a tensor of noise; it returns the block's new value. It draws nothing itself, so that
+    a sweep is a pure function that can be recorded and compiled. Uniform noise of the block's shape is enough for
+    Bernoulli units, ``u < p``, and for every distribution with an inverse distribution function::
 
         Gibbs(
             {
@@ -37,21 +38,21 @@ class Gibbs(Kernel):
             }
         )
 
-    Blocks are swept in the order given, each once a transition; nothing is ever rejected.  The chain is stationary at
-    the law whose conditionals they are; conditionals that belong to no common law are not detected.  Blocks that are
-    independent given the rest may follow each other and are then one block: ``v`` and ``h2`` of a deep Boltzmann
-    machine given ``h1``.  Positions are real, integer or boolean tensors.
+    Each transition updates all blocks once, in the order given; nothing is ever rejected. The chain leaves the
+    distribution with these conditionals invariant; conditionals that belong to no joint distribution are not detected.
+    Blocks that are independent given the rest are best put next to each other, where they act as one block: ``v`` and
+    ``h2`` of a deep Boltzmann machine, given ``h1``. Positions are real, integer or boolean tensors.
 
-    :param conditionals: from block to its conditional; chains are the leading dimension of all that it sees.
-    :param noise: what each block's noise is: ``"uniform"`` on [0, 1), ``"normal"``, or a function of the block's value
-        and a generator that draws it (of any shape, chains leading); one for all, or a dict by block.
-    :param potential_fn: :math:`U`, for ``lp`` and ``energy``, which are NaN without it: the draws need none.
-    :param model: refused: a model does not give its conditionals.
+    :param conditionals: the conditional of each block; the first dimension of its arguments are the chains.
+    :param noise: the noise of each block: ``"uniform"`` on [0, 1), ``"normal"``, or a function of the block's value and
+        a generator that draws it (of any shape, chains first); one for all blocks, or a dict by block.
+    :param potential_fn: :math:`U`, used for ``lp`` and ``energy`` only, which are NaN without it.
+    :param model: not accepted: conditionals cannot be derived from a model.
     :raises TypeError: if a conditional is not callable.
-    :raises ValueError: if there is none, or one's result has not the block's shape and type; the message names it.
+    :raises ValueError: if there is none, or if a result does not have its block's shape and type; the message names it.
 
     Source: S. Geman and D. Geman (1984), "Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of
-    images"; noise as an argument: the reparameterisation of P. Diaconis and D. Freedman (1999), "Iterated random
+    images"; noise as an argument: P. Diaconis and D. Freedman (1999), "Iterated random
     functions".
 
     Example::
@@ -108,7 +109,7 @@ class Gibbs(Kernel):
 
     def condition(self, *args: Any, **kwargs: Any) -> Potential:
         if args or kwargs:
-            raise ValueError("Gibbs takes no data: its conditionals have them in them")
+            raise ValueError("Gibbs takes no data: its conditionals contain them")
         known = self.potential_fn
         self.potential: Potential = (
             UnknownPotential() if known is None else ValuePotential(FunctionPotential(known), discrete=True)
@@ -122,7 +123,7 @@ class Gibbs(Kernel):
             raise ValueError(f"there are conditionals of {missing[1]}, but initial_params are of {sorted(params)}")
         if missing[0]:
             raise ValueError(f"blocks {missing[0]} have no conditional, and would never move")
-        # A sweep for show: what a conditional gives must be a value of its block.
+        # A test sweep: each conditional must return a value of its block's shape and type.
         numbers = self.noise(replace(state, generator=generator.clone_state()))
         position = dict(state.position)
         for block, fn in self.conditionals.items():

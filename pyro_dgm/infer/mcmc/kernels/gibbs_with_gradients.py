@@ -21,20 +21,20 @@ __all__ = ["GibbsWithGradients"]
 
 
 class GibbsWithGradients(Kernel):
-    r"""Gibbs with gradients: changes one discrete variable at a time, chosen by the gradient of the potential as though
-    it were continuous.  For energy-based models, Ising and Potts lattices, and discrete latents of a Pyro model.
+    r"""Gibbs with gradients: Metropolis steps that change one discrete variable, chosen by the gradient of the
+    potential. For energy-based models, Ising and Potts lattices, and discrete latents of a Pyro model.
 
-    With :math:`f = -U / T` a function of real arguments, what changing variable :math:`i` of a binary state would gain
-    is estimated for all of them by one gradient, and a variable is proposed in proportion to the root of that gain:
+    Let :math:`f = -U / T` be differentiable in real arguments. For a binary state, one gradient estimates how much
+    :math:`f` would change with each variable :math:`i`, and a variable is proposed by these estimates:
 
     .. math:: d_i(x) = -(2 x_i - 1) \frac{\partial f}{\partial x_i}, \qquad
               q(i \mid x) = \operatorname{softmax}\bigl(d(x) / 2\bigr)_i, \qquad
               \alpha = \min\Bigl(1, e^{f(x') - f(x)} \frac{q(i \mid x')}{q(i \mid x)}\Bigr)
 
     For categories, with :math:`x` one-hot, :math:`d_{ij}(x) = \partial f / \partial x_{ij} - \sum_k x_{ik} \partial f /
-    \partial x_{ik}`, over all pairs whose :math:`j` is not the present category.  The estimate only guides: with the
-    acceptance, :math:`e^{-U / T}` is left exactly invariant whatever it is worth.  It is exact for a potential that is
-    linear in each variable, such as a Boltzmann machine's.
+    \partial x_{ik}`, over all pairs whose :math:`j` is not the present category. The estimates only affect how fast the
+    chain mixes: because of the acceptance step, :math:`e^{-U / T}` is exactly invariant. They are exact for a potential
+    that is linear in each variable, such as a Boltzmann machine's.
 
     States of a ``potential_fn`` are given in ``initial_params``: zeros and ones (any type), or with
     ``num_categories=K`` integers below ``K``, or real tensors that are one-hot in a last dimension of size ``K``.
@@ -48,16 +48,18 @@ class GibbsWithGradients(Kernel):
     :param potential_fn: :math:`U` over chains, a dict of real ``(chains, ...)`` tensors to ``(chains,)``.
     :param num_categories: :math:`K` for categorical states of a ``potential_fn``, or a dict of it by name with ``None``
         for binary ones; ``None``, all are binary.
-    :param num_updates: single changes a transition; ``acceptance_rate`` is their mean.
-    :param dtype: real type that integer states are given to the ``potential_fn`` in; the default type otherwise.
+    :param num_updates: proposed changes in each transition; ``acceptance_rate`` is their mean.
+    :param dtype: real type to which integer states are converted for ``potential_fn``; torch's default type if not
+        given.
     :param temperature: :math:`T`; see :class:`Kernel`.
     :param compile: see :class:`Kernel`.
+    :param max_plate_nesting: see :class:`Kernel`.
     :raises ValueError: for a setting out of range, a state that is not binary or categorical, or a continuous latent;
         the message names it.
 
     Source: W. Grathwohl, K. Swersky, M. Hashemi, D. Duvenaud and C. J. Maddison (2021), "Oops I took a gradient:
-    scalable sampling for discrete distributions", arXiv:2102.04509.  There a variable may also be proposed to stay as
-    it is, which is left out here.
+    scalable sampling for discrete distributions", arXiv:2102.04509. There, a category may also be
+    proposed to stay as it is; here it may not.
 
     Example::
 
@@ -85,8 +87,16 @@ class GibbsWithGradients(Kernel):
         dtype: torch.dtype | None = None,
         temperature: float = 1.0,
         compile: bool | str = "auto",
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, temperature=temperature, init_strategy="prior", compile=compile)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy="prior",
+            compile=compile,
+            max_plate_nesting=max_plate_nesting,
+        )
         given = num_categories.values() if isinstance(num_categories, Mapping) else [num_categories]
         for k in given:
             check_count("num_categories", k, 2, optional=True)
@@ -103,7 +113,7 @@ class GibbsWithGradients(Kernel):
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Potential:
         if self.num_categories is not None:
-            raise ValueError("num_categories is for potential_fn: a model's sites say what they are")
+            raise ValueError("num_categories is for potential_fn: a model's sites have their own numbers of categories")
         sites = RelaxedSites(model)
         base = super().potential_of_model(sites, args, kwargs)
         self._relaxed = RelaxedPotential(base, sites.num_categories, None)
@@ -117,7 +127,7 @@ class GibbsWithGradients(Kernel):
         return super().init(params, generator)
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
-        # Gumbel's law makes an argmax a draw from a softmax: as many numbers as there are changes to choose from.
+        # The argmax of logits plus Gumbel noise is a draw from their softmax; one number for each possible change.
         first = state.potential
         width = sum(v[0].numel() for v in state.gradient.values())
         shape = (state.num_chains, self.num_updates)
@@ -140,7 +150,7 @@ class GibbsWithGradients(Kernel):
     def _update(
         self, state: KernelState, gumbel: Tensor, uniform: Tensor
     ) -> tuple[KernelState, Tensor, Tensor, Tensor]:
-        """Propose one change on every chain, and keep it or not."""
+        """Propose one change on every chain, and accept or reject it."""
         x = state.position
         log_q = self._log_proposal(x, state.gradient)
         choice = (log_q + gumbel).argmax(-1, keepdim=True)
@@ -154,7 +164,7 @@ class GibbsWithGradients(Kernel):
             else:
                 changed = mask.any(-1, keepdim=True)
                 proposal[k] = torch.where(changed, mask.to(x[k].dtype), x[k])
-                back.append(changed & (x[k] > 0.5))  # the change that leads back: to the category that it was
+                back.append(changed & (x[k] > 0.5))  # the change back to the old category
         value, gradient = self.potential(proposal)
         log_back = self._log_proposal(proposal, gradient)
         undo = torch.cat([m.reshape(len(m), -1) for m in back], -1)
@@ -166,7 +176,7 @@ class GibbsWithGradients(Kernel):
         return state.moved(accepted, proposal, value, gradient), rate, accepted, ~usable & (value != math.inf)
 
     def _log_proposal(self, x: Position, gradient: Position) -> Tensor:
-        """Log-probability of each change, ``(chains, changes)``; of none where a category would stay what it is."""
+        """Log-probability of each change, ``(chains, changes)``; minus infinity if a category would stay the same."""
         gains = []
         for k, v in x.items():
             slope = -gradient[k] / per_chain(v.new_tensor(self.temperature), v)

@@ -1,4 +1,4 @@
-"""Base of the kernels that follow Hamilton's equations and accept or reject where they end."""
+"""Base of the kernels that integrate Hamilton's equations and accept or reject the end point."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, StepSizeWarmup
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.state import Info, KernelState
 from pyro_dgm.ops.arguments import check_count, check_number, check_positive
 
 __all__ = ["Hamiltonian", "Trajectory"]
 
-#: most leapfrog steps of a transition while chains look for the typical set
+#: most leapfrog steps of a transition while chains approach the typical set
 SEARCH_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where a trajectory ended.
+    """The end of a trajectory.
 
-    :ivar position: unconstrained latents there.
-    :ivar potential: ``U`` there, ``(chains,)``.
-    :ivar gradient: of ``U`` there.
-    :ivar before: energy at its beginning, ``(chains,)``; only the difference from ``after`` matters.
-    :ivar after: energy at its end.
-    :ivar momentum: at its end.
+    :ivar position: unconstrained latents.
+    :ivar potential: ``U`` at that position, ``(chains,)``.
+    :ivar gradient: of ``U`` at that position.
+    :ivar before: energy at the beginning, ``(chains,)``; only the difference from ``after`` matters.
+    :ivar after: energy at the end.
+    :ivar momentum: at the end.
     """
 
     position: Position
@@ -46,11 +46,11 @@ class Trajectory:
 class Hamiltonian(AdaptiveKernel):
     r"""Base of :class:`HMC` and the kernels like it: a fresh momentum, a trajectory, a Metropolis step.
 
-    :param step_size: of the integrator, to start from.
+    :param step_size: initial step size of the integrator.
     :param trajectory_length: step size times number of steps; or
-    :param num_steps: steps, fixed.
+    :param num_steps: fixed number of steps.
     :param jitter: relative half width of the uniform distribution of step sizes, in [0, 1).
-    :param max_num_steps: most steps a transition.
+    :param max_num_steps: most steps in a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
     :param adaptation: what to learn in the warm-up.
 
@@ -58,7 +58,7 @@ class Hamiltonian(AdaptiveKernel):
     """
 
     independent_chains = True
-    #: gradients that a step of the integrator takes
+    #: gradient evaluations in each step of the integrator
     gradients_a_step = 1
 
     def __init__(
@@ -73,9 +73,21 @@ class Hamiltonian(AdaptiveKernel):
         max_num_steps: int = 100,
         max_energy_error: float,
         adaptation: Adaptation,
-        options: KernelOptions,
+        temperature: float,
+        init_strategy: str | Callable[[Any], Tensor],
+        compile: bool | str,
+        transforms: Mapping[str, Transform] | None,
+        max_plate_nesting: int | None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         if num_steps is not None and trajectory_length is not None:
             raise ValueError("give num_steps or trajectory_length, not both")
         check_positive("step_size", step_size)
@@ -117,7 +129,7 @@ class Hamiltonian(AdaptiveKernel):
             half[k] = 0.5 * kick[k]
             p[k] = torch.addcmul(p[k], half[k], gradient[k], value=-1.0)
         drift = state.mass.drift(sizes)
-        # The half steps in momentum between two steps in position are taken as one.
+        # Two consecutive half steps of the momentum are taken as one step.
         for _ in range(num_steps - 1):
             q = drift(q, p)
             gradient = self.potential.gradient(q)
@@ -143,7 +155,7 @@ class Hamiltonian(AdaptiveKernel):
     def restarted(self, state: KernelState) -> KernelState:
         if not isinstance(state.warmup, StepSizeWarmup) or not self.adaptation.step_size:
             return state
-        # The step size has followed the chains that were stuck.
+        # The step size has adapted to the chains that were stuck.
         return self._from_new_step_size(state, replace(state.warmup, recent=None))
 
     def find_step_size(self, state: KernelState) -> KernelState:
@@ -162,7 +174,7 @@ class Hamiltonian(AdaptiveKernel):
         return replace(state, step_size=state.step_size.new_tensor(size))
 
     def refresh(self, state: KernelState) -> KernelState:
-        """Have the number of leapfrog steps follow the step size."""
+        """Set the number of leapfrog steps from the step size."""
         if self.num_steps is not None:
             return replace(state, num_steps=self.num_steps)
         assert self.trajectory_length is not None
@@ -172,7 +184,7 @@ class Hamiltonian(AdaptiveKernel):
     def most_steps(self, state: KernelState) -> int:
         """Most leapfrog steps of the next transition."""
         if state.warmup is not None and state.warmup.searching:
-            # Steps that are as small as the steepest place needs make no length worth its gradients yet.
+            # Steps may still be tiny, and a full trajectory would then take too many gradients.
             return min(self.max_num_steps, SEARCH_STEPS)
         return self.max_num_steps
 

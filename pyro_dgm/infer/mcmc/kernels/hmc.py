@@ -4,59 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
 __all__ = ["HMC"]
 
-#: by default.  Beyond a quarter turn successive draws lie on opposite sides: better for means, worse for variances
+#: default trajectory length; above pi / 2 successive draws are anticorrelated: better for means, worse for variances
 TRAJECTORY_LENGTH = 2.0
 
 
 class HMC(Hamiltonian):
-    r"""Hamiltonian Monte Carlo: long moves along the gradient, all chains in step.  The default choice for latents with
-    a gradient.
+    r"""Hamiltonian Monte Carlo (HMC), the default choice for continuous latents.
 
     .. math:: H(u, p) = \frac{U(u)}{T} + \tfrac12 p^\top M^{-1} p, \qquad p \sim N(0, M)
 
-    A transition takes the same number of leapfrog steps on every chain, with a step size of
-    :math:`\epsilon (1 + j (2 v_c - 1))`, :math:`v_c` uniform for each chain and transition: without this jitter an
-    orbit whose period divides the trajectory never mixes.  The proposal is kept with probability
-    :math:`\min(1, e^{H - H'})`; one of non-finite energy is rejected and marked diverging, on its chain alone.
+    A transition takes the same number of leapfrog steps on every chain, with a step size of :math:`\epsilon (1 + j (2
+    v_c - 1))`, :math:`v_c` uniform for each chain and transition. Without this jitter, a chain does not mix if the
+    trajectory length is a multiple of an orbit's period. The proposal is accepted with probability :math:`\min(1, e^{H
+    - H'})`. A proposal of non-finite energy is rejected and marked diverging, on its chain alone.
 
-    Step size and mass are learnt in the warm-up from all chains together, so 64 chains need a far shorter one
-    than a single chain would.  Chains are otherwise independent.  A model of ``N`` independent data is *one* joint
-    target here: the acceptance is of the ``N`` moves together, and the step size shrinks as :math:`N^{-1/4}`.
+    The warm-up learns step size and mass from all chains together, so with 64 chains it can be far shorter than with
+    one. Otherwise chains are independent. A model of ``N`` independent data is *one* joint target here: the ``N`` moves
+    are accepted together, and the step size shrinks as :math:`N^{-1/4}`.
 
     :param model: a Pyro model; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param step_size: :math:`\epsilon` to start from (or to keep, with ``adapt_step_size=False``).
-    :param trajectory_length: :math:`\epsilon L` in units of the mass-scaled space, where the posterior has standard
-        deviations near 1; 2 by default.  After a quarter turn, :math:`\pi / 2`, a Gaussian with independent
-        coordinates has forgotten where it was; most posteriors are correlated and turn more slowly in some
-        direction.  Take more where they are strongly so; take a quarter turn where variances matter more than means,
-        which the opposite sides of a longer one favour.  :math:`L` follows the step size, up to ``max_num_steps``.
-    :param num_steps: :math:`L`, fixed, instead of ``trajectory_length``.
+    :param step_size: initial :math:`\epsilon`; with ``adapt_step_size=False`` it is kept.
+    :param trajectory_length: :math:`\epsilon L` in coordinates scaled by the mass, in which the posterior has standard
+        deviations near 1; 2 by default. For a Gaussian with independent coordinates :math:`\pi / 2` gives independent
+        draws. Correlated posteriors need longer trajectories. Above :math:`\pi / 2` successive draws are
+        anticorrelated: that helps estimates of means and harms those of variances. :math:`L` follows the step size, up
+        to ``max_num_steps``.
+    :param num_steps: a fixed :math:`L`, instead of ``trajectory_length``.
     :param jitter: :math:`j` in [0, 1).
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
     :param adapt_mass_matrix: whether to learn :math:`M`.
-    :param dense_mass: whether :math:`M` is a full matrix over the elements of all latents, shared by all chains: the
-        posterior's correlations are then gone from the trajectory, for one product of matrices a step.  Worth it up to
-        a few hundred elements, with chains enough to estimate it.
-    :param target_accept_prob: mean acceptance probability to aim for.
-    :param max_num_steps: most leapfrog steps a transition.
+    :param dense_mass: whether :math:`M` is a full matrix over the elements of all latents, shared by all chains. It
+        removes the posterior's correlations, at the price of a matrix product in each step. Useful up to a few hundred
+        elements, with enough chains to estimate it.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param max_num_steps: most leapfrog steps in a transition.
     :param max_energy_error: energy error above which a transition is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :param full_mass: Pyro's name of ``dense_mass``.
-    :param min_stepsize: least step size that adaptation may take, and ``max_stepsize`` the largest.
-    :param jit_compile: Pyro's, like ``jit_options`` and ``ignore_jit_warnings``; taken and not needed, since the
-        potential is recorded as a graph in any case (see ``compile``).
+    :param min_stepsize: lower bound of the adapted step size.
+    :param max_stepsize: its upper bound.
+    :param jit_compile: an argument of Pyro's HMC that has no effect: the potential is always recorded as a graph.
+    :param jit_options: likewise without effect.
+    :param ignore_jit_warnings: likewise without effect.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: R. M. Neal (2011), "MCMC using Hamiltonian dynamics", arXiv:1206.1901; step-size adaptation of M. D. Hoffman
@@ -96,7 +101,11 @@ class HMC(Hamiltonian):
         jit_compile: bool = False,
         jit_options: Mapping[str, Any] | None = None,
         ignore_jit_warnings: bool = False,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         if full_mass is not None and not isinstance(full_mass, bool):
             raise ValueError(
@@ -122,5 +131,9 @@ class HMC(Hamiltonian):
                 min_stepsize,
                 max_stepsize,
             ),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.chains import finite_chains, normals_like, per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.ops.arguments import check_positive
 from pyro_dgm.ops.langevin import langevin_step
@@ -20,36 +21,40 @@ __all__ = ["Langevin"]
 
 
 class Langevin(Kernel):
-    r"""The unadjusted Langevin algorithm (ULA): a gradient step and noise, never rejected; for training energies, for
-    very many dimensions, and where a known small bias is a fair price.
+    r"""The unadjusted Langevin algorithm (ULA): a gradient step plus noise, never rejected. Use it to train energies,
+    in very many dimensions, and where a small bias of known size is acceptable.
 
     .. math:: u' = u - \frac{\epsilon^2}{2 T} \nabla U(u) + \epsilon \xi, \qquad \xi \sim N(0, I)
 
-    The Langevin *time* step is :math:`h = \epsilon^2 / 2`.  The law that the chain settles on is :math:`e^{-U / T}`
-    only as :math:`\epsilon \to 0`: for a Gaussian of variance :math:`s^2` it has variance
-    :math:`T s^2 / (1 - \epsilon^2 / (4 T s^2))`, and there is none from :math:`\epsilon = 2 s \sqrt T` on, where the
-    iteration is unstable.  Nothing is learnt in the warm-up: the step size is yours.  :class:`MALA` has the same
-    proposal and no bias.
+    The Langevin *time* step is :math:`h = \epsilon^2 / 2`. The stationary distribution is :math:`e^{-U / T}` only in
+    the limit :math:`\epsilon \to 0`: for a Gaussian of variance :math:`s^2` it has variance :math:`T s^2 / (1 -
+    \epsilon^2 / (4 T s^2))`, and from :math:`\epsilon = 2 s \sqrt T` on the iteration is unstable. Nothing is learnt in
+    the warm-up, so choose the step size yourself. :class:`MALA` has the same proposal and no bias.
 
-    **Temperature.**  Papers on energy-based models write
-    :math:`u' = u - \lambda \nabla U + \sigma \xi` and choose :math:`\lambda` and :math:`\sigma` apart.  That is this
-    kernel with :math:`\epsilon = \sigma` and :math:`T = \sigma^2 / (2 \lambda)`: a step of 10 and noise of 0.005 sample
-    at :math:`T = 1.25 \cdot 10^{-6}`, which is gradient descent with a little noise, not draws from :math:`e^{-U}`.
-    :meth:`from_recipe` makes that conversion.
+    **Temperature.** Papers on energy-based models write
+    :math:`u' = u - \lambda \nabla U + \sigma \xi` and choose :math:`\lambda` and :math:`\sigma` independently. That is
+    this kernel with :math:`\epsilon = \sigma` and :math:`T = \sigma^2 / (2 \lambda)`: a step of 10 and noise of 0.005
+    sample at :math:`T = 1.25 \cdot 10^{-6}`, which is gradient descent with a little noise, not sampling from
+    :math:`e^{-U}`. :meth:`from_recipe` does the conversion.
 
-    **Divergence.**  Where the proposal, its potential or its gradient is not finite the chain is marked diverging and
-    stays at its last finite position.  Nothing else is ever rejected: ``acceptance_rate`` is 1 and ``accepted`` true.
+    **Divergence.** If the proposal, its potential or its gradient is not finite, the chain is marked diverging and
+    stays at its last finite position. Nothing else is ever rejected: ``acceptance_rate`` is 1 and ``accepted`` is true.
     ``energy`` is :math:`U / T`.
 
     :param model: a Pyro model; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
     :param step_size: :math:`\epsilon`, in units of the unconstrained latents.
-    :param schedule: from the transition's number (from 0, warm-up counted) to a factor for :math:`\epsilon`, such as
-        :class:`PolynomialDecay`; constant by default.
-    :param max_grad_norm: longest :math:`\|\nabla U\|` of a chain, over all its latents; longer ones are scaled down to
-        it. The target is then another one where it bites.
-    :param max_grad_value: largest :math:`|\partial U / \partial u_i|` of an element; likewise.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param schedule: a function from the transition's number (from 0, including the warm-up) to a factor for
+        :math:`\epsilon`, such as :class:`PolynomialDecay`; constant by default.
+    :param max_grad_norm: largest :math:`\|\nabla U\|` of a chain, over all its latents; longer gradients are scaled
+        down to it, which changes the target there.
+    :param max_grad_value: largest :math:`|\partial U / \partial u_i|` of an element; larger ones are clipped, which
+        also changes the target.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. Parisi (1981), "Correlation functions and computer simulations"; G. O. Roberts and R. L. Tweedie (1996),
@@ -79,9 +84,21 @@ class Langevin(Kernel):
         schedule: Callable[[int], float] | None = None,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         check_positive("step_size", step_size)
         check_positive("max_grad_norm", max_grad_norm, optional=True)
         check_positive("max_grad_value", max_grad_value, optional=True)
@@ -91,13 +108,37 @@ class Langevin(Kernel):
         self.schedule, self.max_grad_norm, self.max_grad_value = schedule, max_grad_norm, max_grad_value
 
     @classmethod
-    def from_recipe(cls, step: float, noise: float, **settings: Any) -> Langevin:
-        r"""The kernel of a paper's :math:`u' = u - \lambda \nabla U + \sigma \xi`, its temperature worked out.
+    def from_recipe(
+        cls,
+        step: float,
+        noise: float,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[..., Tensor] | None = None,
+        *,
+        schedule: Callable[[int], float] | None = None,
+        max_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
+    ) -> Langevin:
+        r"""The kernel for a paper's :math:`u' = u - \lambda \nabla U + \sigma \xi`, at the temperature that this
+        implies.
 
         :param step: :math:`\lambda`.
         :param noise: :math:`\sigma`.
-        :param settings: further arguments of the kernel.
-        :raises ValueError: if one is not positive and finite.
+        :param model: this argument and all that follow are those of :class:`Langevin`.
+        :param potential_fn: :math:`U` over chains.
+        :param schedule: a factor for the step size, by transition.
+        :param max_grad_norm: largest norm of a chain's gradient.
+        :param max_grad_value: largest absolute value of a gradient's element.
+        :param init_strategy: where chains start.
+        :param compile: whether to compile gradients and transitions.
+        :param transforms: from constrained to unconstrained space, by latent.
+        :param max_plate_nesting: number of dimensions that the model's plates may take.
+        :raises ValueError: if ``step`` or ``noise`` is not positive and finite.
+        :raises TypeError: if called on a subclass, whose arguments are different.
 
         Example::
 
@@ -107,7 +148,24 @@ class Langevin(Kernel):
         """
         check_positive("step", step)
         check_positive("noise", noise)
-        return cls(step_size=noise, temperature=noise**2 / (2.0 * step), **settings)
+        if cls is not Langevin:
+            raise TypeError(
+                f"from_recipe makes a Langevin kernel; give {cls.__name__} step_size=noise and "
+                "temperature=noise**2 / (2 * step)"
+            )
+        return Langevin(
+            model,
+            potential_fn,
+            step_size=noise,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            max_grad_value=max_grad_value,
+            temperature=noise**2 / (2.0 * step),
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         noise = normals_like(state.position, state.generator, "noise")
@@ -134,7 +192,7 @@ class Langevin(Kernel):
     def _settle(
         self, state: KernelState, proposal: Position, noise: Mapping[str, Tensor], temperature: float | Tensor
     ) -> tuple[KernelState, Info]:
-        """Go to the proposal, except on chains where something about it is not finite."""
+        """Accept the proposal, except on chains where it, its potential or its gradient is not finite."""
         value, gradient = self._evaluate(proposal, noise)
         finite = finite_chains(value, proposal, gradient)
         new = state.moved(finite, proposal, value, gradient)
@@ -151,7 +209,7 @@ class Langevin(Kernel):
             gradient = {k: g.clamp(-limit, limit) for k, g in gradient.items()}
         if self.max_grad_norm is not None:
             squares: Any = sum(g.reshape(len(g), -1).square().sum(-1) for g in gradient.values())
-            # A gradient of zero stays zero: the factor is the limit over infinity's floor, and then 1.
+            # The clamp keeps the factor finite for a gradient of zero, which stays zero.
             factor = (self.max_grad_norm / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0)
             gradient = {k: g * per_chain(factor, g) for k, g in gradient.items()}
         return gradient

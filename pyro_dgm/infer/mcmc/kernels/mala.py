@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.kernels.hamiltonian import Hamiltonian
 from pyro_dgm.infer.mcmc.potentials.base import Position
 
@@ -16,26 +16,31 @@ __all__ = ["MALA"]
 
 
 class MALA(Hamiltonian):
-    r"""Metropolis-adjusted Langevin algorithm: one gradient a transition, preconditioned by the mass.
+    r"""The Metropolis-adjusted Langevin algorithm (MALA): one gradient in each transition, preconditioned by the mass.
 
     .. math:: u' = u - \frac{\epsilon^2}{2 T} M^{-1} \nabla U(u) + \epsilon M^{-1/2} \xi, \qquad \xi \sim N(0, I)
 
-    kept with probability :math:`\min\bigl(1, \frac{\pi(u') q(u|u')}{\pi(u) q(u'|u)}\bigr)`.  The proposal is one
+    accepted with probability :math:`\min\bigl(1, \frac{\pi(u') q(u|u')}{\pi(u) q(u'|u)}\bigr)`.  The proposal is one
     leapfrog step from a fresh momentum, and the acceptance ratio that step's energy error (Neal 2011, section 5.2), so
     the transition is :class:`HMC`'s with one step and no jitter.
 
-    Use it where a gradient is dear and the target not far from a Gaussian with independent coordinates, or as a cheap
-    check; :class:`HMC` decorrelates faster by the gradient nearly everywhere else.
+    Use it if gradients are expensive and the target is close to a Gaussian with independent coordinates, or as a cheap
+    check. Otherwise :class:`HMC` nearly always decorrelates faster per gradient.
 
     :param model: a Pyro model; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param step_size: :math:`\epsilon` to start from; :math:`\epsilon^2 / 2` is the Langevin time step.
+    :param step_size: initial :math:`\epsilon`; :math:`\epsilon^2 / 2` is the Langevin time step.
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
     :param adapt_mass_matrix: whether to learn :math:`M`.
     :param dense_mass: whether :math:`M` is a full matrix, as in :class:`HMC`.
-    :param target_accept_prob: 0.574, optimal as dimensions grow.
+    :param target_accept_prob: mean acceptance probability to which :math:`\epsilon` is adapted; the default 0.574 is
+        optimal in many dimensions.
     :param max_energy_error: as in :class:`HMC`.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: G. O. Roberts and R. L. Tweedie (1996), "Exponential convergence of Langevin distributions and their
@@ -54,7 +59,7 @@ class MALA(Hamiltonian):
     """
 
     name = "mala"
-    # One step's acceptance falls steeply in the step size: at 0.05 the step swings, and its average comes out low.
+    # One step's acceptance falls steeply with the step size: at 0.05 the step size oscillates, and its average is low.
     adaptation_gamma = 0.2
 
     def __init__(
@@ -68,7 +73,11 @@ class MALA(Hamiltonian):
         dense_mass: bool = False,
         target_accept_prob: float = 0.574,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -77,5 +86,9 @@ class MALA(Hamiltonian):
             num_steps=1,
             max_energy_error=max_energy_error,
             adaptation=Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob, bool(dense_mass)),
-            options=options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )

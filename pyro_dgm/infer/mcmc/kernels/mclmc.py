@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_dgm.infer.mcmc.kernels.adjusted_mclmc import Whitened, require_two_dimensions
-from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
 from pyro_dgm.infer.mcmc.kernels.isokinetic import minimal_norm_step, unit
 from pyro_dgm.infer.mcmc.mass_matrix import flatten
 from pyro_dgm.infer.mcmc.potentials.base import Position
@@ -20,16 +21,16 @@ from pyro_dgm.ops.arguments import check_count, check_positive
 
 __all__ = ["MCLMC"]
 
-#: transitions that the running estimate of the energy error looks back on
+#: number of recent transitions in the running estimate of the energy error
 MEMORY = 50
 
 
 @dataclass(frozen=True)
 class EnergyWarmup(Warmup):
-    """A warm-up in which the step size follows the energy error.
+    """A warm-up that adapts the step size to the energy error.
 
-    :ivar error: sum of squared energy errors over the sixth power of the step size, discounted.
-    :ivar weight: of that sum.
+    :ivar error: discounted sum of squared energy errors, each divided by the sixth power of the step size.
+    :ivar weight: discounted number of terms in that sum.
     """
 
     error: float = 0.0
@@ -38,7 +39,7 @@ class EnergyWarmup(Warmup):
 
 @dataclass(frozen=True, kw_only=True)
 class MCLMCState(KernelState):
-    """A state with the directions of the chains.
+    """A state with the directions in which the chains move.
 
     :ivar velocity: unit vectors, ``(chains, D)``.
     :ivar squared_energy: mean squared energy error of a step of the last transition, ``(chains,)``.
@@ -49,37 +50,41 @@ class MCLMCState(KernelState):
 
 
 class MCLMC(Kernel):
-    r"""Microcanonical Langevin Monte Carlo, unadjusted: for posteriors of many dimensions, where a bias of the size of
-    the Monte Carlo error is a fair price for speed.
+    r"""Microcanonical Langevin Monte Carlo (MCLMC), unadjusted: for posteriors of many dimensions, where speed matters
+    more than a bias of about the size of the Monte Carlo error.
 
-    Chains move at constant speed along a direction that the force turns (``infer/mcmc/kernels/isokinetic.py``), and
-    that is partly drawn anew after every step,
+    Chains move at constant speed along a direction that the force turns (``infer/mcmc/kernels/isokinetic.py``). After
+    every step the direction is partly drawn anew:
 
     .. math:: u \leftarrow \frac{u + \nu z}{\|u + \nu z\|}, \quad z \sim N(0, I_d), \qquad
               \nu = \sqrt{\frac{e^{2 \epsilon / L} - 1}{d}}
 
-    Nothing is rejected, so that the law of the draws is the target's only as :math:`\epsilon \to 0`.  What the bias is
-    held by is the energy: the warm-up sets the step size such that the variance of its change in a step is
-    ``energy_variance`` a dimension (and no longer than half of L).  How large the bias then is depends on the target;
-    check against :class:`AdjustedMCLMC`, which is the same with a Metropolis step.
+    Nothing is rejected, so the draws have the target's distribution only in the limit :math:`\epsilon \to 0`. The
+    energy error controls the bias: the warm-up sets the step size such that the variance of the energy's change in a
+    step is ``energy_variance`` per dimension (and a step no longer than half of L). How large the bias then is depends
+    on the target; compare with :class:`AdjustedMCLMC`, which is the same with a Metropolis step.
 
-    A transition takes as many steps (two gradients each) as make the length L over which the direction is forgotten.
-    Step size and length are in :class:`HMC`'s units, that is over :math:`\sqrt d`.  A step to where the potential or
-    its gradient is not finite, or whose energy error is above ``max_energy_error``, is marked diverging: the chain
-    stays where it was before the transition, and turns.  Elsewhere ``acceptance_rate`` is 1.  ``energy`` is
+    A transition takes as many steps (two gradients each) as give the length L over which the direction is forgotten.
+    Step size and length are in :class:`HMC`'s units, that is divided by :math:`\sqrt d`. A transition is marked
+    diverging if it meets a potential or gradient that is not finite, or an energy error above ``max_energy_error``; the
+    chain then stays where it was, and gets a new direction. ``acceptance_rate`` is always 1, ``energy`` is
     :math:`U / T`.
 
     :param model: a Pyro model, of two or more unconstrained dimensions; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param step_size: :math:`\epsilon / \sqrt d` to start from (or to keep, with ``adapt_step_size=False``).
+    :param step_size: initial :math:`\epsilon / \sqrt d`; with ``adapt_step_size=False`` it is kept.
     :param trajectory_length: :math:`L / \sqrt d`.
-    :param num_steps: steps a transition, instead of as many as make L.
+    :param num_steps: steps in each transition, instead of as many as give the length L.
     :param adapt_step_size: whether to learn the step size in the warm-up.
     :param adapt_mass_matrix: whether to learn the variances by which coordinates are scaled.
-    :param energy_variance: variance of the energy's change in a step, a dimension, to aim for.
-    :param max_num_steps: most steps a transition.
+    :param energy_variance: variance of the energy's change in a step, per dimension, to which the step size is adapted.
+    :param max_num_steps: most steps in a transition.
     :param max_energy_error: energy error above which a step is marked diverging, nats.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a target of one dimension.
 
     Source: J. Robnik, G. B. De Luca, E. Silverstein and U. Seljak (2023), "Microcanonical Hamiltonian Monte Carlo",
@@ -114,9 +119,21 @@ class MCLMC(Kernel):
         energy_variance: float = 5e-4,
         max_num_steps: int = 100,
         max_energy_error: float = 1000.0,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         check_positive("step_size", step_size)
         check_positive("trajectory_length", trajectory_length)
         check_positive("energy_variance", energy_variance)
@@ -185,17 +202,17 @@ class MCLMC(Kernel):
             state, warmup = self._follow_energy(state, warmup)
         warmup, mass = warmup.observe(state.position)
         if mass is not None:
-            # The errors were of other coordinates.
+            # The errors were measured in the old coordinates.
             state, warmup = replace(state, mass=mass), replace(warmup, error=0.0, weight=0.0)
         return self._refresh(replace(state, warmup=warmup))
 
     def _follow_energy(self, state: MCLMCState, warmup: EnergyWarmup) -> tuple[MCLMCState, EnergyWarmup]:
-        """Errors grow as the sixth power of the step size: the size at which they would be as wanted."""
+        """Set the step size at which errors, which grow as its sixth power, would have the wanted variance."""
         squares = state.squared_energy
         finite = torch.isfinite(squares)
         share = float(finite.double().mean())
         size = float(state.step_size)
-        if share < 0.8:  # too many chains diverge for the others' errors to say anything
+        if share < 0.8:  # with this many divergent chains the errors of the others are no guide
             return replace(state, step_size=state.step_size * 0.5), replace(warmup, error=0.0, weight=0.0)
         dimensions = state.velocity.shape[1]
         mean = float(torch.where(finite, squares, torch.zeros_like(squares)).sum() / finite.sum()) / dimensions

@@ -1,20 +1,22 @@
-"""Any gradient kernel in the base space of a normalizing flow that is learnt in the warm-up."""
+"""A gradient kernel in the base space of a normalizing flow that is learnt in the warm-up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_dgm.distributions.transforms import Autoregressive, Bijection, Compose
 from pyro_dgm.distributions.transforms.scaled_shift import ScaledShiftFamily
 from pyro_dgm.infer.mcmc.adaptation import search_steps
 from pyro_dgm.infer.mcmc.flow_training import Flow
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.kernels.composed import FlowKernel, FlowState
+from pyro_dgm.infer.mcmc.kernels.flow_kernel import FlowKernel, FlowSettings, FlowState
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.transported import TransportedPotential
@@ -22,16 +24,19 @@ from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["NeuTra", "NeuTraState"]
 
-#: share of the warm-up after which the flow is frozen, and the inner kernel adapts to it
+#: fraction of the warm-up after which the flow is frozen, and the inner kernel adapts to it
 FROZEN_AFTER = 0.5
+
+#: of the default inner kernel; above HMC's 0.8, because the flow fits worst in the tails, where steps may then diverge
+TARGET_ACCEPT_PROB = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuTraState(FlowState):
-    """A state of the chains, with where they are in base space.
+    """A state of the chains, with their positions in base space.
 
-    :ivar base: that position, by latents; empty as long as there is no flow.
-    :ivar rounds: transitions of the warm-up after which the flow is trained, and those of the warm-up.
+    :ivar base: these positions, by latent; empty before the flow is trained.
+    :ivar rounds: the transitions of the warm-up after which the flow is trained; last, the length of the warm-up.
     """
 
     base: Position
@@ -39,16 +44,16 @@ class NeuTraState(FlowState):
 
 
 class NeuTra(FlowKernel):
-    r"""Neural transport: HMC, or another gradient kernel, where a flow makes the target nearly normal.
+    r"""Neural transport (NeuTra): HMC, or another gradient kernel, in coordinates in which the target is nearly normal.
 
     .. math:: U_z(z) = U(f(z)) - T \log \Bigl|\det \frac{\partial f}{\partial z}\Bigr|, \qquad u = f(z)
 
-    Use it where curvature changes from place to place (funnels, bananas), so that no step size and no mass matrix is
-    right everywhere: the flow is to :class:`HMC` a mass matrix that depends on the position. In the first half of the
-    warm-up :math:`f` is trained in a few rounds, to bring the divergence from :math:`f(N(0, I))` to the target down;
-    in the second half it is frozen, and the inner kernel learns its step size and mass in base space. Draws are exact
-    whatever the flow is; a poor one only mixes slowly. It does not join separate modes; for these see
-    :class:`FlowMC` and :class:`ParallelTempering`.
+    Use it if the curvature of the target changes from place to place (funnels, bananas), so that no step size and mass
+    matrix are right everywhere. The flow :math:`f` acts like a mass matrix that depends on the position. In the first
+    half of the warm-up it is trained in a few rounds, by minimising the KL divergence from :math:`f(N(0, I))` to the
+    target. In the second half it is frozen, and the inner kernel learns its step size and mass in base space. Draws are
+    exact for every flow; with one that fits badly, chains mix slowly. NeuTra does not connect separate modes; for these
+    see :class:`FlowMC` and :class:`ParallelTempering`.
 
     A transition takes one gradient more than the inner kernel's. A warm-up of fewer than 20 transitions trains nothing,
     and the inner kernel then runs as it is.
@@ -60,13 +65,21 @@ class NeuTra(FlowKernel):
         unconstrained latents, one after another, from standard normal variables to latents; or a function of ``D`` that
         makes one. Its forward direction should be the fast one. By default three inverse
         autoregressive layers. A bijection is copied.
-    :param train: whether to train it; ``False`` takes a trained one as it is.
-    :param train_steps: steps of the optimiser in a warm-up; ``None`` for two a transition, at most 1 000.
+    :param train: whether to train the flow; ``False`` uses the given flow as it is.
+    :param train_steps: optimiser steps in a warm-up; by default ten for each transition, at most 1 000 + 10 ``D``.
     :param learning_rate: of Adam, falling to zero by a cosine.
-    :param batch_size: base draws a step, each with its gradient of :math:`U`.
-    :param num_rounds: rounds of training; after each the chains go on in the new coordinates.
-    :param settings: of the :class:`HMC` within, where ``kernel`` is not given.
-    :raises TypeError: if the flow or the kernel is none.
+    :param batch_size: base draws in each step, for each of which the gradient of :math:`U` is computed.
+    :param num_rounds: rounds of training; after each one the chains continue in the new coordinates.
+    :param step_size: of the default inner kernel. This argument and the next six set up the :class:`HMC` that is made
+        where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted. The default is 0.9, above
+        that of :class:`HMC`: a flow fits worst in the tails, and large steps diverge there.
+    :param temperature: of the target; see :class:`Kernel`, as for the next four.
+    :param init_strategy: where chains start.
+    :param compile: whether to compile gradients and transitions.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take.
+    :raises TypeError: if ``flow`` is no flow or ``kernel`` no kernel.
     :raises ValueError: for a setting out of range, a flow over other events, or a kernel without gradients; the message
         names it.
 
@@ -88,7 +101,6 @@ class NeuTra(FlowKernel):
     """
 
     name = "neutra"
-    default_kernel = HMC
 
     def __init__(
         self,
@@ -102,22 +114,38 @@ class NeuTra(FlowKernel):
         learning_rate: float = 0.01,
         batch_size: int = 128,
         num_rounds: int = 3,
-        **settings: Any,
+        step_size: float | None = None,
+        target_accept_prob: float | None = None,
+        temperature: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] | None = None,
+        compile: bool | str | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
             potential_fn,
             kernel=kernel,
-            flow=flow,
-            train=train,
-            train_steps=train_steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            settings=settings,
+            default=partial(HMC, target_accept_prob=TARGET_ACCEPT_PROB),
+            flow=FlowSettings(flow, bool(train), train_steps, learning_rate, batch_size),
+            settings={
+                "step_size": step_size,
+                "target_accept_prob": target_accept_prob,
+                "temperature": temperature,
+                "init_strategy": init_strategy,
+                "compile": compile,
+                "transforms": transforms,
+                "max_plate_nesting": max_plate_nesting,
+            },
         )
         if not self.kernel.uses_gradient:
             raise ValueError(f"kernel must be one that takes gradients, got {type(self.kernel).__name__}")
         self.num_rounds = check_count("num_rounds", num_rounds)
+
+    @staticmethod
+    def default_train_steps(num_transitions: int, dim: int) -> int:
+        # Training costs about as much as the rest of a warm-up; a flow that fits badly costs far more in draws.
+        return min(10 * num_transitions, 1000 + 10 * dim)
 
     @staticmethod
     def make_default_flow(dim: int) -> Bijection:
@@ -134,10 +162,10 @@ class NeuTra(FlowKernel):
         return NeuTraState.extending(plain, inner_type=KernelState, inner_own={}, inner_shared={}, flow=None, base={})
 
     def with_flow(self, state: FlowState, flow: Bijection) -> FlowState:
-        """The chains where they were, in new coordinates, with the inner kernel begun anew.
+        """The chains at the same positions, in new coordinates, with a new state of the inner kernel.
 
-        A chain that these coordinates have no number for (far out, where the inverse overflows) goes to a draw of the
-        flow; that happens before draws are made only.
+        A chain whose position the flow cannot invert accurately (far out, where the inverse overflows) is moved to a
+        draw from the flow. That happens in the warm-up only, or before it.
         """
         assert isinstance(state, NeuTraState)
         potential = TransportedPotential(self.potential, flow, self.temperature)
@@ -154,7 +182,7 @@ class NeuTra(FlowKernel):
         return self._moved_to(replace(state, flow=flow).after(inner), base)
 
     def _moved_to(self, state: NeuTraState, base: Position) -> NeuTraState:
-        """The state with all chains at these places of base space."""
+        """The state with all chains at these positions in base space."""
         position, _ = self._transported(state).push(base)
         value, gradient = self.potential(position)
         return replace(state, position=position, potential=value, gradient=gradient, base=base)
@@ -176,7 +204,10 @@ class NeuTra(FlowKernel):
         return self.inner(potential)
 
     def _inner_state(self, state: KernelState, shapes: bool = False) -> KernelState:
-        """The inner kernel's state; ``shapes``: for what reads no more than shapes of the energies."""
+        """The inner kernel's state.
+
+        :param shapes: whether only shapes of the energies are read, so that their values need not be computed.
+        """
         assert isinstance(state, NeuTraState)
         if state.flow is None:
             return state.of_inner(state.position, state.potential, state.gradient)
@@ -201,7 +232,7 @@ class NeuTra(FlowKernel):
             return replace(new, position=inner.position, potential=inner.potential, gradient=inner.gradient), info
         position, _ = self._transported(state).push(inner.position)
         value, gradient = self.potential(position)
-        # A chain that stayed is where it was to the bit, not there and back.
+        # A chain that was rejected keeps its exact position, without the rounding of a transform and its inverse.
         return new.moved(info.accepted, position, value, gradient, base=inner.position), info
 
     # Warm-up

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.chains import uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
+from pyro_dgm.infer.mcmc.kernels.composed import ComposedKernel
 from pyro_dgm.infer.mcmc.kernels.hmc import HMC
 from pyro_dgm.infer.mcmc.kernels.replicas import (
     Replicas,
@@ -24,43 +26,48 @@ from pyro_dgm.infer.mcmc.kernels.replicas import (
     swap_order,
     take,
 )
-from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
+from pyro_dgm.infer.mcmc.potentials.base import Position
 from pyro_dgm.infer.mcmc.potentials.tempered import TemperedPotential
 from pyro_dgm.infer.mcmc.state import map_tensors
 
 __all__ = ["ParallelTempering"]
 
 
-class ParallelTempering(Kernel):
-    r"""Parallel tempering: every chain has hotter replicas, and swaps with them; for separated modes.
+class ParallelTempering(ComposedKernel):
+    r"""Parallel tempering: every chain has replicas at higher temperatures, with which it swaps; for separated modes.
 
-    Replica :math:`r` of a chain is moved by the inner kernel at :math:`e^{-\beta_r U / T}`,
-    :math:`1 = \beta_0 > \ldots > \beta_{R-1}`; then neighbours are swapped with probability
+    The inner kernel moves replica :math:`r` of a chain with the target :math:`e^{-\beta_r U / T}`,
+    :math:`1 = \beta_0 > \ldots > \beta_{R-1}`. Then neighbours are swapped with probability
 
     .. math:: \min\Bigl(1, e^{(\beta_r - \beta_{r+1}) (U_r - U_{r+1}) / T}\Bigr)
 
-    in even pairs after one transition and odd pairs after the next.  That order is *non-reversible*: a replica travels
-    on in its direction until a swap is refused, so that the time of a round trip does not grow with the number of
-    rungs, where choosing pairs at random would have it diffuse.  In the warm-up the ladder is tuned, in rounds that
-    double, until all neighbours refuse equally often, which is where round trips are most frequent; more rungs are
-    needed if they refuse more than about half of the time.
+    even pairs after one transition, odd pairs after the next. This order is *non-reversible*: a replica moves on in one
+    direction until a swap is rejected, so that the time of a round trip does not grow with the number of temperatures;
+    with random pairs it would diffuse. The warm-up adapts the temperatures, in rounds of doubling length, until all
+    pairs of neighbours reject equally often, since round trips are then most frequent. If more than about half of the
+    swaps are rejected, take more temperatures.
 
-    Only the cold replicas, :math:`\beta = 1`, are chains: draws, statistics and divergences are theirs, and
-    ``n_steps`` counts the gradients of all replicas, and ``acceptance_rate`` is the probability that the cold one
-    moved, by itself or by a swap.  All replicas of all chains ride in the leading dimension of
-    the inner kernel, each in units of :math:`\beta_r^{-1/2}`, so that one step size and one mass matrix fit hot and
-    cold.  :meth:`statistics` says what the swaps do.  An inner kernel with a bias (:class:`Langevin`) keeps it.
+    Only the cold replicas, :math:`\beta = 1`, are chains: draws, statistics and divergences are theirs. ``n_steps`` is
+    the number of gradients of all replicas, and ``acceptance_rate`` is the probability that the cold replica moved, by
+    itself or by a swap. For the inner kernel all replicas of all chains are chains, each in units of
+    :math:`\beta_r^{-1/2}`, so that one step size and one mass matrix suit all temperatures. :meth:`statistics`
+    describes the swaps. The bias of an inner kernel such as :class:`Langevin` remains.
 
     :param model: a Pyro model, or an inner kernel with its model or potential; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param kernel: inner kernel, any of ours that has no ladder or conditionals of its own; :class:`HMC` by default.
-    :param num_temperatures: :math:`R`, replicas a chain, at least 2.
-    :param max_temperature: :math:`1 / \beta_{R-1}`: hot enough that the modes are joined there.  A flat density has no
-        law, so on unbounded latents keep it finite.
-    :param inverse_temperatures: :math:`\beta`, falling from 1, instead of these two.
-    :param adapt_ladder: whether to tune :math:`\beta` between its two ends in the warm-up.
-    :param settings: of the :class:`HMC` within, where ``kernel`` is not given (its ``temperature``, ``init_strategy``
-        and ``compile`` are this kernel's).
+    :param kernel: inner kernel, any of ours without temperatures or conditionals of its own; :class:`HMC` by default.
+    :param num_temperatures: :math:`R`, replicas of each chain, at least 2.
+    :param max_temperature: :math:`1 / \beta_{R-1}`: high enough that chains cross between the modes there.
+    :param inverse_temperatures: :math:`\beta`, falling from 1, instead of the two arguments above.
+    :param adapt_ladder: whether to adapt :math:`\beta` between its two ends in the warm-up.
+    :param step_size: of the default inner kernel. This argument and the next six set up the :class:`HMC` that is made
+        where ``kernel`` is not given; ``None`` keeps its default. With ``kernel``, give them to that kernel instead.
+    :param target_accept_prob: mean acceptance probability to which the step size is adapted.
+    :param temperature: of the target; see :class:`Kernel`, as for the next four.
+    :param init_strategy: where chains start.
+    :param compile: whether to compile gradients and transitions.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take.
     :raises ValueError: for a setting out of range, or an inner kernel that cannot be tempered; the message names it.
 
     Source: S. Syed, A. Bouchard-Cote, G. Deligiannidis and A. Doucet (2022), "Non-reversible parallel tempering: a
@@ -93,46 +100,35 @@ class ParallelTempering(Kernel):
         max_temperature: float = 100.0,
         inverse_temperatures: Sequence[float] | None = None,
         adapt_ladder: bool = True,
-        **settings: Any,
+        step_size: float | None = None,
+        target_accept_prob: float | None = None,
+        temperature: float | None = None,
+        init_strategy: str | Callable[[Any], Tensor] | None = None,
+        compile: bool | str | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        if isinstance(model, Kernel):
-            if kernel is not None:
-                raise ValueError("give the inner kernel once: first, or as kernel=")
-            kernel, model = model, None
-        if kernel is not None and not isinstance(kernel, Kernel):
-            raise TypeError(f"kernel must be a pyro_dgm.infer.mcmc.Kernel, got {type(kernel).__name__}")
-        if kernel is not None and settings:
-            raise ValueError(f"{sorted(settings)} are settings of the inner kernel: give them to it")
-        kernel = HMC(**settings) if kernel is None else kernel
-        if not kernel.tempers:
-            raise ValueError(f"kernel must be one that can be tempered, got {type(kernel).__name__}")
-        own = kernel.model is not None or kernel.potential_fn is not None
-        if own and (model is not None or potential_fn is not None):
-            raise ValueError("the inner kernel already has a model or potential of its own; give it once")
         super().__init__(
-            kernel.model if own else model,
-            kernel.potential_fn if own else potential_fn,
-            temperature=kernel.temperature,
-            init_strategy=kernel.init_strategy,
-            compile=kernel.compile,
+            model,
+            potential_fn,
+            kernel,
+            HMC,
+            settings={
+                "step_size": step_size,
+                "target_accept_prob": target_accept_prob,
+                "temperature": temperature,
+                "init_strategy": init_strategy,
+                "compile": compile,
+                "transforms": transforms,
+                "max_plate_nesting": max_plate_nesting,
+            },
         )
+        if not self.kernel.tempers:
+            raise ValueError(f"kernel must be one that can be tempered, got {type(self.kernel).__name__}")
         self.ladder = ladder_of(num_temperatures, max_temperature, inverse_temperatures)
-        self.kernel, self.adapt_ladder = kernel, bool(adapt_ladder)
-        self.uses_gradient = kernel.uses_gradient
-        self.discrete = kernel.discrete
-        self.adjusted = kernel.adjusted
-        self.varying_steps = kernel.varying_steps
-        self.min_chains = -(-kernel.min_chains // len(self.ladder))
-        self.initial_step_size = kernel.initial_step_size
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_inner"}
-
-    def condition(self, *args: Any, **kwargs: Any) -> Potential:
-        inner = _copy(self.kernel)
-        inner.model, inner.potential_fn = self.model, self.potential_fn
-        self._inner, self.potential = inner, inner.condition(*args, **kwargs)
-        return self.potential
+        self.adapt_ladder = bool(adapt_ladder)
+        self.discrete = self.kernel.discrete
+        self.min_chains = -(-self.kernel.min_chains // len(self.ladder))
 
     def init(self, params: Position, generator: torch.Generator) -> TemperedState:
         plain = super().init(params, generator)
@@ -147,9 +143,7 @@ class ParallelTempering(Kernel):
 
     def _at(self, state: TemperedState) -> Kernel:
         """The inner kernel, on that potential."""
-        kernel = _copy(self._inner)
-        kernel.potential = self._tempered(state)
-        return kernel
+        return self.inner(self._tempered(state))
 
     def _replicas(self, state: TemperedState) -> KernelState:
         """All replicas as chains of the inner kernel."""
@@ -159,7 +153,7 @@ class ParallelTempering(Kernel):
 
     def steps_at(self, state: KernelState) -> int:
         assert isinstance(state, TemperedState)
-        return self._inner.steps_at(self._replicas(state))
+        return self._at(state).steps_at(self._replicas(state))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:
         assert isinstance(state, TemperedState)
@@ -181,7 +175,7 @@ class ParallelTempering(Kernel):
             tempered.untemper_gradient(inner.gradient),
         )
         info = map_tensors(lambda v: v.reshape(shape), info)
-        # A replica that stayed is where it was to the bit, not there and back through other units.
+        # A replica that was rejected keeps its exact position, without the rounding of a change of units.
         replicas = map_tensors(partial(_where, info.accepted), moved, state.replicas())
         acceptance = swap_acceptance(state.betas / self.temperature, replicas.potential)
         order = swap_order(noise["swap"] < acceptance, noise["parity"])
@@ -215,7 +209,7 @@ class ParallelTempering(Kernel):
         )
 
     def statistics(self, state: KernelState) -> dict[str, Tensor]:
-        """How the swaps have gone since the warm-up.
+        """Statistics of the swaps since the warm-up.
 
         :returns: ``swap_acceptance``, the mean over chains and transitions between each two neighbours, cold ones
             first, ``(R - 1,)``; ``round_trips`` from cold to hot and back of each chain, ``(chains,)``;
@@ -257,10 +251,3 @@ class ParallelTempering(Kernel):
 def _where(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """New values (chains and replicas in one dimension) where ``accepted``, ``(chains, R)``; old ones elsewhere."""
     return torch.where(accepted.reshape(*accepted.shape, *[1] * (old.dim() - 2)), new.reshape(old.shape), old)
-
-
-def _copy(kernel: Kernel) -> Kernel:
-    # As it is: copy.copy would take off what it was bound to.
-    twin = object.__new__(type(kernel))
-    twin.__dict__.update(kernel.__dict__)
-    return twin

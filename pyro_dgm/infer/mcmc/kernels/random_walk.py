@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.adaptation import Adaptation, DualAveraging
 from pyro_dgm.infer.mcmc.chains import normals_like, per_chain, uniform_per_chain
 from pyro_dgm.infer.mcmc.kernels.adaptive import AdaptiveKernel
-from pyro_dgm.infer.mcmc.kernels.base import KernelOptions
 from pyro_dgm.infer.mcmc.mass_matrix import DiagonalMass
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.wrapped import ValuePotential
@@ -24,28 +24,33 @@ __all__ = ["RandomWalk"]
 
 
 class RandomWalk(AdaptiveKernel):
-    r"""Random-walk Metropolis: a Gaussian step, kept or not; the sampler for densities without a gradient.
+    r"""Random-walk Metropolis: a Gaussian step, accepted or rejected; for densities without a gradient.
 
     .. math:: u' = u + \epsilon M^{-1/2} \xi, \qquad \xi \sim N(0, I), \qquad
               \alpha = \min\bigl(1, e^{-(U(u') - U(u)) / T}\bigr)
 
-    with :math:`M^{-1}` the diagonal of variances learnt in the warm-up, from all chains together.  It decorrelates in
-    about as many transitions as there are dimensions (times the square of the worst correlation's condition number), so
-    take :class:`HMC` wherever there is a gradient and more than a few latents.
+    with :math:`M^{-1}` the diagonal of variances, which the warm-up learns from all chains together. The number of
+    transitions between independent draws grows in proportion to the dimension (and with the condition number of the
+    correlations). With a gradient and more than a few latents, take :class:`HMC`.
 
-    ``potential_fn`` is only evaluated, never differentiated: it may branch, look up tables, or be piecewise constant.
-    A proposal where :math:`U = +\infty` lies outside the support and is rejected; one where it is NaN or
+    ``potential_fn`` is only evaluated, never differentiated: it may contain branches and tables, or be piecewise
+    constant. A proposal where :math:`U = +\infty` lies outside the support and is rejected; one where it is NaN or
     :math:`-\infty` is rejected and marked diverging.
 
     :param model: a Pyro model; or
     :param potential_fn: :math:`U` over chains, a dict of ``(chains, ...)`` tensors to ``(chains,)``.
-    :param step_size: :math:`\epsilon` to start from (or to keep, with ``adapt_step_size=False``);
+    :param step_size: initial :math:`\epsilon`; with ``adapt_step_size=False`` it is kept;
         :math:`2.38 / \sqrt d` for ``d`` unconstrained coordinates by default, optimal for a Gaussian whose variances
         are known.
     :param adapt_step_size: whether to learn :math:`\epsilon` in the warm-up.
     :param adapt_mass_matrix: whether to learn the diagonal :math:`M`.
-    :param target_accept_prob: 0.234, optimal as dimensions grow; in one dimension 0.44 is.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param target_accept_prob: mean acceptance probability to which :math:`\epsilon` is adapted. The default 0.234 is
+        optimal in many dimensions; in one dimension 0.44 is.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range; the message names it.
 
     Source: N. Metropolis et al. (1953), "Equation of state calculations by fast computing machines"; scaling and
@@ -56,7 +61,7 @@ class RandomWalk(AdaptiveKernel):
 
         >>> import torch
         >>> from pyro_dgm.infer.mcmc import MCMC, RandomWalk
-        >>> kernel = RandomWalk(potential_fn=lambda u: u["x"].round().abs().sum(-1))  # steps: no gradient anywhere
+        >>> kernel = RandomWalk(potential_fn=lambda u: u["x"].round().abs().sum(-1))  # a step function
         >>> mcmc = MCMC(kernel, num_samples=50, warmup_steps=50, num_chains=8, seed=0, progress=False)
         >>> mcmc.run(initial_params={"x": torch.zeros(8, 3)})
         >>> mcmc.get_samples(group_by_chain=True)["x"].shape
@@ -76,9 +81,21 @@ class RandomWalk(AdaptiveKernel):
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
         target_accept_prob: float = 0.234,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
-        super().__init__(model, potential_fn, **options)
+        super().__init__(
+            model,
+            potential_fn,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
+        )
         check_positive("step_size", step_size, optional=True)
         self.step_size = None if step_size is None else float(step_size)
         self.adaptation = Adaptation(bool(adapt_step_size), bool(adapt_mass_matrix), target_accept_prob)
@@ -95,14 +112,14 @@ class RandomWalk(AdaptiveKernel):
         return self.find_step_size(super().init(params, generator))
 
     def find_step_size(self, state: KernelState) -> KernelState:
-        """The step that is optimal for a Gaussian of these scales, unless another one was given."""
+        """The given step size, or the one that is optimal for a Gaussian with these scales."""
         size = self.step_size
         if size is None:
             size = 2.38 / math.sqrt(max(1, sum(v[0].numel() for v in state.position.values())))
         return replace(state, step_size=state.potential.new_tensor(size))
 
     def start_dual(self, state: KernelState, steps_left: int) -> DualAveraging:
-        # The published pull towards ten times the first step suits HMC's halving; here the first step is a good guess.
+        # For fewer than 50 updates dual averaging shrinks towards the first step, a good guess here, not ten times it.
         return super().start_dual(state, min(49, steps_left))
 
     def noise(self, state: KernelState) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Replicas of chains at several temperatures: their states, their swaps, their ladder."""
+"""Replicas of chains at several temperatures: their state, their swaps, and the ladder of temperatures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
     "take",
 ]
 
-#: transitions of the warm-up after which the ladder is tuned for the first time; then after twice as many, and so on
+#: transitions of the warm-up before the ladder is adapted for the first time; each later round is twice as long
 FIRST_ROUND = 16
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Where replicas are: unconstrained latents, ``U`` and its gradient, each ``(chains, R, ...)``."""
+    """Positions of replicas: unconstrained latents, ``U`` and its gradient, each ``(chains, R, ...)``."""
 
     position: Position
     potential: Tensor
@@ -42,20 +42,21 @@ class Replicas:
 
 @dataclass(frozen=True, kw_only=True)
 class TemperedState(KernelState):
-    """A state of the cold replicas, with the hot ones and what the inner kernel carries.
+    """A state of the cold replicas, with the hot ones and the inner kernel's state.
 
-    :ivar hot: the other replicas.
+    :ivar hot: the hot replicas.
     :ivar betas: inverse temperatures, ``(R,)``.
     :ivar inner_type: class of the inner kernel's states.
-    :ivar inner_own: fields of its own of the inner kernel's state, ``(chains, R, ...)`` each.
-    :ivar inner_shared: those that its chains share.
-    :ivar inner_info: what the last transition did to each replica, ``(chains, R)``.
-    :ivar trip: where replicas are on a round trip, ``(chains, R)``; see :func:`follow`.
-    :ivar round_trips: of each chain, ``(chains,)``.
-    :ivar swap_acceptance: of the last transition, ``(chains, R - 1)``.
+    :ivar inner_own: fields that this class adds to :class:`KernelState`, ``(chains, R, ...)`` each.
+    :ivar inner_shared: those of them that all chains share.
+    :ivar inner_info: of the last transition of each replica, ``(chains, R)``.
+    :ivar trip: stage of each replica's round trip, ``(chains, R)``; see :func:`follow`.
+    :ivar round_trips: number of round trips of each chain, ``(chains,)``.
+    :ivar swap_acceptance: acceptance probability of the swaps of the last transition, ``(chains, R - 1)``.
     :ivar swaps: its sum over transitions.
     :ivar taken: number of transitions in that sum, ``(chains,)``.
-    :ivar rejection: mean over chains, summed over transitions since the ladder was tuned, ``(R - 1,)``.
+    :ivar rejection: mean rejection over chains, summed over transitions since the ladder was last adapted, ``(R -
+        1,)``.
     """
 
     hot: Replicas
@@ -75,7 +76,7 @@ class TemperedState(KernelState):
 
     @classmethod
     def start(cls, cold: KernelState, ladder: Sequence[float]) -> TemperedState:
-        """Every replica where the cold one is.
+        """The first state, with every replica at the cold one's position.
 
         :param ladder: inverse temperatures.
         """
@@ -112,7 +113,7 @@ class TemperedState(KernelState):
         )
 
     def after(self, inner: KernelState) -> TemperedState:
-        """The state with what the inner kernel's carries, apart from where its chains are."""
+        """The state with the inner kernel's step size, mass and own fields; positions stay as they are."""
         shape, own = (self.num_chains, len(self.betas)), inner.own()
         of_chains = {k: v for k, v in own.items() if k not in inner.shared}
         return replace(
@@ -133,7 +134,7 @@ class TemperedState(KernelState):
 
 
 def _rows(values: Tensor) -> Tensor:
-    """Chains and their replicas in one dimension."""
+    """Merge the dimensions of chains and replicas."""
     return values.flatten(0, 1)
 
 
@@ -155,9 +156,9 @@ def swap_acceptance(betas: Tensor, energies: Tensor) -> Tensor:
 
 
 def swap_order(wanted: Tensor, parity: Tensor) -> Tensor:
-    """Which replica comes to each rung when the pairs (r, r + 1) with r of this parity swap where they want to.
+    """The replica that each rung gets when the pairs (r, r + 1) with r of this parity swap if accepted.
 
-    :param wanted: ``(chains, R - 1)``.
+    :param wanted: whether each pair's swap is accepted, ``(chains, R - 1)``.
     :param parity: 0 or 1, a scalar tensor.
     :returns: ``(chains, R)``, rows of a permutation.
 
@@ -176,13 +177,13 @@ def swap_order(wanted: Tensor, parity: Tensor) -> Tensor:
 
 
 def equal_rejection(betas: Tensor, rejection: Tensor) -> Tensor:
-    r"""The ladder between the same ends whose neighbours would refuse to swap equally often.
+    r"""The ladder with the same ends whose neighbours would reject swaps equally often.
 
-    Rejections add up to the communication barrier :math:`\Lambda(\beta)`, whatever the ladder; between rungs it is
-    taken to be linear in :math:`\log\beta`, and cut into equal pieces.
+    The sum of rejection rates up to :math:`\beta` estimates the communication barrier :math:`\Lambda(\beta)`, which
+    does not depend on the ladder. It is interpolated linearly in :math:`\log\beta` and divided into equal parts.
 
-    :param betas: falling, ``(R,)``.
-    :param rejection: of each pair of neighbours, in any common unit, ``(R - 1,)``.
+    :param betas: inverse temperatures, falling, ``(R,)``.
+    :param rejection: rejection rate of each pair of neighbours, or a multiple of it, ``(R - 1,)``.
 
     Source: S. Syed et al. (2022), arXiv:1905.02939, section 5.1.
 
@@ -191,7 +192,7 @@ def equal_rejection(betas: Tensor, rejection: Tensor) -> Tensor:
         >>> equal_rejection(torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.6, 0.2]))
         tensor([1.0000, 0.6298, 0.2500])
     """
-    # A pair that never refused would leave the barrier flat, and its inverse open.
+    # A pair that never rejected would make the barrier flat, and its inverse undefined.
     steps = rejection.clamp(min=0.0) + 1e-3 * rejection.sum().clamp(min=1e-6)
     barrier = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])
     barrier = barrier / barrier[-1]
@@ -204,28 +205,31 @@ def equal_rejection(betas: Tensor, rejection: Tensor) -> Tensor:
 
 
 def take(values: Tensor, order: Tensor) -> Tensor:
-    """``(chains, R, ...)`` in another order of each chain's replicas, ``(chains, R)``."""
+    """Reorder each chain's replicas of ``(chains, R, ...)`` values, by indices ``(chains, R)``."""
     index = order.reshape(*order.shape, *(1 for _ in values.shape[2:])).expand(values.shape)
     return values.gather(1, index)
 
 
 def follow(trip: Tensor) -> tuple[Tensor, Tensor]:
-    """Where replicas are on a round trip: 0 nowhere, 1 cold last, 2 hot after that; and trips that ended now."""
+    """Update the stage of each replica's round trip, and tell which trips end now.
+
+    Stages: 0 not yet cold, 1 last at the cold end, 2 last at the hot end after that.
+    """
     done = (trip[:, 0] == 2).to(torch.int64)
     hottest = torch.where(trip[:, -1:] == 1, 2, trip[:, -1:])
     return torch.cat([torch.ones_like(trip[:, :1]), trip[:, 1:-1], hottest], 1), done
 
 
 def closes_round(iteration: int) -> bool:
-    """Whether the ladder is to be tuned after so many transitions of the warm-up."""
+    """Whether the ladder is adapted after this many transitions of the warm-up."""
     rounds = iteration // FIRST_ROUND
     return iteration % FIRST_ROUND == 0 and rounds & (rounds - 1) == 0 and rounds > 0
 
 
 def ladder_of(num_temperatures: int, max_temperature: float, given: Sequence[float] | None) -> list[float]:
-    """Inverse temperatures: those given, or in one ratio to the next.
+    """Inverse temperatures: those given, or a geometric sequence.
 
-    :raises ValueError: for a ladder that is none; the message names the setting.
+    :raises ValueError: for an invalid ladder; the message names the setting.
     """
     if given is not None:
         if not isinstance(given, Iterable):

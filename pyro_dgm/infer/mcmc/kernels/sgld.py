@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from pyro_dgm.infer.mcmc.chains import per_chain
-from pyro_dgm.infer.mcmc.kernels.base import Info, KernelOptions, KernelState
+from pyro_dgm.infer.mcmc.kernels.base import Info, KernelState
 from pyro_dgm.infer.mcmc.kernels.langevin import Langevin
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.minibatch import FunctionMinibatches, MinibatchPotential, ModelMinibatches
@@ -24,7 +25,7 @@ class PreconditionedState(KernelState):
     """A state with the mean squares of gradients.
 
     :ivar squares: discounted mean of the squared gradients of ``U / T``, as ``position``.
-    :ivar decay: what they are discounted by, a scalar; 1 once they are frozen.
+    :ivar decay: factor of the old mean in each update, a scalar; 1 after the squares are frozen.
     """
 
     squares: Position
@@ -34,39 +35,40 @@ class PreconditionedState(KernelState):
 
 
 class SGLD(Langevin):
-    r"""Stochastic gradient Langevin dynamics: Langevin steps along gradients of mini-batches, for global latents
-    (weights of a network, say) given far more data than each step could use.
+    r"""Stochastic gradient Langevin dynamics (SGLD): Langevin steps with gradients of mini-batches, for global latents
+    (weights of a network, for example) given too many data for full gradients.
 
     .. math:: u' = u - \frac{\epsilon_t^2}{2 T} G \nabla \hat U(u) + \epsilon_t G^{1/2} \xi, \qquad \xi \sim N(0, I)
 
     with :math:`\hat U` the potential estimated from a mini-batch, scaled up to all data, and :math:`G` the identity or
-    a diagonal.  The published step is :math:`\epsilon^2` here.  A Pyro model says what a mini-batch is by its plate:
-    ``pyro.plate("data", len(x), subsample_size=100)``.  Every chain and transition draws its own, with replacement.  A
-    model without such a plate is seen whole, and the kernel is :class:`Langevin`.
+    a diagonal. The step of the paper is :math:`\epsilon^2` here. A subsampled plate of a Pyro model defines the
+    mini-batch: ``pyro.plate("data", len(x), subsample_size=100)``. Every chain draws its own in every transition, with
+    replacement. For a model without such a plate the kernel is :class:`Langevin`.
 
-    **Bias.**  To :class:`Langevin`'s comes that of the gradient's noise, which acts as heat: where its variance is
-    :math:`S`, a Gaussian posterior of variance :math:`s^2` is drawn from with variance
-    :math:`T s^2 \bigl(1 + \epsilon^2 S / (4 T^2)\bigr) / \bigl(1 - \epsilon^2 / (4 T s^2)\bigr)`.  Both vanish as
-    :math:`\epsilon` does: give a falling ``schedule``, or see that :math:`\epsilon^2 S` is small.
+    **Bias.** In addition to the bias of :class:`Langevin`, the gradient's noise raises the temperature: if its variance
+    is :math:`S`, draws from a Gaussian posterior of variance :math:`s^2` have variance
+    :math:`T s^2 \bigl(1 + \epsilon^2 S / (4 T^2)\bigr) / \bigl(1 - \epsilon^2 / (4 T s^2)\bigr)`. Both biases vanish
+    as :math:`\epsilon \to 0`: give a falling ``schedule``, or make sure that :math:`\epsilon^2 S` is small.
 
-    **Preconditioning** (``"rmsprop"``) scales each coordinate by its gradients, with :math:`g = \nabla \hat U / T`:
+    **Preconditioning** (``"rmsprop"``) scales each coordinate by the size of its gradients,
+    :math:`g = \nabla \hat U / T`:
 
     .. math:: V' = a V + (1 - a)\, g \odot g, \qquad G = \operatorname{diag}\bigl(1 / (\lambda + \sqrt{V'})\bigr)
 
-    for each chain apart.  A :math:`G` that moves with :math:`u` asks for one more term in the drift,
-    :math:`\tfrac{\epsilon^2}{2} \Gamma`, :math:`\Gamma_i = \sum_j \partial G_{ij} / \partial u_j`, which, as in the
-    published algorithm, is left out: that biases draws by an amount of order :math:`(1 - a)`.  By default :math:`G` is
-    learnt in the warm-up and then frozen, so that :math:`\Gamma = 0` exactly and no such bias is in the draws;
-    ``freeze_preconditioner=False`` is the published algorithm.  Without a warm-up nothing can be frozen.
+    separately for each chain. If :math:`G` changes with :math:`u`, the drift needs another term,
+    :math:`\tfrac{\epsilon^2}{2} \Gamma`, :math:`\Gamma_i = \sum_j \partial G_{ij} / \partial u_j`. It is left out, as
+    in the published algorithm, which gives a bias of order :math:`(1 - a)`. By default :math:`G` is learnt in the
+    warm-up and then frozen, so that :math:`\Gamma = 0` and draws do not have this bias; ``freeze_preconditioner=False``
+    is the published algorithm. Without a warm-up nothing is frozen.
 
-    ``lp`` and ``energy`` of a draw are those of its mini-batch: estimates, not to be compared.  Divergence, temperature
-    and clipping are :class:`Langevin`'s.
+    ``lp`` and ``energy`` of a draw are estimates from its mini-batch, and not comparable between draws. Divergence,
+    temperature and clipping are as in :class:`Langevin`.
 
     :param model: a Pyro model, its data subsampled by plates; or
-    :param potential_fn: with ``batch_size``, :math:`\hat U` of a dict of ``(chains, ...)`` tensors and of indices
-        ``(chains, batch_size)``, giving ``(chains,)``; without, of the dict alone.
+    :param potential_fn: with ``batch_size``, :math:`\hat U` as a function of a dict of ``(chains, ...)`` tensors and of
+        indices ``(chains, batch_size)``, giving ``(chains,)``; without ``batch_size``, of the dict alone.
     :param step_size: :math:`\epsilon`.
-    :param num_data: number of data that a ``potential_fn`` is to index.
+    :param num_data: number of data that a ``potential_fn`` indexes.
     :param batch_size: data in a mini-batch of a ``potential_fn``.
     :param schedule: see :class:`Langevin`; :class:`PolynomialDecay` is the published one.
     :param preconditioner: ``None`` or ``"rmsprop"``.
@@ -75,7 +77,11 @@ class SGLD(Langevin):
     :param freeze_preconditioner: whether :math:`G` stays as the warm-up left it.
     :param max_grad_norm: see :class:`Langevin`.
     :param max_grad_value: see :class:`Langevin`.
-    :param options: ``temperature``, ``init_strategy``, ``compile`` and the other settings of every :class:`Kernel`.
+    :param temperature: of the target; 1 for the posterior. :class:`Kernel` says more on this and the next four.
+    :param init_strategy: where chains start: ``"uniform"``, ``"prior"`` or a per-site function.
+    :param compile: whether to compile gradients and transitions: ``True``, ``False`` or ``"auto"``.
+    :param transforms: from constrained to unconstrained space, by latent.
+    :param max_plate_nesting: number of dimensions that the model's plates may take; found automatically by default.
     :raises ValueError: for a setting out of range, or a latent inside a subsampled plate; the message names it.
 
     Source: M. Welling and Y. W. Teh (2011), "Bayesian learning via stochastic gradient Langevin dynamics"; C. Li, C.
@@ -117,7 +123,11 @@ class SGLD(Langevin):
         freeze_preconditioner: bool = True,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        **options: Unpack[KernelOptions],
+        temperature: float = 1.0,
+        init_strategy: str | Callable[[Any], Tensor] = "uniform",
+        compile: bool | str = "auto",
+        transforms: Mapping[str, Transform] | None = None,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -126,13 +136,17 @@ class SGLD(Langevin):
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             max_grad_value=max_grad_value,
-            **options,
+            temperature=temperature,
+            init_strategy=init_strategy,
+            compile=compile,
+            transforms=transforms,
+            max_plate_nesting=max_plate_nesting,
         )
         if (num_data is None) != (batch_size is None):
             raise ValueError(f"give num_data and batch_size both, got {num_data!r} and {batch_size!r}")
         if num_data is not None and batch_size is not None:
             if model is not None:
-                raise ValueError("num_data and batch_size are for potential_fn; a model says both by its plate")
+                raise ValueError("num_data and batch_size are for potential_fn; a model's plate has both")
             if not (isinstance(batch_size, int) and isinstance(num_data, int) and 1 <= batch_size <= num_data):
                 raise ValueError(f"batch_size must be from 1 to num_data = {num_data!r}, got {batch_size!r}")
         check_choice("preconditioner", preconditioner, None, "rmsprop")

@@ -14,11 +14,11 @@ class PolynomialDecay:
     r"""A factor :math:`(1 + t / b)^{-\gamma}` for the Langevin time step :math:`\epsilon^2 / 2`, ``t`` transitions into
     a run; so :math:`\epsilon` itself is multiplied by its square root.
 
-    With :math:`\gamma` in (0.5, 1] the steps sum to infinity and their squares do not, under which the bias of
-    :class:`~pyro_dgm.infer.mcmc.Langevin` and :class:`~pyro_dgm.infer.mcmc.SGLD` vanishes in the end, while they move
-    ever more slowly.  It starts at 1, so the kernel's ``step_size`` is the first one.
+    With :math:`\gamma` in (0.5, 1] the sum of the steps is infinite and that of their squares finite. The bias of
+    :class:`~pyro_dgm.infer.mcmc.Langevin` and :class:`~pyro_dgm.infer.mcmc.SGLD` then vanishes in the long run, while
+    chains move more and more slowly. The first factor is 1, so the kernel's ``step_size`` is the first step.
 
-    :param offset: :math:`b`, transitions; positive.
+    :param offset: :math:`b`, in transitions; positive.
     :param exponent: :math:`\gamma`, in (0, 1]; 0.55 as published.
     :raises ValueError: for a parameter out of range.
 
@@ -41,5 +41,5 @@ class PolynomialDecay:
         check_number("exponent", self.exponent, within="(0, 1]")
 
     def __call__(self, iteration: int) -> float:
-        """What to multiply :math:`\\epsilon` by at a transition, counted from 0."""
+        """The factor of :math:`\\epsilon` at a transition; the first has number 0."""
         return float((1.0 + iteration / self.offset) ** (-0.5 * self.exponent))

@@ -49,7 +49,7 @@ class AggregateObjective(ParticleObjective):
     averages_weights = False
     under_vmap = False  # moments of distributions are asked for
     metric = Metric("penalised objective")
-    #: fewest data that a batch must hold; 0 where a program without a plate of data will do too
+    #: smallest number of data in a batch; 0 if a program without a plate of data is allowed
     min_data = 1
     #: whether the penalty compares with draws of the model's prior
     draws_prior = False
@@ -85,7 +85,7 @@ class AggregateObjective(ParticleObjective):
             raise ValueError(f"{name} needs latents that model and guide share, and there are none: {self.instead}")
         if not shape and self.min_data:
             raise ValueError(
-                f"{name} compares the latents of many data, but no plate holds every site of this program (a global "
+                f"{name} compares the latents of many data, but no plate contains every site of this program (a global "
                 f"latent, or no plate at all): put data and latents into one plate, or {self.instead}"
             )
         if shape.numel() < self.min_data:

@@ -39,8 +39,8 @@ class ELBO(ParticleObjective):
     .. math:: L = R - \beta D, \qquad L = R - \beta \sum_s \max(\lambda, D_s), \qquad L = R - \beta |D - C|
 
     What is *reported* is the ELBO all the same: :meth:`bound` and the value of the loss are those without options, and
-    only the gradient is that of L.  So a warm-up does not look like progress or decline, validation, early stopping
-    and :func:`~pyro_dgm.compare_elbos` speak of a lower bound of :math:`\log p(x)`, and runs with different weights can
+    only the gradient is that of L.  So a warm-up does not change the reported values, validation, early stopping
+    and :func:`~pyro_dgm.compare_elbos` use a lower bound of :math:`\log p(x)`, and runs with different weights can
     be compared.  :meth:`regularised` gives L itself.
 
     A divergence is in closed form where ``analytic_kl`` finds one; elsewhere it is the Monte Carlo estimate

@@ -3,8 +3,8 @@ r"""The contract of the energy objectives: losses for programs whose observed si
 The observed site's distribution says how its density is evaluated and sampled
 (:class:`~pyro_dgm.distributions.UnnormalizedDistribution`): ``log_prob`` is :math:`-F_\theta(x)`, differentiable in
 value and parameters; ``initial_state``, ``state_of``, ``mcmc_step`` and ``state_log_prob`` are the negative phase.
-An objective looks at nothing else, so it trains whatever has them: a restricted Boltzmann machine by Gibbs sweeps, a
-network's energy by a kernel.
+An objective uses nothing else, so it trains every program that has them: a restricted Boltzmann machine by Gibbs
+sweeps, a network's energy by a kernel.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pyro_dgm.distributions.chains import check_kernel, run_chains
 from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.ops.arguments import check_count, check_positive
-from pyro_dgm.programs import announcing
+from pyro_dgm.programs import param_messages
 from pyro_dgm.programs.structure import sample_sites
 
 __all__ = ["ShortRunML"]
@@ -83,7 +83,7 @@ class ShortRunML(EnergyObjective):
 
         :raises ValueError: if there is not exactly one latent site, of unnormalised density, in one plate.
         """
-        with torch.no_grad(), announcing(False):
+        with torch.no_grad(), param_messages(False):
             trace = poutine.trace(_AtLatent(None, model)).get_trace(*args, **kwargs)
         sites = sample_sites(trace)
         latent = {name: site for name, site in sites.items() if not site["is_observed"]}
@@ -111,7 +111,7 @@ class ShortRunML(EnergyObjective):
         fixed = site.distribution.expand(torch.Size())
 
         def log_joint(z: Tensor) -> Tensor:
-            with announcing(False):
+            with param_messages(False):
                 likelihood = self.log_likelihood(model, site.name, z, args, kwargs)
             return likelihood + fixed.log_prob(z)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from pyro_dgm.infer.objectives.energies.base import EnergyObjective, EnergySite
 from pyro_dgm.infer.objectives.metric import Metric
 from pyro_dgm.ops.arguments import check_count, check_number
-from pyro_dgm.programs import announce_parameters, announcing
+from pyro_dgm.programs import emit_param_messages, param_messages
 
 __all__ = ["NoiseContrastive"]
 
@@ -112,8 +112,8 @@ class NoiseContrastive(EnergyObjective):
         positive = self.check_energy(law.log_prob(site.value), site, "data")
         negative_q = self._noise_log_prob(noise, drawn, site, "noise draws")
         positive_q = self._noise_log_prob(noise, site.value, site, "data")
-        with announcing(bool(_PYRO_STACK)):
-            announce_parameters(self.learned)
+        with param_messages(bool(_PYRO_STACK)):
+            emit_param_messages(self.learned)
         offset = self.learned.value + math.log(self.num_noise)
         data = logsigmoid(positive - positive_q - offset).sum()
         return -(data + logsigmoid(-(negative - negative_q - offset)).sum())

@@ -1,7 +1,7 @@
 """Exact sums over discrete sites that Pyro marks with ``infer={"enumerate": ...}``.
 
-The sums themselves are Pyro's (``TraceEnum_ELBO`` and its tensor contraction); what is added is that their result is
-kept per datum, and that the objectives with several particles can use the model's marginal density.
+The sums themselves are Pyro's (``TraceEnum_ELBO`` and its tensor contraction). Added here: the result per datum, and
+the model's marginal density for objectives with several particles.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["enumerated_bound", "enumerated_elbo"]
 
 
 class _Expectation(Dice):
-    """Pyro's DiCE factors with a sum of one's own over them: the same operations whatever the values.
+    """Pyro's DiCE factors, summed by the same operations whatever the values are.
 
-    Pyro looks at the probabilities and leaves out those that are zero, where a cost may be infinite; here they are
-    masked, so that a graph of the sum can be recorded.
+    Pyro leaves out the terms whose probability is zero, since their cost may be infinite. Here they are masked, so that
+    the sum can be recorded as a graph.
     """
 
     def compute_expectation(self, costs: dict[Any, list[Tensor]]) -> Any:
@@ -60,7 +60,7 @@ class _Expectation(Dice):
         probability._pyro_dims = names
         value, probability = packed.broadcast_all(cost, probability)
         possible = probability > 0
-        # Zero times an infinite cost is no part of the mean; the inner mask keeps its NaN out of the gradient too.
+        # A cost of probability zero may be infinite: the outer mask drops it, the inner one keeps NaN out of gradients.
         return torch.where(possible, probability * torch.where(possible, value, 0.0), 0.0).sum()
 
 
@@ -69,8 +69,8 @@ def enumerated_elbo(
 ) -> Tensor:
     """The ELBO with all marked sites summed out (Pyro's DiCE estimator), averaged over particles.
 
-    :param weights: gives a plate-aligned tensor that multiplies every cost: differentiating with respect to it gives
-        the ELBO of each datum, since the ELBO is linear in its costs.
+    :param weights: gives a tensor over the plates that multiplies every cost. The ELBO is linear in its costs, so the
+        derivative with respect to this tensor is the ELBO of each datum.
     """
     structure = replace(pair.structure, under_vmap=False)
     strategy = strategy_for(
@@ -106,7 +106,7 @@ def enumerated_bound(objective: Any, pair: Pair) -> Tensor:
     found: list[Any] = []
 
     def weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-        # One leaf of ones over the plates that hold every site; its gradient is the scaled ELBO of each datum.
+        # Ones over the plates that contain every site: the gradient with respect to them is the scaled ELBO per datum.
         if not found:
             frames = Particles([(model_trace, guide_trace)], 1, pair.structure.nesting, False)
             like = frames.zero(model_trace, guide_trace)
@@ -118,7 +118,7 @@ def enumerated_bound(objective: Any, pair: Pair) -> Tensor:
 
     with torch.enable_grad():
         elbo = enumerated_elbo(objective, pair, weights)
-        if not elbo.requires_grad:  # there is no site at all
+        if not elbo.requires_grad:  # neither model nor guide has a site
             return elbo.expand(found[2])
         (per_datum,) = torch.autograd.grad(elbo, found[0])
     return (per_datum / found[1]).reshape(found[2])

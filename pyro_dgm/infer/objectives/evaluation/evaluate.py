@@ -1,4 +1,4 @@
-"""The one evaluation that all objectives share: guide and model are run once with K particles."""
+"""The evaluation that all objectives share: guide and model are run once with K particles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro_dgm.infer.objectives.evaluation.particles import Particles
 from pyro_dgm.infer.objectives.evaluation.runners import mini_batch
 from pyro_dgm.infer.objectives.evaluation.strategy import Pair
-from pyro_dgm.infer.objectives.evaluation.vectorization import ONE, is_other_way, strategy_for
+from pyro_dgm.infer.objectives.evaluation.vectorization import ONE, has_other_strategy, strategy_for
 from pyro_dgm.programs.module_state import State
 from pyro_dgm.programs.parameters import local_parameters
 from pyro_dgm.programs.structure import probe
@@ -26,10 +26,10 @@ def run_pairs(
     rewrite: Callable[[poutine.Trace, int], poutine.Trace] | None = None,
     before: Callable[[], None] | None = None,
 ) -> Particles:
-    """Run guide and model with K particles: all at once where the program can be, see :mod:`.vectorization`.
+    """Run guide and model with K particles, all at once if the program allows it (see :mod:`.vectorization`).
 
-    :param rewrite: called with each guide trace and its index; the model is replayed against what it gives back.  Index
-        0 may come again, where a batch is run anew in another way: what was noted before it is void.
+    :param rewrite: called with each guide trace and its index. The model is replayed against the trace that it returns.
+        If the batch has to be run again in another way, the indices start again at 0; drop what was collected before.
     :param before: called before each run of the pair.
     """
     strategy = ONE if num_particles == 1 else strategy_for(pair, num_particles, vectorize=vectorize)
@@ -48,7 +48,7 @@ def run_pairs(
                 change = None if rewrite is None else lambda trace, k=k: rewrite(trace, k)
                 pairs.append(pair.run(runner, batch, change))
                 if batch is None and runner.runs > 1:
-                    # All particles must see one mini-batch: a weight compares particles of the same datum.
+                    # All particles must see the same mini-batch: a weight compares particles of the same datum.
                     batch = mini_batch(*pairs[0])
         if state is not None:
             state.finish()
@@ -56,8 +56,8 @@ def run_pairs(
             pairs, num_particles, runner.nesting, runner.vectorized, structure.model_enumerates, runner
         )
     except Exception:
-        # A batch of other shapes than the first, which the way found for that one may not suit.
-        if not is_other_way(pair, num_particles, vectorize):
+        # The strategy was chosen for the first batch; a batch of other shapes may need another one.
+        if not has_other_strategy(pair, num_particles, vectorize):
             raise
         return run_pairs(pair, num_particles, vectorize, rewrite, before)
     particles.sampled_kl = structure.sampled_kl
@@ -75,16 +75,16 @@ def evaluate(
     max_plate_nesting: float = float("inf"),
     vectorize: bool = True,
 ) -> Particles:
-    """Run guide and model once with K particles and give back their log-densities.
+    """Run guide and model once with K particles and return their log-densities.
 
-    This is what every objective starts from, and what an analysis of weights needs.
+    Every objective starts from this, and so does an analysis of importance weights.
 
     :param num_particles: K.
     :param args: positional arguments (the batch) of model and guide.
     :param kwargs: keyword arguments of both.
-    :param max_plate_nesting: deepest plate nesting; looked up by running the pair once if infinite.
-    :param vectorize: run all particles at once, in a plate or under vmap, where the program can be; else one after
-        another.
+    :param max_plate_nesting: deepest plate nesting; if infinite, the pair is run once to find it.
+    :param vectorize: run all particles at once, in a plate or under vmap, if the program allows it; otherwise they run
+        one after another.
     :returns: :class:`~.particles.Particles`, whose ``log_weights`` has shape ``(K, *plates)``, nats.
 
     Example::

@@ -1,6 +1,6 @@
-"""All particles at once compared with runs of single particles at the same values.
+"""Compares a run of all particles at once with runs of single particles at the same values.
 
-A shape may fit by accident: the particle dimension broadcasts against data, and the result is something else.
+Shapes alone do not show a mistake: the particle dimension may broadcast against the data and give a wrong result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyro_dgm.programs.structure import guide_messenger, is_point, sample_sites
 
 __all__ = ["difference"]
 
-#: single particles that a run of all is compared with
+#: number of single particles that are compared
 COMPARED = 8
 
 
@@ -31,7 +31,7 @@ def difference(
     state: State,
     written: list[int],
 ) -> str:
-    """What is different when all particles are run at once from when each is run alone; ``""`` if nothing is."""
+    """The first difference between all particles run at once and each run alone; ``""`` if there is none."""
     if dropout and strategy.kind is InPlate:
         return "dropout would give all particles the same noise"
     nesting, enumerates = pair.structure.nesting, pair.structure.model_enumerates
@@ -41,11 +41,11 @@ def difference(
     state.restore()
     together = Particles([traces], num_particles, nesting, True, enumerates)
     latents = sample_sites(single[1])
-    # At once: Pyro numbers the dimensions of enumerated sites for all programs, and the next run starts again.
+    # Computed now, because the next run numbers the dimensions of enumerated sites anew (Pyro's counter is global).
     terms = {"log p": together.log_p, "log q": together.log_q}
     for name, site in sample_sites(traces[1]).items():
         if torch.as_tensor(site["value"]).isnan().any() and not torch.as_tensor(latents[name]["value"]).isnan().any():
-            return f"draws of site {name!r} are not numbers"
+            return f"draws of site {name!r} are NaN"
     points = {name for name, site in latents.items() if is_point(site["fn"])}
     replayable = guide_messenger(pair.guide) is None
     for k in {round(i * (num_particles - 1) / (COMPARED - 1)) for i in range(COMPARED)}:
@@ -65,16 +65,17 @@ def difference(
             return reason
         for name, expected in (("log p", one.log_p), ("log q", one.log_q))[: 1 + replayable]:
             if not close(terms[name][k], expected[0]):
-                return f"{name} of a particle is not that of the particle run alone"
+                return f"{name} of a particle differs from that of the particle run alone"
     return ""
 
 
 def _of_particle(
     trace: poutine.Trace, k: int, num_particles: int, dims: dict[str, int], without: set[str]
 ) -> poutine.Trace:
-    """The latents of one particle, in the shapes of a run of it alone.
+    """The latents of one particle, with the shapes that they have in a run of this particle alone.
 
-    :param without: points, which are computed again: they would be compared with their values to the last digit.
+    :param without: sites to leave out: point masses, which the run computes again. Replayed, a rounding error would
+        make their density zero.
     """
     one = poutine.Trace()
     nodes: dict[str, Any] = dict(trace.nodes)
@@ -94,11 +95,11 @@ def _sites_differ(sides: Any, k: int, together: Any, one: Any) -> str:
     for trace, alone in sides:
         found, expected = sample_sites(trace), sample_sites(alone)
         if list(found) != list(expected):
-            return f"it has the sites {list(found)}, and {list(expected)} with one particle alone"
+            return f"it has the sites {list(found)}, but {list(expected)} with one particle alone"
         for name, site in expected.items():
             a, b = together.log_prob(found[name]), one.log_prob(site)
             width = max(a.dim(), b.dim() + 1)
             a, b = a.reshape((1,) * (width - a.dim()) + a.shape), b.reshape((1,) * (width - 1 - b.dim()) + b.shape)
             if not close(a[k if a.shape[0] > 1 else 0], b):
-                return f"the log-density of site {name!r} is not that of a particle run alone"
+                return f"the log-density of site {name!r} differs from that of a particle run alone"
     return ""

@@ -1,14 +1,14 @@
-"""Traces of guide and model with K particles, and the log-densities per datum that objectives are made of.
+"""Traces of guide and model with K particles, and the log-densities per datum from which objectives are computed.
 
-What is a datum?  The plates that contain *every* sample site: importance weights are formed for each of their
-elements.  The subsampling scale of those plates, and a ``poutine.scale`` that all sites of model and guide share,
-multiply the finished bound from outside, so that the logarithm of an average of weights stays a lower bound.  A scale
-that only some sites have is part of the weights.  With a global latent no plate
-contains every site, and the weights are joint over the data.
+A datum is an element of the plates that contain *every* sample site: each has importance weights of its own. The
+subsampling scale of those plates, and a ``poutine.scale`` that all sites of model and guide share, multiply the
+finished bound from outside, so that the logarithm of an average of weights stays a lower bound. A scale that only some
+sites have is part of the weights. With a global latent no plate contains every site, and the weights are joint over
+the data.
 
-A latent that the model masks and the guide does not counts with its prior.  The mask says that nothing else depends on
-it, so the marginal likelihood is the same; without its prior, the entropy of the guide would raise the bound without
-limit.
+If the model masks a latent and the guide does not, its prior density is still included. The mask says that nothing else
+depends on it, so the marginal likelihood does not change; without the prior, the guide's entropy would raise the bound
+without limit.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _NAME, _DIM, _SIZE, _VECTORIZED = map(attrgetter, ("name", "dim", "size", "vecto
 
 
 class Particles:
-    """Guide and model traces of K particles, and the log-densities that objectives are made of.
+    """Guide and model traces of K particles, and the log-densities from which objectives are computed.
 
     :ivar pairs: ``(model_trace, guide_trace)``: one pair whose leftmost plate is the particles, or K pairs.
     :ivar num_particles: K.
-    :ivar runner: how the particles were run, to run a program again on the same particles.
+    :ivar runner: what ran the particles; it can run another program on the same ones.
     :ivar plates: the plates that index the weights, leftmost dimension first.
-    :ivar shape: of a per-datum quantity, the sizes of these plates.
-    :ivar outer_scale: what multiplies the sum of the bounds (subsampling and mini-batch scale).
-    :ivar guides: the guide's traces as it made them, with the index draws of subsampled plates, which ``pairs`` lacks.
-    :ivar stopped: for path-derivative estimators, ``log_q`` whose gradient comes through the samples alone.
+    :ivar shape: shape of a per-datum quantity: the sizes of these plates.
+    :ivar outer_scale: factor of the sum of the bounds (subsampling and mini-batch scale).
+    :ivar guides: the guide's traces with the index draws of subsampled plates, which ``pairs`` does not have.
+    :ivar stopped: for path-derivative estimators: ``log_q``, with a gradient through the samples alone.
     :ivar holders: for :class:`ScaleGradient`: ``(index of the pair, holder, guide site)`` of each scaled sample.
     :ivar dream_log_q: for wake-sleep objectives, the guide's log-density at a dream of the model, ``(1, *shape)``.
     """
 
-    #: latents whose divergence is to be sampled, though there is a closed form
+    #: latents whose KL divergence is estimated by sampling although a closed form exists
     sampled_kl: frozenset[str] = frozenset()
-    #: whether their weights are averaged inside a logarithm
+    #: whether the weights are averaged inside a logarithm
     averages_weights = True
     guides: list[poutine.Trace]
     stopped: Tensor
@@ -93,16 +93,16 @@ class Particles:
     @staticmethod
     def _outer_scale(sites: list[Any], common: list[Any]) -> Any:
         scale = _subsampling(common)
-        # Beyond plates: a number by which every site is scaled.  One that only some have is part of the weights.
+        # A factor that all sites have beside their plates' scale. One that only some have is part of the weights.
         rest = set()
         for site in sites:
             if isinstance(site["scale"], Tensor):
-                return scale  # comparing tensor values would need the host: such scales stay with their site
+                return scale  # comparing tensors would wait for the device: such scales stay with their site
             rest.add(round(float(site["scale"] / _subsampling(site["cond_indep_stack"])), 12))
         return scale * rest.pop() if len(rest) == 1 else scale
 
     def reduce(self, tensor: Tensor, site: Any = None) -> Tensor:
-        """Sum a site's log-probability over the plates that do not index weights: to ``(K or 1, *shape)``."""
+        """Sum a site's log-probability over the plates that do not index weights, to shape ``(K or 1, *shape)``."""
         width = self.nesting + self.vectorized
         if tensor.dim() > width:
             name = "" if site is None else f" at site {site['name']!r}"
@@ -117,7 +117,7 @@ class Particles:
         return tensor.expand((tensor.shape[0], *self.shape))
 
     def inner(self, tensor: Tensor, site: Any) -> Tensor:
-        """Apply a site's mask, and what of its scale is not outside, to an unscaled log-probability."""
+        """Apply a site's mask and its scale, divided by :attr:`outer_scale`, to an unscaled log-probability."""
         scale = site["scale"]
         if isinstance(scale, Tensor) or not math.isclose(scale, self.outer_scale, rel_tol=1e-9):
             if (
@@ -128,8 +128,8 @@ class Particles:
             ):
                 self._cache["warned"] = True
                 warnings.warn(
-                    f"site {site['name']!r} is in a subsampled plate that does not hold every latent: the weights are "
-                    "joint over the data and the subsampling scale is inside the logarithm, so for more than one "
+                    f"site {site['name']!r} is in a subsampled plate that does not contain every latent: the weights "
+                    "are joint over the data and the subsampling scale is inside the logarithm, so for more than one "
                     "particle this is an estimate, not a bound",
                     stacklevel=2,
                 )
@@ -163,7 +163,7 @@ class Particles:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def zero(self, *pair: poutine.Trace) -> Tensor:
-        """What sites that are not there contribute, ``(K or 1, *shape)``."""
+        """The contribution of a side without sites: zeros of shape ``(K or 1, *shape)``."""
         shape = (self.num_particles if self.vectorized else 1, *self.shape)
         for trace in reversed(pair):
             for site in sample_sites(trace).values():
@@ -202,14 +202,14 @@ class Particles:
 
     @property
     def score_sites(self) -> list[str]:
-        """Guide sites whose samples carry no pathwise gradient, so that a score-function term is due."""
+        """Guide sites whose samples have no pathwise gradient, so that a score-function term is needed."""
         _, guide = self.pairs[0]
         return [
             n for n, s in sample_sites(guide).items() if not is_identically_zero(self.score_parts(s).score_function)
         ]
 
     def scores(self) -> Tensor | None:
-        """Sum of the log-probabilities whose score function is due, ``(K, *shape)``; ``None`` where none is."""
+        """Sum of the log-probabilities that need a score-function term, ``(K, *shape)``; ``None`` if none does."""
         if not self.score_sites:
             return None
 
@@ -221,7 +221,7 @@ class Particles:
         return self.stack(total)
 
     def at_particles(self, weights: Tensor, value: Tensor, pair: int, event_dim: int) -> Tensor:
-        """Shape ``(K, *shape)`` weights so that they multiply a site's value (batch and event dimensions)."""
+        """Reshape ``(K, *shape)`` weights to broadcast against a site's value (batch and event dimensions)."""
         sizes = [1] * (self.nesting + 1)
         for frame in self.plates:
             sizes[frame.dim] = frame.size
@@ -235,7 +235,7 @@ class Particles:
 
 
 def _subsampling(plates: Sequence[Any]) -> float:
-    """What the rows of mini-batches in these plates count."""
+    """The subsampling scale of these plates: full size over size."""
     scale = 1.0
     for frame in plates:
         scale *= (frame.full_size or frame.size) / frame.size
@@ -250,7 +250,7 @@ def _subsampled_inside(site: Any, plates: Sequence[Any]) -> bool:
 
 
 class ScaleGradient(torch.autograd.Function):
-    """Identity whose incoming gradient is multiplied by ``holder[0]``, a tensor that is known only later."""
+    """The identity, with its gradient multiplied by ``holder[0]``, a tensor that is set before the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, holder: list[Tensor]) -> Tensor:

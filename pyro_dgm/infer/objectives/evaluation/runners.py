@@ -17,12 +17,12 @@ from pyro_dgm.infer.objectives.evaluation.vmapped_distribution import Layout
 __all__ = ["InPlate", "OneBatch", "OneByOne", "Runner", "UnderVmap", "mini_batch"]
 
 Program = Callable[..., Any]
-#: a program that takes the values of a trace, made of the program and ``trace=``
+#: makes of a program and ``trace=`` a program whose sites take the trace's values, as ``poutine.replay``
 Replay = Callable[..., Program]
 
 
 class Runner:
-    """One after another: each run gives the trace of one particle.
+    """Runs particles one after another: each run gives the trace of one.
 
     :param num_particles: K.
     :param nesting: deepest nesting of the program's plates.
@@ -34,7 +34,7 @@ class Runner:
 
     def __init__(self, num_particles: int, nesting: int) -> None:
         self.num_particles, self.nesting = num_particles, nesting
-        #: runs for all particles
+        #: number of runs that all particles take together
         self.runs = 1 if self.vectorized else num_particles
 
     def run(
@@ -55,21 +55,21 @@ class Runner:
     ) -> Any:
         """A program in handlers: ``traced(fn).get_trace(*args, **kwargs)`` runs it, as with ``poutine.trace``.
 
-        :param trace: values to replay, of the sites that it has.
-        :param enumerates: whether it has sites that are marked for enumeration, to be summed out.
-        :param scores: whether the score functions of its sites are wanted, as a guide's are.
-        :param replay: another way of giving the values to the program.
-        :param dims: number of dimensions of the values for one particle, where it is not that of the sites' own.
+        :param trace: values to replay; sites that it does not have are drawn.
+        :param enumerates: whether the program has sites that are marked for enumeration.
+        :param scores: whether score functions of its sites are needed, as for a guide.
+        :param replay: what gives the values to the program.
+        :param dims: number of dimensions that each value has for one particle, if not that of the sites' own values.
         """
         if self.vectorized:
-            # The plate goes inside the replay: a replayed site counts as done, and a plate outside would not expand it.
+            # The plate goes inside the replay: a plate outside would not expand a site that is replayed.
             fn = self._plate()(fn)
         if enumerates:
             fn = poutine.enum(fn, first_available_dim=-1 - self.nesting - self.vectorized)
         return poutine.trace(fn if trace is None else replay(fn, trace=trace))
 
     def _plate(self) -> Any:
-        """What vectorises over particles: a plate to the left of all others."""
+        """The plate of the particles, to the left of all others."""
         return pyro.plate(PLATE, self.num_particles, dim=-1 - self.nesting)
 
     def run_both(
@@ -80,7 +80,7 @@ class Runner:
         kwargs: dict[str, Any],
         batch: poutine.Trace | None = None,
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        """Model and guide trace of a ``GuideMessenger`` guide, which runs the model itself.
+        """Model and guide trace where the guide is a ``GuideMessenger``, which runs the model itself.
 
         :param batch: indices of subsampled plates.
         """
@@ -101,10 +101,10 @@ class InPlate(Runner):
 
 
 class UnderVmap(Runner):
-    """All particles at once, under vmap, for programs with batching rules for each operation.
+    """All particles at once, under vmap, for programs whose operations all have a batching rule.
 
     :param dims: number of dimensions of each site's value.
-    :param batches: the plates that draw a mini-batch, by name, to be drawn once for all particles.
+    :param batches: plates that draw a mini-batch, by name; each is drawn once for all particles.
     :param device: of the sites' values.
     :param poison: see :func:`~pyro_dgm.infer.objectives.evaluation.under_vmap.run_under_vmap`.
     """
@@ -140,7 +140,7 @@ class UnderVmap(Runner):
         for name, site in nodes.items():
             width = site["value"].dim() if isinstance(site["fn"], _Subsample) else (dims or self.dims)[name]
             values[name] = self.layout.restore(site["value"], width)
-        if enumerates:  # the place of the particles is left free
+        if enumerates:  # the dimension of the particles is left free
             fn = poutine.enum(fn, first_available_dim=-2 - self.nesting)
 
         def get_trace(*args: Any, **kwargs: Any) -> poutine.Trace:
@@ -177,12 +177,12 @@ class UnderVmap(Runner):
         return model_trace, guide_trace
 
     def _run(self, produce: Any, values: dict[str, Any]) -> list[poutine.Trace]:
-        # Validation looks at values, which are of all particles.  The pair was checked with one when it was first seen.
+        # Validation reads values, which vmap does not allow. The pair was validated with one particle when first seen.
         with pyro.validation_enabled(False):
             return run_under_vmap(produce, self.layout, values, self.poison)
 
     def _indices(self, known: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Mini-batches, drawn outside of vmap: one for all particles, whose weights are compared datum by datum."""
+        """Mini-batches, drawn outside of vmap: all particles share one, since weights are compared datum by datum."""
         return {name: (fn, fn.sample()) for name, fn in self.batches.items() if name not in known}
 
 
@@ -198,7 +198,7 @@ def mini_batch(*traces: poutine.Trace) -> poutine.Trace:
 
 
 class OneBatch(Messenger):
-    """Gives subsampled plates their indices: those it is given, else those that its first run has drawn."""
+    """Gives subsampled plates the same indices in every run: those it was given, or those that the first run drew."""
 
     def __init__(self, indices: dict[str, tuple[Any, Any]] | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A program with a batch, and the way in which its particles are run."""
+"""A program with a batch, and how its particles are run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Pair:
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Model and guide trace.
 
-        :param given: values of sites (indices of subsampled plates among them) that are not to be drawn.
-        :param change: of the guide's trace, before the model is replayed with it.
+        :param given: values of sites that are not drawn, including indices of subsampled plates.
+        :param change: applied to the guide's trace before the model is replayed with it.
         """
         messenger = guide_messenger(self.guide)
         if messenger is not None:
@@ -58,11 +58,11 @@ class Strategy:
     """How K particles of a pair are run.
 
     :ivar kind: the class of the runner.
-    :ivar reason: why it is not a way before it in the order; ``""`` for the first.
-    :ivar dims: number of dimensions of each site's value.
+    :ivar reason: why no faster runner works; ``""`` for the fastest.
+    :ivar dims: number of dimensions of each site's value, for one particle.
     :ivar batches: plates that draw a mini-batch.
     :ivar device: of the sites' values.
-    :ivar state: modules with the names of the buffers that a run writes.
+    :ivar state: buffers that a run writes, each as its module and its name there.
     """
 
     kind: type[Runner] = OneByOne
@@ -78,6 +78,6 @@ class Strategy:
         return self.kind(num_particles, nesting)
 
     def buffers(self) -> list[Tensor]:
-        """The buffers that a run writes (running statistics, say)."""
+        """The buffers that a run writes (running statistics, for example)."""
         found = [(ref(), name) for ref, name in self.state]
         return [module._buffers[name] for module, name in found if module is not None]  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """A program under ``torch.vmap``: K particles of a program that was written for one.
 
-Under vmap the program sees the shapes of a single particle, so that nothing in it needs to know of particles.  What
-comes back is a trace as the plate of particles gives it: the values and log-densities of a site have the particles as a
-batch dimension to the left of all plates, and its distribution is a
+Under vmap the program sees the shapes of a single particle, so that it need not handle particles. The result is the
+trace that a plate of particles would give: the values and log-densities of a site have the particles as a batch
+dimension to the left of all plates, and its distribution is a
 :class:`~pyro_dgm.infer.objectives.evaluation.vmapped_distribution.VmappedDistribution`.
 """
 
@@ -24,7 +24,7 @@ from pyro_dgm.programs.structure import is_point
 
 __all__ = ["PLATE", "run_under_vmap"]
 
-PLATE = "num_particles_vectorized"  # Pyro's name for the plate of particles, so that traces read alike
+PLATE = "num_particles_vectorized"  # Pyro's name for the plate of particles, so that traces are the same
 
 Traces = Sequence[tuple[poutine.Trace, bool]]
 
@@ -35,10 +35,13 @@ def run_under_vmap(
     values: Mapping[str, tuple[Any, int | None]],
     poison: bool = False,
 ) -> list[poutine.Trace]:
-    """Run a program for all particles under vmap; its traces as a plate of particles gives them.
+    """Run a program for all particles under vmap, and return the traces that a plate of particles would give.
 
-    :param produce: runs the program of one particle; gives its traces, and of each whether score functions are wanted.
-    :param values: values of sites, and where vmap finds the particles in each.
+    :param produce: runs the program for one particle; returns its traces, each with whether score functions are needed.
+    :param layout: number and dimension of the particles.
+    :param values: by site, a value to give to the program, and the dimension of the particles in it (``None`` if all
+        particles share it).
+    :param poison: see :func:`~pyro_dgm.infer.objectives.evaluation.vmap_noise.own_noise`.
     """
     packed: list[list[dict[str, Any]]] = []
 
@@ -56,7 +59,7 @@ def run_under_vmap(
             ]
         return leaves
 
-    # Only tensors go through vmap; a particle's index makes sure that there is one.
+    # vmap takes and returns tensors only; the particle's index makes sure that there is at least one.
     constant = {name: value for name, (value, dim) in values.items() if dim is None}
     moved = {name: value for name, (value, dim) in values.items() if dim is not None}
     found = torch.vmap(one, randomness="different")(layout.numbers, moved)
@@ -70,7 +73,7 @@ def run_under_vmap(
 
 
 def _pack(site: Any, layout: Layout, keep: Callable[[Tensor, int], Slot], scores: bool) -> dict[str, Any]:
-    """A site with its tensors handed to vmap."""
+    """A site with its batched tensors replaced by slots; the tensors are returned through vmap."""
 
     def slot(tensor: Any, event_dim: int = 0) -> Any:
         return keep(tensor, event_dim) if isinstance(tensor, Tensor) and is_vmapped(tensor) else tensor
@@ -78,7 +81,7 @@ def _pack(site: Any, layout: Layout, keep: Callable[[Tensor, int], Slot], scores
     fn, value, packed = site["fn"], site["value"], {**site, "args": (), "kwargs": {}}
     if isinstance(fn, _Subsample):
         if is_vmapped(value):
-            raise ValueError(f"the mini-batch of plate {site['name']!r} was not known before")
+            raise ValueError(f"the mini-batch of plate {site['name']!r} was drawn under vmap")
         return packed
     if not site["is_observed"] and not is_vmapped(value) and not is_point(fn) and "_enumerate_dim" not in site["infer"]:
         raise ValueError(f"all particles would share one draw of site {site['name']!r}")
@@ -91,9 +94,9 @@ def _pack(site: Any, layout: Layout, keep: Callable[[Tensor, int], Slot], scores
         else:
             log_prob = plain.log_prob(value, *site["args"], **site["kwargs"])
         packed["unscaled_log_prob"] = keep(log_prob, 0)
-    except RuntimeError:  # operations that vmap cannot do: the distribution will be asked for each particle apart
+    except RuntimeError:  # an operation without a batching rule: VmappedDistribution loops over particles later
         packed.pop("score_parts", None)
-    # As in a plate: there is a latent, and a log-density, for each particle, whether or not they differ; data are data.
+    # As in a plate: every particle has a latent and a log-density, even if they are equal. Observed data are shared.
     packed["value"] = slot(value, fn.event_dim) if site["is_observed"] else keep(value, fn.event_dim)
     packed["scale"], packed["mask"] = slot(site["scale"]), slot(site["mask"])
     packed["fn"] = VmappedDistribution(fn, layout, keep)
@@ -103,7 +106,7 @@ def _pack(site: Any, layout: Layout, keep: Callable[[Tensor, int], Slot], scores
 
 
 def _validates(fn: Any) -> bool:
-    """Whether a distribution looks at values: one that was made long before, say."""
+    """Whether a distribution validates its values, as one created with validation on does."""
     while not fn._validate_args and hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn._validate_args

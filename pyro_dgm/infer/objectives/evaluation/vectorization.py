@@ -1,8 +1,8 @@
-"""Which way K particles of a program are run, decided when the program is first seen with this K.
+"""Chooses how K particles of a program are run, when the program is first seen with this K.
 
-A program that was written for one particle need not know of a particle dimension: ``x.t()`` of a latent, or an index
-into one, is an error with it, or worse, something else without an error.  So the ways are tried in turn, and each is
-compared with runs of single particles at the same values.
+A program that was written for one particle may not allow for a particle dimension: ``x.t()`` of a latent, or an index
+into one, is an error with it, or a wrong result without an error. So the runners are tried in turn, the fastest first,
+and each is compared with runs of single particles at the same values.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pyro_dgm.programs.drawn_plates import DrawnPlates
 from pyro_dgm.programs.module_state import State, WithoutDropout, describe, modules_of
 from pyro_dgm.programs.structure import sample_sites, weak
 
-__all__ = ["ONE", "is_other_way", "strategy_for"]
+__all__ = ["ONE", "has_other_strategy", "strategy_for"]
 
 logger = logging.getLogger("pyro_dgm")
 
-#: pairs remembered
-REMEMBERED = 32
+#: number of pairs whose strategies are kept
+MAX_ENTRIES = 32
 #: how one particle is run, whatever the program
 ONE = Strategy()
 
@@ -44,7 +44,7 @@ class _Entry:
     guide: Callable[[], Any]
     modules: list[weakref.ref[nn.Module]]
     strategies: dict[Any, Strategy] = field(default_factory=dict)
-    said: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     def modes(self) -> tuple[bool, ...]:
         modules = [ref() for ref in self.modules]
@@ -55,10 +55,10 @@ _entries: list[_Entry] = []
 
 
 def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, again: bool = False) -> Strategy:
-    """How K particles of a pair are run: looked up, or found by trying when it is first seen.
+    """How K particles of a pair are run: looked up, or found by trying when the pair is first seen.
 
-    :param vectorize: whether all at once is wanted.
-    :param again: choose once more, for a batch that cannot be run in the way chosen before.
+    :param vectorize: whether to run all particles at once if possible.
+    :param again: choose anew, for a batch on which the strategy chosen before fails.
     """
     if num_particles == 1:
         return ONE
@@ -71,12 +71,12 @@ def strategy_for(pair: Pair, num_particles: int, *, vectorize: bool = True, agai
         kinds: list[type[Runner]] = ([InPlate, UnderVmap] if structure.under_vmap else [InPlate]) if vectorize else []
         entry.strategies[key] = _choose(pair, num_particles, kinds)
         if vectorize:
-            _say(entry, entry.strategies[key], num_particles)
+            _report(entry, entry.strategies[key], num_particles)
     return entry.strategies[key]
 
 
-def is_other_way(pair: Pair, num_particles: int, vectorize: bool) -> bool:
-    """Whether for this batch, which could not be run in the way found for the first, there is another one."""
+def has_other_strategy(pair: Pair, num_particles: int, vectorize: bool) -> bool:
+    """Whether another strategy exists for this batch, on which the one chosen for the first batch has failed."""
     if num_particles == 1 or not vectorize or get_proxy_mode() is not None:
         return False
     old, new = (strategy_for(pair, num_particles, again=again) for again in (False, True))
@@ -95,14 +95,14 @@ def _entry(pair: Pair) -> _Entry:
     modules = [weakref.ref(m) for m in modules_of(pair.model, pair.guide)]
     entry = _Entry(weak(pair.model), weak(pair.guide), modules)
     alive = [e for e in _entries if e.model() is not None and e.guide() is not None]
-    _entries = [*alive[1 - REMEMBERED :], entry]
+    _entries = [*alive[1 - MAX_ENTRIES :], entry]
     return entry
 
 
-def _say(entry: _Entry, strategy: Strategy, num_particles: int) -> None:
-    if strategy.kind is InPlate or strategy.kind.name in entry.said:
+def _report(entry: _Entry, strategy: Strategy, num_particles: int) -> None:
+    if strategy.kind is InPlate or strategy.kind.name in entry.reported:
         return
-    entry.said.add(strategy.kind.name)
+    entry.reported.add(strategy.kind.name)
     text = f"the program's {num_particles} particles are run {strategy.kind.name}: {strategy.reason}"
     if strategy.kind is UnderVmap:
         logger.info(text)
@@ -111,7 +111,7 @@ def _say(entry: _Entry, strategy: Strategy, num_particles: int) -> None:
 
 
 def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strategy:
-    """Try the ways in turn; nothing is left changed."""
+    """Try the runners in turn; buffers and random state are as before afterwards."""
     slots = [(m, name) for m in modules_of(pair.model, pair.guide) for name, b in m._buffers.items() if b is not None]
     state = State([m._buffers[name] for m, name in slots])
     draws, dropout, reasons = DrawnPlates(), WithoutDropout(), []
@@ -141,7 +141,7 @@ def _choose(pair: Pair, num_particles: int, kinds: list[type[Runner]]) -> Strate
                 found.kind = kind
                 try:
                     reason = difference(pair, found, num_particles, single, dropout.seen, state, written)
-                except Exception as error:  # a way further down can do it, or raises the program's own error
+                except Exception as error:  # a later runner may work, or raises the program's own error
                     reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
                 state.restore()
                 if not reason:

@@ -1,4 +1,4 @@
-"""Random numbers under ``torch.vmap``: noise of its own for each particle, where torch would refuse or share it."""
+"""Random numbers under ``torch.vmap``: each particle draws its own, where torch would raise an error or share one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["is_vmapped", "own_noise"]
 
 
 def is_vmapped(tensor: Any) -> bool:
-    """Whether a tensor is one of a transformation in progress: it has one value for each particle."""
+    """Whether a tensor is batched by a ``vmap`` in progress, and so has a value for each particle."""
     return torch.func.debug_unwrap(tensor) is not tensor
 
 
 @contextmanager
 def own_noise(index: Tensor, poison: bool = False) -> Iterator[None]:
-    """Draws of a particle are its own inside; to be entered under vmap.
+    """Inside, each particle draws random numbers of its own. To be entered under vmap.
 
-    :param index: the particle's number, under vmap.
-    :param poison: fill a tensor that all particles share, and that is drawn into, with NaN, so that a program that goes
-        on using it is found out.
+    :param index: the particle's number, batched by vmap.
+    :param poison: fill a shared tensor with NaN after random numbers were drawn into it. A program that reads the
+        tensor afterwards is then detected, since it would not see the draws.
     """
     with _OwnNoise(index, poison), _batched_dirichlet(index):
         yield
@@ -36,9 +36,9 @@ _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class _OwnNoise(TorchFunctionMode):
-    """Noise of its own for each particle where a tensor that all share is filled with random numbers.
+    """Gives each particle its own numbers where a tensor that all share is filled with random numbers in place.
 
-    Torch's distributions draw so (``torch.empty(shape).normal_()``), and vmap refuses it.
+    Torch's distributions draw in this way (``torch.empty(shape).normal_()``), and vmap raises an error for it.
     """
 
     METHODS = frozenset(
@@ -63,7 +63,7 @@ class _OwnNoise(TorchFunctionMode):
             return func(own, *args[1:], **(kwargs or {}))
         if func is torch.Tensor.clamp_ and is_vmapped(args[0]):  # vmap has no rule for it, and warns
             return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
-        if func == _DATA:  # vmap refuses it
+        if func == _DATA:  # vmap raises an error for .data
             return args[0].detach()
         return func(*args, **(kwargs or {}))
 
@@ -75,7 +75,7 @@ class _OwnNoise(TorchFunctionMode):
 
 
 class _DirichletDraw(torch.autograd.Function):
-    """Torch's differentiable Dirichlet draw, in the form that vmap takes."""
+    """Torch's differentiable Dirichlet draw with a batching rule."""
 
     @staticmethod
     def forward(concentration: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ class _DirichletDraw(torch.autograd.Function):
 
 @contextmanager
 def _batched_dirichlet(index: Tensor) -> Iterator[None]:
-    """Beta and Dirichlet distributions draw by the same operations with a rule for vmap, which torch's own lacks."""
+    """Have Beta and Dirichlet distributions draw by :class:`_DirichletDraw`: torch's own has no batching rule."""
 
     class Draw:
         @staticmethod
         def apply(concentration: Tensor) -> Tensor:
-            # Of parameters that all particles share there would be one draw for all.
+            # With parameters that all particles share, they would share one draw too.
             own = concentration if is_vmapped(concentration) else concentration + (index * 0).to(concentration)
             return _DirichletDraw.apply(own)
 

@@ -1,4 +1,4 @@
-"""Distributions that a program made under ``torch.vmap``, as one with the particles among its batch dimensions."""
+"""A distribution made under ``torch.vmap``, with the particles among its batch dimensions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Layout", "Slot", "VmappedDistribution", "rebuilt"]
 
 
 class Layout(NamedTuple):
-    """Where the particles are among a tensor's dimensions: to the left of ``nesting`` plates."""
+    """The particles' place among a tensor's dimensions: to the left of ``nesting`` plates."""
 
     num_particles: int
     nesting: int
@@ -27,18 +27,18 @@ class Layout(NamedTuple):
 
     @property
     def numbers(self) -> Tensor:
-        """The particles' numbers, for vmap to run over."""
+        """The particles' numbers, over which vmap runs."""
         return torch.arange(self.num_particles, device=self.device)
 
     def align(self, tensor: Tensor, event_dim: int) -> Tensor:
-        """``(K, *batch, *event)`` with the particles put to the left of the plates, and ones in between.
+        """Put the particles of ``(K, *batch, *event)`` to the left of the plates, with dimensions of size 1 in between.
 
-        :raises ValueError: for a batch dimension that is no plate's.
+        :raises ValueError: for a batch dimension that belongs to no plate.
         """
         batch = tensor.dim() - 1 - event_dim
         if batch <= self.nesting:
             return tensor.reshape(self.num_particles, *(1,) * (self.nesting - batch), *tensor.shape[1:])
-        # Enumerated sites have dimensions of their own to the left of the particles' place, which is kept free.
+        # Enumerated sites have dimensions further to the left; the particles' own dimension is kept free.
         place = batch - self.nesting
         if tensor.shape[place] != 1:
             raise ValueError(
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
         return tensor.squeeze(place).movedim(0, place - 1)
 
     def front(self, tensor: Tensor, event_dim: int) -> tuple[Tensor, int | None]:
-        """Undo :meth:`align` for a distribution's argument: the tensor, and where vmap finds the particles in it."""
+        """Undo :meth:`align` for a distribution's argument: the tensor, and the dimension of the particles in it."""
         place = tensor.dim() - event_dim - self.nesting - 1
         if place < 0 or tensor.shape[place] != self.num_particles:
             return tensor, None
@@ -56,21 +56,21 @@ class Layout(NamedTuple):
         return (tensor.unsqueeze(place + 1) if place else tensor), 0
 
     def restore(self, value: Any, dims: int) -> tuple[Any, int | None]:
-        """A site's value in the shape in which the program made it, of ``dims`` dimensions."""
+        """A site's value as ``(K, *shape)``, ``dims`` dimensions beside the particles, and the particles' dimension."""
         if not isinstance(value, Tensor) or value.dim() <= dims:
             return value, None
         return value.reshape(value.shape[0], *value.shape[value.dim() - dims :]), 0
 
 
 class Slot(NamedTuple):
-    """The place of a tensor among those that vmap gives back."""
+    """Stands for a tensor: its place among those that vmap returns."""
 
     place: int
     event_dim: int
 
 
 def rebuilt(obj: Any, change: Callable[[Any], Any], known: dict[int, Any]) -> Any:
-    """A copy of a distribution, with ``change`` applied to the tensors that it is made of."""
+    """A copy of a distribution with ``change`` applied to its tensors."""
     if isinstance(obj, (Tensor, Slot)):
         return change(obj)
     if id(obj) in known:
@@ -81,7 +81,7 @@ def rebuilt(obj: Any, change: Callable[[Any], Any], known: dict[int, Any]) -> An
             if name not in ("_parameters", "_buffers", "_modules", "_cached_x_y"):
                 new.__dict__[name] = rebuilt(value, change, known)
         if isinstance(new, Distribution):
-            new._validate_args = False  # validation looks at values
+            new._validate_args = False  # validation reads values
         return new
     if type(obj) in (list, tuple):
         return type(obj)(rebuilt(v, change, known) for v in obj)
@@ -95,9 +95,9 @@ def rebuilt(obj: Any, change: Callable[[Any], Any], known: dict[int, Any]) -> An
 
 
 class VmappedDistribution(TorchDistribution):
-    """The distributions of K particles, made by a program under vmap, as one with the particles as a batch dimension.
+    """The distribution of a site for K particles, whose program ran under vmap; the particles are a batch dimension.
 
-    It is evaluated under vmap again, by the code of the program's own distribution.
+    Its methods call those of the program's own distribution, under vmap again.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -116,24 +116,24 @@ class VmappedDistribution(TorchDistribution):
         self._tensors: list[Tensor] = []
         self.has_rsample = fn.has_rsample
         batch, extra = tuple(fn.batch_shape), len(fn.batch_shape) - layout.nesting
-        left = batch[: extra - 1] if extra > 0 else ()  # of enumerated sites
+        left = batch[: extra - 1] if extra > 0 else ()  # dimensions of enumerated sites
         shape = (*left, layout.num_particles, *(1,) * -extra, *batch[max(extra, 0) :])
         super().__init__(torch.Size(shape), fn.event_shape, validate_args=False)
 
     @property
     def base_dist(self) -> Any:
-        """A distribution of the kind that the program made: without its tensors, which are of all particles."""
+        """The program's own distribution with slots instead of tensors; it shows of which class it is."""
         return self._template
 
     def fill(self, found: Sequence[Tensor]) -> None:
-        """Take the tensors of all particles."""
+        """Set the tensors, which vmap has returned for all particles."""
         self._tensors = [found[slot.place] for slot in self._slots]
 
     def call(self, fn: Callable[..., Any], *values: tuple[Any, int], others: Sequence[Any] = ()) -> Any:
-        """``fn(distribution, *values, *others)`` of each particle: one tensor, its particles to the left of the plates.
+        """``fn(distribution, *values, *others)`` of each particle, as one tensor with the particles first.
 
         :param values: each with its number of event dimensions.
-        :param others: further distributions of this kind.
+        :param others: further :class:`VmappedDistribution` objects, passed to ``fn`` as distributions of one particle.
         """
         given, dims = [], []
         for value, event_dim in values:
@@ -153,7 +153,7 @@ class VmappedDistribution(TorchDistribution):
         made = [d._tensors for d in (self, *others)]
         try:
             return torch.vmap(own, in_dims=(0, 0, *dims), randomness="different")(self._layout.numbers, made, *given)
-        except RuntimeError:  # vmap's word for operations that depend on values: x[mask] = 0, say
+        except RuntimeError:  # an operation that depends on values, such as x[mask] = 0: loop over the particles
             rows = []
             for k in range(count):
                 rest = (t if d is None else t[k] for t, d in zip(given, dims, strict=True))

@@ -1,8 +1,8 @@
-"""What a run was asked for, as JSON can hold it, so that a resumed run can be held against the saved one.
+"""A description of a run's settings as JSON, to compare a resumed run with the saved one.
 
 Everything that decides how training goes on is described: the program's modules, the objective and its settings, the
-optimiser and its options, the data.  A description holds numbers, strings, lists and dicts; a function is known by its
-name, an object by its class and what it was constructed with, a tensor by shape, dtype and checksum.
+optimiser and its options, the data.  A description contains numbers, strings, lists and dicts; a function is described
+by its name, an object by its class and its arguments, a tensor by shape, dtype and checksum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def describe(value: Any, depth: int = 4) -> Any:
-    """A value as JSON can hold it, the same in each process for the same value."""
+    """A value as JSON, the same in each process for the same value."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -71,25 +71,25 @@ def _arguments(obj: Any) -> Iterator[tuple[str, Any]]:
     for base in type(obj).__mro__:  # a class that passes **kwargs on has its parents' arguments too
         if "__init__" in vars(base) and base is not object:
             names.update(dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters))
-    held = getattr(obj, "__dict__", {})
+    attributes = getattr(obj, "__dict__", {})
     for name in names:
-        if name not in _HINTS and (name in held or f"_{name}" in held):
-            yield name, held[name] if name in held else held[f"_{name}"]
+        if name not in _HINTS and (name in attributes or f"_{name}" in attributes):
+            yield name, attributes[name] if name in attributes else attributes[f"_{name}"]
     if isinstance(obj, PyroELBO):  # some keep an argument in another form, and all print what they were asked for
         yield "shown", _ADDRESS.sub("", repr(obj))
 
 
 def describe_modules(roots: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Each module of a program by its path: its class, what it prints of itself, and functions that it holds."""
+    """Each module of a program by its path: its class, its ``extra_repr``, and its functions."""
     found = {}
     for prefix, root in roots.items():
         for path, module in root.named_modules():
-            held = sorted(
+            functions = sorted(
                 f"{key}={value.__qualname__}"
                 for key, value in vars(module).items()
                 if not key.startswith("_") and callable(value) and hasattr(value, "__qualname__")
             )
-            text = ", ".join([module.extra_repr(), *held] if held else [module.extra_repr()])
+            text = ", ".join([module.extra_repr(), *functions] if functions else [module.extra_repr()])
             found[(prefix + path).rstrip(".")] = f"{type(module).__name__}({_ADDRESS.sub('', text)[:500]})"
     return found
 

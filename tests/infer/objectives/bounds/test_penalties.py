@@ -531,7 +531,7 @@ def test_programs_without_a_plate_of_data(cls):
 
     with pyro.settings.context(module_local_params=True):
         with pytest.raises(
-            ValueError, match=f"{cls.__name__} .*no plate holds every site|{cls.__name__} .*the model does not"
+            ValueError, match=f"{cls.__name__} .*no plate contains every site|{cls.__name__} .*the model does not"
         ):
             cls()(model, AutoNormal(model))(torch.zeros(3))
 

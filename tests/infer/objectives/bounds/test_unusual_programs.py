@@ -34,7 +34,7 @@ def newton_guide(y):
 def test_a_guide_that_differentiates_inside(name):
     objective = OBJECTIVES[name](num_particles=max(1, OBJECTIVES[name].min_particles))
     if getattr(objective, "min_data", 0):
-        with pytest.raises(ValueError, match="no plate holds every site|no plate at all"):
+        with pytest.raises(ValueError, match="no plate contains every site|no plate at all"):
             objective.loss(conjugate, newton_guide, Y)
         return
     assert objective.bound(conjugate, newton_guide, Y).shape == ()
