@@ -81,7 +81,9 @@ CASES: dict[str, Case] = {
     "image_coupling-additive": Case(
         lambda **k: image_coupling((3, 2, 2), t.AdditiveFamily(), flip=True, **k), event_shape=(3, 2, 2)
     ),
-    "image_coupling-spline": Case(lambda **k: image_coupling((2, 4, 4), t.SplineFamily(4), **k), event_shape=(2, 4, 4)),
+    "image_coupling-spline": Case(
+        lambda **k: image_coupling((2, 4, 4), t.SplineFamily(4), **k), event_shape=(2, 4, 4), spread=0.1
+    ),
     "image_coupling-checkerboard": Case(
         lambda **k: image_coupling((1, 4, 4), None, mask="checkerboard", **k), event_shape=(1, 4, 4)
     ),

@@ -117,6 +117,9 @@ class _OnElements(nn.Module):
     :param kept: which elements of the whole image stay.
     """
 
+    _place: Tensor
+    _changed: Tensor
+
     def __init__(self, network: nn.Module, image: Sequence[int], num_parameters: int, kept: list[bool]) -> None:
         super().__init__()
         self.network, self.image, self.num_parameters = network, tuple(image), num_parameters
@@ -130,11 +133,11 @@ class _OnElements(nn.Module):
     def forward(self, kept: Tensor, context: Tensor | None = None) -> Tensor:
         batch = kept.shape[:-1]
         if self._whole:
-            zeros = kept.new_zeros((*batch, len(self._changed)))  # type: ignore[arg-type]
-            kept = torch.cat([kept, zeros], -1).index_select(-1, self._place)  # type: ignore[arg-type]
+            zeros = kept.new_zeros((*batch, len(self._changed)))
+            kept = torch.cat([kept, zeros], -1).index_select(-1, self._place)
         image = kept.reshape((*batch, *self.image))
         found = self.network(image) if context is None else self.network(image, context)
         parameters = found.reshape((*batch, self.num_parameters, -1))
         if self._whole:
-            parameters = parameters.index_select(-1, self._changed)  # type: ignore[arg-type]
+            parameters = parameters.index_select(-1, self._changed)
         return parameters.transpose(-1, -2)

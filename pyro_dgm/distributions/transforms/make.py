@@ -65,13 +65,9 @@ def make_flow(
     if fast not in ("inverse", "forward"):
         raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
     if transform == "image_flow":
-        made = make_image_flow(
-            shape,
-            num_layers=num_layers,
-            context_dim=context_dim,
-            **({} if mixing is None else {"mixing": mixing}),
-            **options,
-        )
+        if mixing is not None:
+            options["mixing"] = mixing
+        made = make_image_flow(shape, num_layers=num_layers, context_dim=context_dim, **options)
     elif isinstance(transform, str):
         known = _known() if registry is None else registry
         mixing = "permutation" if mixing is None else mixing
