@@ -210,7 +210,9 @@ class FlowModel(Family):
             )
         y = x.to(self._like.dtype)
         if self.dequantize is not None:
-            y = y + 0.5
+            # With noise, since the middle of the cell would give pixels that are nearly constant too small a scale.
+            with seeded(0, y.device):
+                y = UniformCell(y, len(self.event_shape)).rsample()
         self.flow.initialize(y, *self.context.encode(context, self._like) if context else ())
 
     def check_values(self, x: Tensor) -> None:
