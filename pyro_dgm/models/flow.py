@@ -44,7 +44,7 @@ class FlowModel(Family):
     :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``, ``"image_flow"``, a
         :class:`~pyro_dgm.distributions.transforms.Bijection` from noise to data, or a callable that makes one from the
         event shape and ``context_dim=``; see :func:`~pyro_dgm.distributions.transforms.make_flow`.
-    :param num_layers: layers, where ``transform`` is a name.
+    :param num_layers: layers, where ``transform`` is a name; of ``"image_flow"``, those of each level.
     :param hidden: hidden widths of the layers' networks; ``None`` takes the layers' own.
     :param activation: of these networks: a module class, or its name in :mod:`torch.nn`.
     :param options: other arguments of each layer, ``{"num_bins": 16}`` say.

@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
 from pyro_dgm.distributions.transforms.base import Bijection
 from pyro_dgm.distributions.transforms.compose import Compose
+from pyro_dgm.distributions.transforms.image_coupling import ImageCoupling
 from pyro_dgm.distributions.transforms.make_image import make_image_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
 from pyro_dgm.distributions.transforms.reshape import Reshape
@@ -109,6 +110,8 @@ def _by_name(
         raise ValueError(f"mixing must be 'permutation' or one of {', '.join(sorted(known))}, got {mixing!r}")
     check_count("num_layers", num_layers)
     kind = known[name]
+    if issubclass(kind, ImageCoupling):
+        raise ValueError(f"transform={name!r} in each layer would never change half of an image: take 'image_flow'")
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
     # The same call for all: a part without context refuses the keyword only where there is one to give.

@@ -94,6 +94,8 @@ def test_configurations():
         make_image_flow((28, 28), num_levels=3)
     with pytest.raises(ValueError, match=r"\(C, H, W\) or \(H, W\), got \(4,\)"):
         make_image_flow((4,))
+    with pytest.raises(ValueError, match="never change half of an image: take 'image_flow'"):
+        make_flow("image_coupling", (4, 8, 8))
     with pytest.raises(ValueError, match="mixing must be 'conv1x1' or 'flip', got 'random'"):
         make_flow("image_flow", (8, 8), mixing="random")
 
