@@ -133,6 +133,7 @@ def _by_name(
         raise ValueError(f"transform={name!r} in each layer would never change half of an image: take 'image_flow'")
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
+    make: Callable[..., Bijection]
     if size == 1 and takes_vectors and issubclass(kind, Coupling) and kind.family_type is not None:
         make = functools.partial(_of_one_element, kind.family_type)
     else:
