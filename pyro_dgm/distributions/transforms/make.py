@@ -16,6 +16,8 @@ from pyro_dgm.distributions.transforms.compose import Compose
 from pyro_dgm.distributions.transforms.coupling import Coupling
 from pyro_dgm.distributions.transforms.elementwise import ElementwiseFamily
 from pyro_dgm.distributions.transforms.family_bijection import Elementwise
+from pyro_dgm.distributions.transforms.image_coupling import ImageCoupling
+from pyro_dgm.distributions.transforms.make_image import make_image_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
 from pyro_dgm.distributions.transforms.reshape import Reshape
 from pyro_dgm.ops.arguments import check_count, check_sizes
@@ -30,7 +32,7 @@ def make_flow(
     num_layers: int = 4,
     context_dim: int = 0,
     fast: str = "inverse",
-    mixing: str = "permutation",
+    mixing: str | None = None,
     registry: Mapping[str, type[Bijection]] | None = None,
     hidden: Sequence[int] | None = None,
     activation: Callable[[], nn.Module] | None = None,
@@ -46,14 +48,15 @@ def make_flow(
     element have no halves for a coupling: the same functions then have parameters that depend on the context alone
     (:class:`~pyro_dgm.distributions.transforms.Elementwise`).
 
-    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; a transform, which is taken as it is;
-        or a callable that makes one from an event shape (a length, for vectors) and ``context_dim=``.
+    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; ``"image_flow"`` for
+        :func:`~pyro_dgm.distributions.transforms.make_image_flow`; a transform, which is taken as it is; or a callable
+        that makes one from an event shape (a length, for vectors) and ``context_dim=``.
     :param event_shape: shape of one datum; an integer for vectors. Layers of vectors see it flattened.
     :param num_layers: layers, where ``transform`` is a name.
     :param context_dim: length of the context vectors; 0 for none.
     :param fast: ``"inverse"`` for density estimation, ``"forward"`` for guides.
-    :param mixing: what is between layers: ``"permutation"``, or the name of a linear transform, which then stands
-        behind each permutation.
+    :param mixing: what is between layers: ``"permutation"`` (as ``None``), or the name of a linear transform, which
+        then stands behind each permutation. Of ``"image_flow"``, that of its function.
     :param registry: names and classes; ``None`` for ``TRANSFORMS``.
     :param hidden: hidden widths of the layers' networks; ``None`` takes the layers' own.
     :param activation: of these networks, a module class; ``None`` takes the layers' own.
@@ -79,8 +82,14 @@ def make_flow(
         raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
     named = {"hidden": hidden, "activation": activation, "num_bins": num_bins, "bound": bound}
     layer = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
-    if isinstance(transform, str):
+    if transform == "image_flow":
+        if mixing is not None:
+            layer["mixing"] = mixing
+        _check_options("image_flow", make_image_flow, layer)
+        made = make_image_flow(shape, num_layers=num_layers, context_dim=context_dim, **layer)
+    elif isinstance(transform, str):
         known = _known() if registry is None else registry
+        mixing = "permutation" if mixing is None else mixing
         made = _by_name(transform, shape, num_layers, context_dim, fast, mixing, known, layer)
     elif layer:
         raise TypeError(f"{sorted(layer)[0]!r} is an option of layers by name, but transform is no name")
@@ -114,11 +123,13 @@ def _by_name(
     options: Mapping[str, Any],
 ) -> Bijection:
     if name not in known:
-        raise ValueError(f"transform must be one of {', '.join(sorted(known))}, got {name!r}")
+        raise ValueError(f"transform must be one of {', '.join(sorted([*known, 'image_flow']))}, got {name!r}")
     if mixing != "permutation" and mixing not in known:
         raise ValueError(f"mixing must be 'permutation' or one of {', '.join(sorted(known))}, got {mixing!r}")
     check_count("num_layers", num_layers)
     kind = known[name]
+    if issubclass(kind, ImageCoupling):
+        raise ValueError(f"transform={name!r} in each layer would never change half of an image: take 'image_flow'")
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
     _check_options(name, kind, options)
@@ -143,11 +154,11 @@ def _by_name(
     return Compose(parts)
 
 
-def _check_options(name: str, kind: type[Bijection], options: Mapping[str, Any]) -> None:
+def _check_options(name: str, kind: Callable[..., Bijection], options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(kind).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    own = [key for key in list(parameters)[1:] if key != "context_dim"]
+    own = [key for key in list(parameters)[1:] if key not in ("context_dim", "num_layers")]
     wrong = sorted(set(options) - set(own))
     if wrong:
         raise TypeError(f"transform={name!r} has no option {wrong[0]!r}; it has {', '.join(own) or 'none'}")
