@@ -1,6 +1,8 @@
 """Variational families for any model: amortised, hierarchical, implicit, from flows."""
 
 from pyro_dgm.guides.amortized_flow import AmortizedFlow
+from pyro_dgm.guides.deterministic import Deterministic
 from pyro_dgm.guides.flow import FlowGuide
+from pyro_dgm.guides.implicit import Implicit
 
-__all__ = ["AmortizedFlow", "FlowGuide"]
+__all__ = ["AmortizedFlow", "Deterministic", "FlowGuide", "Implicit"]

@@ -90,8 +90,8 @@ def iaf_density(
     """Inverse autoregressive flow: samples in one pass, densities of data in as many passes as there are elements.
 
     Take it where samples must be fast, and the data have few elements: each training step pays for the slow direction.
-    It is :func:`maf` with the directions exchanged, and has its defaults: the paper uses the flow in a guide, see
-    :func:`vae_iaf`.
+    It is :func:`~pyro_dgm.recipes.maf` with the directions exchanged, and has its defaults. The paper uses the flow in
+    a guide, see :func:`~pyro_dgm.recipes.vae_iaf`.
 
     :param event_shape: shape of one datum; flattened.
     :param num_layers: autoregressive layers.
@@ -171,7 +171,8 @@ def naf(
     title="Transformer autoregressive flow, TarFlow",
     equation="log p(x) = log N(u; 0, I) - Σ s,  u_t = (x_t - b(x_<t)) exp(-s(x_<t)),  b, s of a causal transformer",
     citation=Citation(
-        "S. Zhai, R. Zhang, P. Nakkiran, D. Berthelot, J. Gu, H. Zheng, T. Chen, M. A. Bautista, N. Jaitly, J. Susskind",
+        "S. Zhai, R. Zhang, P. Nakkiran, D. Berthelot, J. Gu, H. Zheng, T. Chen, M. A. Bautista, N. Jaitly, "
+        "J. Susskind",
         "Normalizing Flows are Capable Generative Models",
         2024,
         "2412.06329",

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_dgm.distributions.transforms import Bijection
 from pyro_dgm.infer import ELBO
-from pyro_dgm.models import FlowModel
+from pyro_dgm.models import VAE, FlowModel
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.recipes.base import Composition
 
-__all__ = ["adam", "at_least_two", "flow"]
+__all__ = ["adam", "at_least_two", "flow", "vae", "with_discriminator"]
 
 Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -60,3 +60,25 @@ def flow(
     if clip_norm is not None:
         training["clip_norm"] = check_positive("clip_norm", clip_norm)
     return Composition(program, ELBO(), optimizer, training)
+
+
+def vae(
+    event_shape: Sequence[int],
+    objective: Any,
+    optimizer: Optimizer | Mapping[str, Optimizer],
+    batch_size: int,
+    *,
+    latent_dim: int,
+    hidden: Sequence[int],
+    activation: str,
+    likelihood: Any,
+    guide: nn.Module | None = None,
+) -> Composition:
+    """A VAE of fully connected networks, under an objective."""
+    program = VAE(event_shape, latent_dim, likelihood, "mlp", hidden, activation, guide=guide)
+    return Composition(program, objective, optimizer, {"batch_size": check_count("batch_size", batch_size)})
+
+
+def with_discriminator(program: Optimizer, discriminator: Optimizer) -> dict[str, Optimizer]:
+    """Optimisers for a program, and for the discriminator that the objective trains beside it."""
+    return {"model": program, "guide": program, "objective": discriminator}

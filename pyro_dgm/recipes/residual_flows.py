@@ -26,8 +26,9 @@ def planar(
     The layers go from data to noise, the direction in closed form, so the density is exact and cheap; samples invert
     them numerically. A weak density estimator: take it to reproduce results, or as the simplest example.
 
-    The paper uses the flow in a guide (see :func:`vae_planar`) with up to 80 layers, batches of 100 and RMSprop. The
-    number of layers here is the largest of its figures on the plane; Adam and its learning rate are ours.
+    The paper uses the flow in a guide (see :func:`~pyro_dgm.recipes.vae_planar`) with up to 80 layers, batches of 100
+    and RMSprop. The number of layers here is the largest of its figures on the plane; Adam and its learning rate are
+    ours.
 
     :param event_shape: shape of one datum; flattened.
     :param num_layers: layers.
@@ -104,8 +105,8 @@ def sylvester(
     The layers go from data to noise, the direction in closed form, so the density is exact and cheap; samples invert
     them numerically, one equation a unit.
 
-    The paper uses the flow in a guide, see :func:`vae_sylvester`; from there are 16 layers, batches of 100 and the
-    learning rate 5e-4.
+    The paper uses the flow in a guide, see :func:`~pyro_dgm.recipes.vae_sylvester`; from there are 16 layers, batches
+    of 100 and the learning rate 5e-4.
 
     :param event_shape: shape of one datum; flattened.
     :param num_layers: layers.
