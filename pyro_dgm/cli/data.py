@@ -22,7 +22,7 @@ class Data:
     """Training, validation and test data.
 
     ``test`` is never drawn anew: figures on it can be had again.  ``transform`` draws a training batch.
-    ``note`` is what has to be said beside a figure.
+    ``note`` is what has to be said beside a figure.  A table from a file has ``columns``, and was standardised or not.
     """
 
     name: str
@@ -33,6 +33,8 @@ class Data:
     event_shape: tuple[int, ...]
     transform: Callable[[Any], Any] | None
     note: str
+    columns: tuple[str, ...] = ()
+    standardization: Any = None
 
 
 def load_data(name: str, binarize: str | None, *, num_validation: int | None = None, flat: bool = False) -> Data:

@@ -20,7 +20,7 @@ from pyro_dgm.infer.train.run import Run
 from pyro_dgm.ops.arguments import check_sizes
 from pyro_dgm.recipes.parts import describe, optimizer_text
 
-__all__ = ["RECIPES", "Citation", "Composition", "Entry", "Recipe", "get", "load", "names", "recipe"]
+__all__ = ["RECIPES", "Citation", "Composition", "Entry", "Recipe", "check_names", "get", "load", "names", "recipe"]
 
 P = ParamSpec("P")
 #: ``optimizer=`` of :func:`pyro_dgm.fit`: one callable, or one for each role
@@ -250,6 +250,17 @@ def entry(name: str) -> Entry:
     return RECIPES[name]
 
 
+def check_names(name: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Refuse names that there are not, before anything is built.
+
+    :raises ValueError: for an unknown recipe, or an unknown hyper-parameter.
+    """
+    known = entry(name).hyperparameters
+    unknown = sorted(set(hyperparameters) - set(known))
+    if unknown:
+        raise ValueError(f"the recipe {name!r} has no hyper-parameter {unknown[0]!r}; it has {', '.join(known)}")
+
+
 def get(name: str, event_shape: Sequence[int], *, hyperparameters: Mapping[str, Any] | None = None) -> Recipe:
     """Build a published method, by name, for data of a shape.
 
@@ -269,13 +280,9 @@ def get(name: str, event_shape: Sequence[int], *, hyperparameters: Mapping[str, 
         >>> nsf.program.sample(3).shape, nsf.citation.arxiv
         (torch.Size([3, 2]), '1906.04032')
     """
-    found = entry(name)
     given = dict(hyperparameters or {})
-    known = found.hyperparameters
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(f"the recipe {name!r} has no hyper-parameter {unknown[0]!r}; it has {', '.join(known)}")
-    return found.make(event_shape, **given)
+    check_names(name, given)
+    return RECIPES[name].make(event_shape, **given)
 
 
 def load(directory: str | Path) -> Recipe:
