@@ -28,20 +28,14 @@ def report(run: Any, data: Any, asked: Any, out: Any) -> dict[str, Any]:
         return {}
     k = asked.test_particles
     test = data.test.to(run.device)
-    with working(
-        out,
-        f"exact log-likelihood of {len(test)} test data"
-        if exact
-        else f"bound on {len(test)} test data with {k} particles",
-    ):
-        found = log_likelihood(run.program, test, method="exact" if exact else "iwae", num_particles=k, seed=asked.seed)
-    if exact:
-        what = f"test: log-likelihood {found.mean:.3f} nats per datum (standard error {found.data_standard_error:.3f} over data"
-    else:
-        what = (
-            f"test: IWAE-{k} bound {found.mean:.3f} nats per datum (standard error {found.mean_standard_error:.3f} Monte "
-            f"Carlo, {found.data_standard_error:.3f} over data"
-        )
+    method = "exact" if exact else "iwae"
+    doing = "exact log-likelihood of" if exact else f"bound with {k} particles on"
+    with working(out, f"{doing} {len(test)} test data"):
+        found = log_likelihood(run.program, test, method=method, num_particles=k, seed=asked.seed)
+    name = "log-likelihood" if exact else f"IWAE-{k} bound"
+    monte_carlo = "" if exact else f"{found.mean_standard_error:.3f} Monte Carlo, "
+    errors = f"{monte_carlo}{found.data_standard_error:.3f} over data"
+    what = f"test: {name} {found.mean:.3f} nats per datum (standard error {errors}"
     out.print(f"{what}; {data.note})", markup=False, soft_wrap=True)
     row = {
         "method": method, "num_particles": 0 if exact else k, **bound_row(found),
