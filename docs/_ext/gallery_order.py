@@ -7,6 +7,7 @@ ORDER = [
     "plot_estimators.py",
     "plot_discrete.py",
     "plot_flow_density.py",
+    "plot_flow_images.py",
     "plot_energies.py",
     "plot_posterior.py",
     "plot_own_model.py",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_dgm.distributions.dequantization import IntoCell, IntoLevels, Quantized, UniformCell
 from pyro_dgm.distributions.flow import FlowDistribution
-from pyro_dgm.distributions.transforms import Bijection, Compose, ElementwiseAffine, Reshape, make_flow
+from pyro_dgm.distributions.transforms import Bijection, Compose, make_flow
 from pyro_dgm.models.base import Family, program_method
 from pyro_dgm.models.context import Context
 from pyro_dgm.nn.build import activation_and_name, make_network
@@ -41,10 +41,10 @@ class FlowModel(Family):
     then lower bounds on the log-probability of the integers.
 
     :param event_shape: shape of one datum.
-    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``, a
+    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``, ``"image_flow"``, a
         :class:`~pyro_dgm.distributions.transforms.Bijection` from noise to data, or a callable that makes one from the
         event shape and ``context_dim=``; see :func:`~pyro_dgm.distributions.transforms.make_flow`.
-    :param num_layers: layers, where ``transform`` is a name.
+    :param num_layers: layers, where ``transform`` is a name; of ``"image_flow"``, those of each level.
     :param hidden: hidden widths of the layers' networks; ``None`` takes the layers' own.
     :param activation: of these networks: a module class, or its name in :mod:`torch.nn`.
     :param options: other arguments of each layer, ``{"num_bins": 16}`` say.
@@ -188,34 +188,32 @@ class FlowModel(Family):
         return -log_mean_exp(flow.log_prob(z) - noise.log_prob(z), 0) / per_bit
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Set the last affine part to the mean and standard deviation of data, so that the layers see standard ones.
+    def initialize(self, x: Tensor, *context: Tensor) -> None:
+        """Set scales and shifts from data, so that the layers see standardised ones; call it once, before training.
+
+        This is the location and scale at the end of flows made by name, and each
+        :class:`~pyro_dgm.distributions.transforms.ActNorm` of a flow of images, for which a few hundred data are
+        enough. See :meth:`~pyro_dgm.distributions.transforms.Bijection.initialize`.
 
         :param x: data, ``(N, *event_shape)``, at least two.
-        :raises ValueError: if the flow does not have an :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine`
-            at its end, as flows made by name do.
+        :param context: of a conditional model, as in its batches; not needed where only the end of the flow is set.
+        :raises ValueError: if the flow has no part that starts from data, or a context that is needed is missing.
         """
         if x.shape[1:] != self.event_shape or len(x) < 2:
             raise ValueError(f"x must hold at least two data of shape {tuple(self.event_shape)}, got {tuple(x.shape)}")
         self.check_values(x)
-        last = self._last_part()
+        if context:
+            self.check_context(len(x), *context)
+        if not self.flow.starts_from_data:
+            raise ValueError(
+                "initialize needs a flow with a part that starts from data, ElementwiseAffine or ActNorm, got none"
+            )
         y = x.to(self._like.dtype)
         if self.dequantize is not None:
-            y = self.flow.parts[-1].inverse_and_log_det(y + 0.5)[0]  # type: ignore[union-attr, index]
-        if not isinstance(last, ElementwiseAffine):
-            raise ValueError(f"initialize needs a flow that ends in ElementwiseAffine, got {type(last).__name__}")
-        y = y.flatten(1)
-        scale = y.std(0)
-        last.bias.copy_(torch.cat([y.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)).log()]))
-
-    def _last_part(self) -> nn.Module:
-        """The last part of the flow that changes more than the shape, and is not onto the levels."""
-        parts: list[nn.Module] = [self.flow]
-        while isinstance(parts[-1], Compose):
-            parts = [*parts[:-1], *parts[-1].parts]
-            while len(parts) > 1 and isinstance(parts[-1], (IntoLevels, Reshape)):
-                parts.pop()
-        return parts[-1]
+            # With noise, since the middle of the cell would give pixels that are nearly constant too small a scale.
+            with seeded(0, y.device):
+                y = UniformCell(y, len(self.event_shape)).rsample()
+        self.flow.initialize(y, *self.context.encode(context, self._like) if context else ())
 
     def check_values(self, x: Tensor) -> None:
         """Refuse what is not floating point; with ``dequantize``, what is no level."""

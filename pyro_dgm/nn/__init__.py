@@ -3,6 +3,7 @@
 from pyro_dgm.nn.build import make_network
 from pyro_dgm.nn.conditional import Concatenated
 from pyro_dgm.nn.conv import ConvDecoder, ConvEncoder
+from pyro_dgm.nn.conv_resnet import ConvResNet
 from pyro_dgm.nn.lipschitz import LipschitzMLP, LipSwish
 from pyro_dgm.nn.masked import MaskedLinear, MaskedMLP
 from pyro_dgm.nn.mlp import MLP
@@ -14,6 +15,7 @@ __all__ = [
     "Concatenated",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvResNet",
     "LipSwish",
     "LipschitzMLP",
     "MaskedLinear",

@@ -71,11 +71,11 @@ def make_network(
 
 @torch.no_grad()
 def zero_last_layer(network: nn.Module) -> nn.Module:
-    """Set the weights of a network's last linear layer to zero, so that its output starts at zero whatever its input.
+    """Set the weights of a network's last linear layer or convolution to zero: its output starts at zero for any input.
 
     :returns: the network.
     """
-    for parameter in [m for m in network.modules() if isinstance(m, nn.Linear)][-1].parameters():
+    for parameter in [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1].parameters():
         parameter.zero_()
     return network
 

@@ -17,6 +17,7 @@ __all__ = [
     "check_counts",
     "check_device",
     "check_floating",
+    "check_image",
     "check_number",
     "check_positive",
     "check_seed",
@@ -87,6 +88,19 @@ def check_sizes(argument: str, value: Any, least: int = 1) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise TypeError(f"{argument} must be a tuple or list of integers, got {value!r}")
     return tuple(check_count(f"{argument}[{i}]", size, least) for i, size in enumerate(value))
+
+
+def check_image(argument: str, value: Any) -> tuple[int, int, int]:
+    """Check the shape of an image, ``(C, H, W)``.
+
+    :returns: it as a tuple of ``int``.
+    :raises TypeError: if it is no sequence of integers.
+    :raises ValueError: if it has another length, or a size is not positive.
+    """
+    shape = check_sizes(argument, value)
+    if len(shape) != 3:
+        raise ValueError(f"{argument} must be that of an image, (channels, height, width), got {shape}")
+    return shape[0], shape[1], shape[2]
 
 
 def check_seed(value: Any, argument: str = "seed", *, optional: bool = True) -> Any:

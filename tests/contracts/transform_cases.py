@@ -37,8 +37,15 @@ def angles(shape: torch.Size) -> torch.Tensor:
     return (torch.rand(shape) * 2 - 1) * math.pi
 
 
+def image_coupling(event_shape: tuple[int, ...], family: Any, **options: Any) -> t.ImageCoupling:
+    """A small layer, for images."""
+    return t.ImageCoupling(event_shape, family, hidden_channels=4, num_blocks=1, **options)
+
+
 #: by the name in ``TRANSFORMS``, with a suffix for a second case
 CASES: dict[str, Case] = {
+    "actnorm": Case(lambda **k: t.ActNorm(3, **k)),
+    "actnorm-image": Case(lambda **k: t.ActNorm((2, 2, 2), **k), event_shape=(2, 2, 2)),
     "additive_coupling": Case(lambda **k: t.AdditiveCoupling(3, hidden=(8,), **k)),
     "affine_autoregressive": Case(lambda **k: t.AffineAutoregressive(3, hidden=(8, 8), **k)),
     "affine_autoregressive-residual": Case(
@@ -70,11 +77,32 @@ CASES: dict[str, Case] = {
     "spline_coupling": Case(lambda **k: t.SplineCoupling(3, num_bins=4, hidden=(8,), mask="alternate", **k)),
     "spline_coupling-flipped": Case(lambda **k: t.SplineCoupling(3, hidden=(8,), flip=True, **k)),
     "householder": Case(lambda **k: t.Householder(3, **k)),
+    "image_coupling": Case(lambda **k: image_coupling((2, 4, 4), None, **k), event_shape=(2, 4, 4)),
+    "image_coupling-additive": Case(
+        lambda **k: image_coupling((3, 2, 2), t.AdditiveFamily(), flip=True, **k), event_shape=(3, 2, 2)
+    ),
+    "image_coupling-spline": Case(
+        lambda **k: image_coupling((2, 4, 4), t.SplineFamily(4), **k), event_shape=(2, 4, 4), spread=0.1
+    ),
+    "image_coupling-checkerboard": Case(
+        lambda **k: image_coupling((1, 4, 4), None, mask="checkerboard", **k), event_shape=(1, 4, 4)
+    ),
+    "invertible_conv1x1": Case(lambda **k: t.InvertibleConv1x1((3, 2, 2), **k), event_shape=(3, 2, 2)),
+    "invertible_conv1x1-plain": Case(
+        lambda **k: t.InvertibleConv1x1((3, 2, 2), parametrization="plain", **k), event_shape=(3, 2, 2), spread=0.1
+    ),
     "lu_linear": Case(lambda **k: t.LULinear(3, **k)),
+    "lu_linear-rotation": Case(lambda **k: t.LULinear(3, initial="rotation", **k)),
+    "multiscale": Case(
+        lambda **k: t.make_image_flow((2, 4, 4), num_levels=2, num_layers=1, hidden_channels=4, num_blocks=1, **k),
+        event_shape=(32,),
+        spread=0.1,
+    ),
     "planar": Case(lambda **k: t.Planar(3, **k), inverse=1e-7),
     "planar-network": Case(lambda **k: t.Planar(3, **({"hidden": (4,)} if k else {}), **k), inverse=1e-7),
     "radial": Case(lambda **k: t.Radial(3, **k)),
     "sylvester": Case(lambda **k: t.Sylvester(4, num_units=2, **k), event_shape=(4,), inverse=1e-7),
+    "squeeze": Case(lambda: t.Squeeze((2, 4, 4)), event_shape=(2, 4, 4), conditional=False),
     "sum_of_squares": Case(lambda **k: t.SumOfSquares(3, degree=2, hidden=(8,), **k), inverse=1e-6),
     "transformer_autoregressive": Case(
         lambda **k: t.TransformerAutoregressive(3, width=8, num_heads=2, num_layers=1, **k)
@@ -89,6 +117,7 @@ CASES: dict[str, Case] = {
 
 #: those that are two-dimensional, for the integral over a grid; made with the same keywords
 PLANE: dict[str, Callable[..., Any]] = {
+    "actnorm": lambda **k: t.ActNorm(2, **k),
     "additive_coupling": lambda **k: t.AdditiveCoupling(2, hidden=(8,), **k),
     "affine_autoregressive": lambda **k: t.AffineAutoregressive(2, hidden=(8,), **k),
     "affine_coupling": lambda **k: t.AffineCoupling(2, hidden=(8,), **k),

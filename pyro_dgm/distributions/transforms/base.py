@@ -91,6 +91,47 @@ class Bijection(TransformModule, ConditionalTransform):
         """
         return Conditioned(self, context) if self.context_dim else self
 
+    # The start from data.
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether :meth:`initialize` changes this transform: it has a scale and a shift that start from data."""
+        return False
+
+    @torch.no_grad()
+    def initialize(self, y: Tensor, context: Tensor | None = None) -> None:
+        """Set scales and shifts from data, so that behind each the inverse of the data has mean 0 and deviation 1.
+
+        Those nearest to the data are set first, and the others from what the first ones make of the data. Nothing
+        else changes, and nothing happens later by itself: call it once, before training.
+
+        :param y: data, ``batch + out_shape``.
+        :param context: contexts; not needed where only the part nearest to the data starts from them.
+        :raises ValueError: if a shape does not fit, or a context that is needed is missing.
+
+        Source: D. P. Kingma and P. Dhariwal (2018), arXiv:1807.03039; T. Salimans and D. P. Kingma (2016),
+        arXiv:1602.07868.
+        """
+        given = context
+        if context is None and self.context_dim:
+            given = y.new_zeros(self.context_dim)
+        y, given = self._checked("y", y, self.out_shape, given)
+        self._start(y, None if context is None else given, True, False)
+
+    def _start(self, value: Tensor, context: Tensor | None, inverse: bool, needed: bool) -> Tensor:
+        """Set what starts from data, by values of the output (``inverse``) or of the input.
+
+        :returns: these values on the other side, if they are ``needed``.
+        """
+        if not needed:
+            return value
+        if self.context_dim and context is None:
+            raise ValueError(
+                f"initialize needs the context: {type(self).__name__}, which takes one, stands between the data and "
+                "a part that starts from them"
+            )
+        return (self._backward if inverse else self._forward)(value, context)[0]
+
     def _checked(
         self, name: str, value: Tensor, shape: torch.Size, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -209,6 +250,13 @@ class Inverse(Bijection):
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
         return self.transform._forward(y, context)
 
+    @property
+    def starts_from_data(self) -> bool:
+        return self.transform.starts_from_data
+
+    def _start(self, value: Tensor, context: Tensor | None, inverse: bool, needed: bool) -> Tensor:
+        return self.transform._start(value, context, not inverse, needed)
+
 
 class Conditioned(Bijection):
     """A transform at a fixed context, made by :meth:`Bijection.condition`.
@@ -264,3 +312,11 @@ class Conditioned(Bijection):
 
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
         return self.transform.inverse_and_log_det(y, self.context)
+
+    @property
+    def starts_from_data(self) -> bool:
+        return self.transform.starts_from_data
+
+    def _start(self, value: Tensor, context: Tensor | None, inverse: bool, needed: bool) -> Tensor:
+        shape = self.transform.out_shape if inverse else self.transform.event_shape
+        return self.transform._start(*self.transform._checked("value", value, shape, self.context), inverse, needed)

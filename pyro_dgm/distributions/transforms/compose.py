@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,23 @@ from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
 from pyro_dgm.distributions.transforms.wrapped import as_bijection
 
 __all__ = ["Compose"]
+
+
+def common_context_dim(what: str, parts: Sequence[Bijection]) -> int:
+    """The length of the contexts that those of several transforms take that take one; 0 if none does.
+
+    :raises ValueError: if there are two lengths.
+    """
+    lengths = {part.context_dim for part in parts} - {0}
+    if len(lengths) > 1:
+        raise ValueError(f"{what} must take contexts of one length, got {sorted(lengths)}")
+    return max(lengths, default=0)
+
+
+def common_fast(parts: Sequence[Bijection]) -> str:
+    """The direction that is fast in all of several transforms."""
+    slow = {part.fast for part in parts} - {"both"}
+    return "both" if not slow else slow.pop() if len(slow) == 1 else "neither"
 
 
 class Compose(Bijection):
@@ -56,13 +73,9 @@ class Compose(Bijection):
                     f"{type(parts[-1]).__name__} before it gives {tuple(parts[-1].out_shape)}"
                 )
             parts.append(part)
-        lengths = {part.context_dim for part in parts} - {0}
-        if len(lengths) > 1:
-            raise ValueError(f"Compose: parts must take contexts of one length, got {sorted(lengths)}")
-        super().__init__(parts[0].event_shape, max(lengths, default=0))
+        super().__init__(parts[0].event_shape, common_context_dim("Compose: parts", parts))
         self.parts = nn.ModuleList(parts)
-        slow = {part.fast for part in parts} - {"both"}
-        self.fast = "both" if not slow else slow.pop() if len(slow) == 1 else "neither"
+        self.fast = common_fast(parts)
 
     @property
     def out_shape(self) -> torch.Size:
@@ -89,3 +102,16 @@ class Compose(Bijection):
             y, log_det = part._backward(y, context if part.context_dim else None)  # type: ignore[operator]
             total = total + log_det
         return y, total
+
+    @property
+    def starts_from_data(self) -> bool:
+        return any(part.starts_from_data for part in self.parts)
+
+    def _start(self, value: Tensor, context: Tensor | None, inverse: bool, needed: bool) -> Tensor:
+        parts: list[Any] = list(reversed(self.parts) if inverse else self.parts)
+        for i, part in enumerate(parts):
+            # No further than the last part that starts from data: what is behind it may be costly, or want a context.
+            further = needed or any(later.starts_from_data for later in parts[i + 1 :])
+            if further or part.starts_from_data:
+                value = part._start(value, context if part.context_dim else None, inverse, further)
+        return value

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
 from pyro_dgm.distributions.transforms.context_parameters import ContextParameters
+from pyro_dgm.distributions.transforms.lu_matrix import LUMatrix
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["LULinear"]
@@ -17,18 +18,19 @@ __all__ = ["LULinear"]
 class LULinear(Bijection):
     """An affine map with a learned matrix :math:`L U`, whose log-determinant costs nothing.
 
-    .. math:: y = L\\, U x + b(c), \\qquad \\log |\\det J| = \\sum_i s_i(c)
+    .. math:: y = P L D(c)\\, U x + b(c), \\qquad \\log |\\det J| = \\sum_i s_i(c)
 
-    with :math:`L` lower triangular, ones on its diagonal, and :math:`U` upper triangular, :math:`e^{s_i}` on its
-    diagonal. Use it between couplings, where it learns how to mix the elements; put a
-    :class:`~pyro_dgm.distributions.transforms.Permutation` beside it for matrices that need one. It starts as the
-    identity. The inverse solves two triangular systems.
+    with triangular :math:`L` and :math:`U`, ones on their diagonals, :math:`D = \\mathrm{diag}(\\pm e^{s})`, and a
+    fixed permutation :math:`P`. Use it between couplings, where it learns how to mix the elements. From the identity
+    it reaches no matrix that needs a permutation or another sign: start it from a rotation, or put a
+    :class:`~pyro_dgm.distributions.transforms.Permutation` beside it. The inverse solves two triangular systems.
 
     :param dim: length of the vectors.
+    :param initial: the matrix at first: ``"identity"``, or ``"rotation"``, a random orthogonal matrix.
     :param context_dim: length of the context vectors; 0 for none. With a context :math:`b` and :math:`s` are its
         functions.
     :param hidden: widths of the hidden layers of that function's network.
-    :raises ValueError: if a size is not positive.
+    :raises ValueError: if a size is not positive, or for another ``initial``.
 
     Source: D. P. Kingma and P. Dhariwal (2018), arXiv:1807.03039.
 
@@ -41,26 +43,18 @@ class LULinear(Bijection):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    def __init__(self, dim: int, *, context_dim: int = 0, hidden: Sequence[int] = ()) -> None:
+    def __init__(
+        self, dim: int, *, initial: str = "identity", context_dim: int = 0, hidden: Sequence[int] = ()
+    ) -> None:
         super().__init__(check_count("dim", dim), context_dim)
-        self.lower, self.upper = nn.Parameter(torch.zeros(dim, dim)), nn.Parameter(torch.zeros(dim, dim))
-        self.parameters_of = ContextParameters(torch.zeros(2 * dim), self.context_dim, hidden)
-
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(self.event_shape[0], dtype=self.lower.dtype, device=self.lower.device)
-        return self.lower.tril(-1) + eye, self.upper.triu(1)
+        self.matrix = LUMatrix(dim, initial)
+        start = self.matrix.initial_log_scale
+        self.parameters_of = ContextParameters(torch.cat([torch.zeros_like(start), start]), self.context_dim, hidden)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
         shift, log_scale = self.parameters_of(context).chunk(2, -1)
-        lower, upper = self._factors()
-        y = (x @ upper.mT + x * log_scale.exp()) @ lower.mT + shift
-        return y, log_scale.sum(-1).expand(x.shape[:-1])
+        return self.matrix.multiply(x, log_scale) + shift, log_scale.sum(-1).expand(x.shape[:-1])
 
     def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
         shift, log_scale = self.parameters_of(context).chunk(2, -1)
-        lower, upper = self._factors()
-        # Rows are vectors, so the systems are those of the transposed factors, from the right.
-        half = torch.linalg.solve_triangular(lower, (y - shift)[..., None], upper=False, unitriangular=True)
-        scaled = upper + log_scale.exp().diag_embed()
-        x = torch.linalg.solve_triangular(scaled, half, upper=True)[..., 0]
-        return x, -log_scale.sum(-1).expand(y.shape[:-1])
+        return self.matrix.solve(y - shift, log_scale), -log_scale.sum(-1).expand(y.shape[:-1])

@@ -12,6 +12,8 @@ from pyro.distributions import constraints
 from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
 from pyro_dgm.distributions.transforms.base import Bijection
 from pyro_dgm.distributions.transforms.compose import Compose
+from pyro_dgm.distributions.transforms.image_coupling import ImageCoupling
+from pyro_dgm.distributions.transforms.make_image import make_image_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
 from pyro_dgm.distributions.transforms.reshape import Reshape
 from pyro_dgm.ops.arguments import check_count, check_sizes
@@ -26,7 +28,7 @@ def make_flow(
     num_layers: int = 4,
     context_dim: int = 0,
     fast: str = "inverse",
-    mixing: str = "permutation",
+    mixing: str | None = None,
     registry: Mapping[str, type[Bijection]] | None = None,
     **options: Any,
 ) -> Bijection:
@@ -36,14 +38,15 @@ def make_flow(
     :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine` at the end gives the location and scale of the data.
     Layers that are fast in one direction only are turned so that this is the direction of ``fast``.
 
-    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; a transform, which is taken as it is;
-        or a callable that makes one from an event shape (a length, for vectors) and ``context_dim=``.
+    :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; ``"image_flow"`` for
+        :func:`~pyro_dgm.distributions.transforms.make_image_flow`; a transform, which is taken as it is; or a callable
+        that makes one from an event shape (a length, for vectors) and ``context_dim=``.
     :param event_shape: shape of one datum; an integer for vectors. Layers of vectors see it flattened.
     :param num_layers: layers, where ``transform`` is a name.
     :param context_dim: length of the context vectors; 0 for none.
     :param fast: ``"inverse"`` for density estimation, ``"forward"`` for guides.
-    :param mixing: what is between layers: ``"permutation"``, or the name of a linear transform, which then stands
-        behind each permutation.
+    :param mixing: what is between layers: ``"permutation"`` (as ``None``), or the name of a linear transform, which
+        then stands behind each permutation. Of ``"image_flow"``, that of its function.
     :param registry: names and classes; ``None`` for ``TRANSFORMS``.
     :param options: arguments of the layers (``hidden``, ``num_bins``, ...), where ``transform`` is a name.
     :raises TypeError: if ``transform`` makes no transform, or the layers do not have an option.
@@ -62,10 +65,14 @@ def make_flow(
     check_count("context_dim", context_dim, 0)
     if fast not in ("inverse", "forward"):
         raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
-    if isinstance(transform, str):
-        made = _by_name(
-            transform, shape, num_layers, context_dim, fast, mixing, _known() if registry is None else registry, options
-        )
+    if transform == "image_flow":
+        if mixing is not None:
+            options["mixing"] = mixing
+        made = make_image_flow(shape, num_layers=num_layers, context_dim=context_dim, **options)
+    elif isinstance(transform, str):
+        known = _known() if registry is None else registry
+        mixing = "permutation" if mixing is None else mixing
+        made = _by_name(transform, shape, num_layers, context_dim, fast, mixing, known, options)
     elif options:
         raise TypeError(f"{sorted(options)[0]!r} is an option of layers by name, but transform is no name")
     elif isinstance(transform, Bijection):
@@ -98,11 +105,13 @@ def _by_name(
     options: Mapping[str, Any],
 ) -> Bijection:
     if name not in known:
-        raise ValueError(f"transform must be one of {', '.join(sorted(known))}, got {name!r}")
+        raise ValueError(f"transform must be one of {', '.join(sorted([*known, 'image_flow']))}, got {name!r}")
     if mixing != "permutation" and mixing not in known:
         raise ValueError(f"mixing must be 'permutation' or one of {', '.join(sorted(known))}, got {mixing!r}")
     check_count("num_layers", num_layers)
     kind = known[name]
+    if issubclass(kind, ImageCoupling):
+        raise ValueError(f"transform={name!r} in each layer would never change half of an image: take 'image_flow'")
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
     # The same call for all: a part without context refuses the keyword only where there is one to give.

@@ -26,11 +26,12 @@ def test_reflections_are_an_orthogonal_matrix():
 def test_the_matrix_is_the_product_of_its_factors():
     t = moved(LULinear(3), 0.5)
     shift, log_scale = t.parameters_of.bias.chunk(2)
-    lower = t.lower.tril(-1) + torch.eye(3, dtype=D)
-    upper = t.upper.triu(1) + log_scale.exp().diag()
+    lower = t.matrix.lower.tril(-1) + torch.eye(3, dtype=D)
+    upper = t.matrix.upper.triu(1) + torch.eye(3, dtype=D)
+    product = lower @ log_scale.exp().diag() @ upper
     x = torch.randn(5, 3, dtype=D)
-    torch.testing.assert_close(t(x), x @ (lower @ upper).mT + shift)
-    torch.testing.assert_close(t.forward_and_log_det(x)[1][0], torch.linalg.slogdet(lower @ upper).logabsdet)
+    torch.testing.assert_close(t(x), x @ product.mT + shift)
+    torch.testing.assert_close(t.forward_and_log_det(x)[1][0], torch.linalg.slogdet(product).logabsdet)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
