@@ -17,6 +17,10 @@ PASSED_ON = (
 )  # fmt: skip
 
 
+#: grey levels of the pixels of data sets, for recipes over integers
+GREY_LEVELS = {"digits": 17, "mnist": 256}
+
+
 def make_loggers(names: list[str], folder: Path) -> list[Any]:
     from pyro_dgm.infer.train.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 
@@ -143,6 +147,8 @@ def _prepare_recipe(asked: Any, resuming: bool, out: Any) -> tuple[Any, Any, dic
     known = recipes.RECIPES[name].hyperparameters
     if asked.file is None and asked.binarize is None and not resuming:
         asked.binarize = _default_binarization(asked.dataset, hyper.get("likelihood", known.get("likelihood")))
+    if known.get("dequantize") and hyper.get("dequantize", "") is not None:
+        _ask_for_integers(asked, hyper, resuming)
     data = asked.data()
     binary = bool(((data.train == 0) | (data.train == 1)).all()) or data.transform is not None
     if "likelihood" in known and "likelihood" not in hyper and not binary:
@@ -160,11 +166,23 @@ def _prepare_recipe(asked: Any, resuming: bool, out: Any) -> tuple[Any, Any, dic
                 f"{data.name}: {which} has one value only, and so no density; take others"
                 + (" with --columns" if data.columns else ", or an autoencoder")
             )
+    if isinstance(made.program, FlowModel) and not resuming:
+        made.program.initialize(data.train[:1000])  # location and scale of the data
     asked.recipe = made.config()
     asked.family, asked.objective = type(made.program).__name__, repr(made.objective)
     training = dict(made.training)
     asked.batch_size, asked.lr = training.pop("batch_size"), made.hyperparameters["learning_rate"]
     return data, made.program, training
+
+
+def _ask_for_integers(asked: Any, hyper: dict[str, Any], resuming: bool) -> None:
+    """Of a recipe over integers: pixels of a data set as integers, a file as it is."""
+    if resuming:
+        return
+    if asked.file is not None:
+        asked.standardize = bool(asked.standardize)
+    elif asked.dataset in GREY_LEVELS:
+        asked.num_levels = hyper["num_levels"] = GREY_LEVELS[asked.dataset]
 
 
 def _default_binarization(dataset: str, likelihood: Any) -> str | None:

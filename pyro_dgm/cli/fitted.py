@@ -52,13 +52,15 @@ class FitSettings:
     file: str | None = None
     columns: list[str] | None = None
     standardize: bool | None = None
+    num_levels: int | None = None
 
     def data(self) -> Data:
         """The data, loaded again as they were."""
         if self.file is not None:
             return load_file(Path(self.file), self.columns, self.standardize, self.num_validation)
         if self.recipe is not None:
-            return load_data(self.dataset, self.binarize, num_validation=self.num_validation)
+            data = load_data(self.dataset, self.binarize, num_validation=self.num_validation)
+            return data if self.num_levels is None else data.as_levels(self.num_levels)
         return load_data(self.dataset, self.binarize, num_validation=self.num_validation, flat=is_flat(self.family))
 
 

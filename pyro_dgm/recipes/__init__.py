@@ -7,6 +7,7 @@ from pyro_dgm.recipes.base import names as list
 from pyro_dgm.recipes.coupling_flows import nice, nsf, real_nvp
 from pyro_dgm.recipes.disentangling import beta_tc_vae, dip_vae_i, dip_vae_ii, factor_vae
 from pyro_dgm.recipes.flow_vaes import vae_iaf, vae_planar, vae_spline, vae_sylvester
+from pyro_dgm.recipes.image_flows import glow
 from pyro_dgm.recipes.importance_weighted import ciwae, dreg_iwae, iwae, miwae, piwae
 from pyro_dgm.recipes.residual_flows import ffjord, planar, radial, residual, sylvester
 from pyro_dgm.recipes.vaes import beta_vae, capacity_beta_vae, vae
@@ -28,6 +29,7 @@ __all__ = [
     "factor_vae",
     "ffjord",
     "get",
+    "glow",
     "iaf_density",
     "info_vae",
     "iwae",

@@ -53,9 +53,14 @@ def flow(
     activation: str | None = None,
     options: Mapping[str, Any] | None = None,
     clip_norm: float | None = None,
+    dequantize: str | None = None,
+    num_levels: int = 256,
 ) -> Composition:
-    """A flow that is fitted by maximum likelihood: without latents the ELBO is the log-likelihood."""
-    program = FlowModel(event_shape, transform, num_layers, hidden, activation, options=options)
+    """A flow that is fitted by maximum likelihood: without dequantisation the ELBO is the log-likelihood."""
+    program = FlowModel(
+        event_shape, transform, num_layers, hidden, activation,
+        options=options, dequantize=dequantize, num_levels=num_levels,
+    )  # fmt: skip
     training: dict[str, Any] = {"batch_size": check_count("batch_size", batch_size)}
     if clip_norm is not None:
         training["clip_norm"] = check_positive("clip_norm", clip_norm)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pyro_dgm.distributions import FlowDistribution
-from pyro_dgm.distributions.transforms import Bijection, Compose, Inverse
+from pyro_dgm.distributions.transforms import Bijection, Compose, Inverse, Multiscale
 from pyro_dgm.guides import AmortizedFlow
 from pyro_dgm.models import VAE, FlowModel
 
@@ -56,7 +56,10 @@ def transform_text(flow: Bijection) -> str:
 
 
 def _parts(flow: Any) -> list[Any]:
-    return [p for part in flow.parts for p in _parts(part)] if isinstance(flow, Compose) else [flow]
+    """The parts of a flow that are made of no others."""
+    if isinstance(flow, Compose):
+        return [p for part in flow.parts for p in _parts(part)]
+    return [p for level in flow.levels for p in _parts(level)] if isinstance(flow, Multiscale) else [flow]
 
 
 def _network_text(network: nn.Module) -> str:
