@@ -37,8 +37,8 @@ def glow(
     Call ``recipe.program.initialize(x)`` on some hundred images before training: scales and shifts start from data.
 
     Adam at 1e-3 and batches of 64 are those of the paper. It has three scales of 32 layers and 512 channels for
-    CIFAR-10; the sizes here are for small images on a CPU. It warms the learning rate up in the first epochs, and its couplings
-    have plain convolutions where these have residual ones.
+    CIFAR-10; the sizes here are for small images on a CPU. It warms the learning rate up in the first
+    epochs, and its couplings have plain convolutions where these have residual ones.
 
     :param event_shape: ``(channels, height, width)``, or ``(height, width)``. ``2**num_scales`` divides both sides.
     :param num_scales: scales; at each, half of the channels leave the flow as noise.

@@ -95,9 +95,8 @@ def test_fit_says_what_it_did_to_the_columns_and_in_which_units_it_tells(fitted)
     assert test["method"] == "exact" and done["columns"] == ["income (EUR)", "slope"]
     assert test["bits_per_dim"] == pytest.approx(-test["bound"] / (2 * math.log(2)))
     assert test["in_units_of_file"] == pytest.approx(test["bound"] - sum(map(math.log, done["scale"])), rel=1e-6)
-    assert (
-        config["recipe"]["hyperparameters"] | {"num_layers": 2, "batch_size": 50} == config["recipe"]["hyperparameters"]
-    )
+    hyper = config["recipe"]["hyperparameters"]
+    assert (hyper["num_layers"], hyper["hidden"], hyper["batch_size"], hyper["bound"]) == (2, [8], 50, 3.0)
 
 
 def test_the_run_is_loaded_again_here_and_in_python(fitted) -> None:
@@ -159,6 +158,10 @@ def test_a_recipe_on_a_data_set(tmp_path: Path) -> None:
               512, "--test-particles", 5, "--quiet", "-o", tmp_path / "a").output  # fmt: skip
     assert "binarised (threshold)" in out
     assert recipes.load(tmp_path / "a").objective.num_particles == 2
+    small = ["--set", "num_layers=1", "--set", "hidden_channels=4", "--batch-size", 512, "--test-particles", 2]
+    out = run("fit", "glow", "--dataset", "digits", *small, "--epochs", 1, "--quiet", "-o", tmp_path / "glow").output
+    assert "as integers from 0 to 16" in out and "IWAE-2 bound" in out and "64 samples of the model" in out
+    assert load_fitted(tmp_path / "glow").data.test.max() == 16
     refused = run("fit", "nsf", "--dataset", "digits", *SMALL, "-o", tmp_path / "b", code=2)
     assert "has one value only, and so no density" in refused.stderr
 
