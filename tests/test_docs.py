@@ -98,9 +98,8 @@ def recipe_rows() -> list[str]:
     for name, entry in RECIPES.items():
         citation = entry.citation
         where = f"arXiv:{citation.arxiv}" if citation.arxiv else citation.venue
-        rows.append(
-            f"| {{func}}`~pyro_dgm.recipes.{name}` | {entry.title} | {citation.authors} ({citation.year}), {where} |"
-        )
+        paper = f"{citation.authors} ({citation.year}), {where}"
+        rows.append(f"| {{func}}`~pyro_dgm.recipes.{name}` | {entry.title} | {paper} |")
     return rows
 
 
