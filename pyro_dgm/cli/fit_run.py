@@ -142,8 +142,11 @@ def _prepare_recipe(asked: Any, resuming: bool, out: Any) -> tuple[Any, Any, dic
     from pyro_dgm.cli.errors import UsageError, bad_usage_if_raised
     from pyro_dgm.models import FlowModel
     from pyro_dgm.ops.random_state import forked_rng
+    from pyro_dgm.recipes.base import check_names
 
     name, hyper = asked.recipe["name"], asked.recipe["hyperparameters"]
+    with bad_usage_if_raised("recipe"):
+        check_names(name, hyper)
     known = recipes.RECIPES[name].hyperparameters
     if asked.file is None and asked.binarize is None and not resuming:
         asked.binarize = _default_binarization(asked.dataset, hyper.get("likelihood", known.get("likelihood")))

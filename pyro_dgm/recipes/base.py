@@ -214,7 +214,7 @@ def recipe(
             bound.arguments["event_shape"] = shape = check_sizes("event_shape", shape)
             hyper = {k: tuple(v) if isinstance(v, list) else v for k, v in bound.arguments.items()}
             del hyper["event_shape"]
-            made = function(shape, **hyper)  # type: ignore[call-arg, arg-type]
+            made = function(shape, **hyper)  # type: ignore[arg-type]
             training = {"objective": made.objective, "optimizer": made.optimizer, **made.training}
             return Recipe(
                 name, title, shape, made.program, made.objective, made.optimizer, training, hyper, equation, citation
