@@ -95,7 +95,8 @@ def recipe_rows() -> list[str]:
     from pyro_dgm.recipes import RECIPES
 
     rows = ["| recipe | method | reference |", "| --- | --- | --- |"]
-    for name, entry in RECIPES.items():
+    flows_first = sorted(RECIPES.items(), key=lambda item: "flows" not in item[1].make.__module__)
+    for name, entry in flows_first:
         citation = entry.citation
         where = f"arXiv:{citation.arxiv}" if citation.arxiv else citation.venue
         paper = f"{citation.authors} ({citation.year}), {where}"

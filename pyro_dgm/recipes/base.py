@@ -199,7 +199,8 @@ def recipe(
     """
 
     def decorate(function: Callable[P, Composition]) -> Callable[P, Recipe]:
-        first, *rest = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
+        first, *rest = signature.parameters.values()
         wrong = [p.name for p in rest if p.kind is not p.KEYWORD_ONLY or p.default is p.empty]
         if first.name != "event_shape" or wrong:
             raise TypeError(f"recipe {name!r} must take event_shape, then keywords with defaults; got {wrong or first}")
@@ -208,7 +209,7 @@ def recipe(
 
         @functools.wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> Recipe:
-            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             shape, *_ = bound.arguments.values()
             bound.arguments["event_shape"] = shape = check_sizes("event_shape", shape)
@@ -220,6 +221,9 @@ def recipe(
                 name, title, shape, made.program, made.objective, made.optimizer, training, hyper, equation, citation
             )
 
+        # What the function returns is another thing than what the decorated one does.
+        make.__annotations__ = {**function.__annotations__, "return": Recipe}
+        make.__signature__ = signature.replace(return_annotation=Recipe)  # type: ignore[attr-defined]
         RECIPES[name] = Entry(name, title, equation, citation, make)
         return make
 

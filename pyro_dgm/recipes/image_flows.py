@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+from torch import nn
+
+from pyro_dgm.distributions.transforms import make_image_flow
+from pyro_dgm.nn.build import activation_and_name
 from pyro_dgm.recipes.base import Citation, Composition, recipe
 from pyro_dgm.recipes.compose import adam, flow
 
@@ -61,11 +66,9 @@ def glow(
         >>> recipes.glow((8, 8), num_layers=2, hidden_channels=8, num_levels=17).parts["guide"]
         'uniform noise'
     """
-    return flow(
-        event_shape, "image_flow", adam(learning_rate), batch_size, num_layers=num_layers, activation=activation,
-        options={
-            "num_levels": num_scales, "hidden_channels": hidden_channels, "num_blocks": num_blocks,
-            "transform": transform,
-        },
-        dequantize=dequantize, num_levels=num_levels,
+    made, _ = activation_and_name(activation)
+    build = functools.partial(
+        make_image_flow, num_levels=num_scales, num_layers=num_layers, hidden_channels=hidden_channels,
+        num_blocks=num_blocks, transform=transform, activation=made or nn.ReLU,
     )  # fmt: skip
+    return flow(event_shape, build, adam(learning_rate), batch_size, dequantize=dequantize, num_levels=num_levels)
