@@ -84,12 +84,25 @@ def run_fit(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int 
         raise CommandFailed(
             f"interrupted after {run.epochs} of {asked.epochs} epochs; go on with: {command}", INTERRUPTED
         )
+    if asked.recipe is not None:
+        _keep_best(run, out)
     save_fitted(run, asked, folder, data, **report(run, data, asked, out))
     out.print(f"wrote {folder}/weights.safetensors and {folder}/config.json")
     if asked.recipe is not None:
         from pyro_dgm.cli.fit_report import draw
 
         draw(run.program, data, folder, asked.seed, out)
+
+
+def _keep_best(run: Any, out: Any) -> None:
+    """Put back the weights of the epoch that was best on validation data: small tables are soon fitted too closely."""
+    from pyro_dgm.infer import load_weights
+
+    if run.monitor == "validation" and run.best_checkpoint is not None and run.best.epoch < run.epochs:
+        load_weights(run.program, run.best_checkpoint)
+        out.print(
+            f"validation was best in epoch {run.best.epoch} of {run.epochs}, {run.best.value:.3f}: its weights are kept"
+        )
 
 
 class _SettingsWriter:

@@ -20,9 +20,10 @@ CELLS = 160
 def pair_figure(
     data: Any, samples: Any, columns: Sequence[str], log_density: Callable[[Any], Any] | None = None
 ) -> Any:
-    """Data and samples in pairs of columns, with each column's distribution on the diagonal.
+    """Data and samples in pairs of columns.
 
-    Cells below the diagonal show data, those above it samples. Of two columns the density is drawn too.
+    Of two columns: data, samples and, where it is known, the density, side by side. Of more: each column's distribution
+    on the diagonal, data below it and samples above it. Of one: its distribution.
 
     :param data: ``(N, D)``, in the units of the file.
     :param samples: ``(M, D)``, likewise.
@@ -31,46 +32,76 @@ def pair_figure(
     """
     import numpy as np
 
-    data, samples, names = np.asarray(data), np.asarray(samples), list(columns)[:LARGEST]
-    data, samples, size = data[:, :LARGEST], samples[:, :LARGEST], len(names)
-    limits = [_limits(data[:, i]) for i in range(size)]
-    wide = log_density is not None and len(columns) == 2
-    side = 2.0 if size > 2 else 2.8
-    figure = new_figure(side * size + (4.6 if wide else 0.6), side * size + 0.6)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1)) if wide else (figure, None)
-    axes = left.subplots(size, size, squeeze=False)
+    data, samples, names = np.asarray(data), np.asarray(samples), list(columns)
+    limits = [_limits(data[:, i]) for i in range(min(len(names), LARGEST))]
+    if len(names) == 2:
+        return _side_by_side(data, samples, names, limits, log_density)
+    return _corner(data[:, :LARGEST], samples[:, :LARGEST], names[:LARGEST], limits)
+
+
+def _side_by_side(
+    data: Any,
+    samples: Any,
+    names: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+    log_density: Callable[[Any], Any] | None,
+) -> Any:
+    panels = 2 if log_density is None else 3
+    figure = new_figure(4.2 * panels, 4.0)
+    axes = figure.subplots(1, panels)
+    for axis, points, colour, title in (
+        (axes[0], data, TRAIN, "data"),
+        (axes[1], samples, VALIDATION, "samples of the model"),
+    ):
+        _scatter(axis, points[:, 0], points[:, 1], colour)
+        axis.set_xlim(limits[0])
+        axis.set_ylim(limits[1])
+        axis.set_title(title, fontsize=10, loc="left")
+    if log_density is not None:
+        _draw_density(axes[2], log_density, limits)
+    for axis in axes:
+        axis.set_xlabel(names[0], fontsize=9)
+        axis.set_ylabel(names[1], fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.locator_params(nbins=6)
+    return figure
+
+
+def _corner(data: Any, samples: Any, names: Sequence[str], limits: Sequence[tuple[float, float]]) -> Any:
+    size = len(names)
+    figure = new_figure(1.9 * size + 0.8 if size > 1 else 5.0, 1.9 * size + 0.9 if size > 1 else 3.6)
+    axes = figure.subplots(size, size, squeeze=False)
     for row in range(size):
         for column in range(size):
             axis = axes[row, column]
-            if row == column:
-                _draw_marginal(axis, data[:, row], samples[:, row], limits[row])
-            else:
-                shown, colour = (data, TRAIN) if row > column else (samples, VALIDATION)
-                axis.scatter(
-                    shown[:POINTS, column], shown[:POINTS, row], s=4, color=colour, alpha=0.5, linewidths=0,
-                    rasterized=True,
-                )  # fmt: skip
-                axis.set_ylim(limits[row])
-            axis.set_xlim(limits[column])
             axis.tick_params(labelsize=7)
+            axis.locator_params(nbins=5)
+            if row == column:
+                _draw_marginal(axis, data[:, row], samples[:, row], limits[row], alone=size == 1)
+                axis.set_title(names[row], fontsize=9)
+            elif row > column:
+                _scatter(axis, data[:, column], data[:, row], TRAIN)
+            else:
+                _scatter(axis, samples[:, column], samples[:, row], VALIDATION)
+            axis.set_xlim(limits[column])
+            if row != column:
+                axis.set_ylim(limits[row])
             if row == size - 1:
                 axis.set_xlabel(names[column], fontsize=9)
             else:
                 axis.set_xticklabels([])
             if column == 0 and row > 0:
                 axis.set_ylabel(names[row], fontsize=9)
-            elif row == column:
-                axis.set_ylabel("density", fontsize=8)
-                axis.yaxis.set_label_position("left" if column == 0 else "right")
-                axis.yaxis.set_ticks_position("left" if column == 0 else "right")
-            else:
+            elif row != column:
                 axis.set_yticklabels([])
+    axes[0, 0].set_ylabel("density", fontsize=9)
     handles = axes[0, 0].get_legend_handles_labels()
-    left.legend(*handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False)
-    if right is not None:
-        assert log_density is not None
-        _draw_density(right.subplots(), log_density, limits, names)
+    figure.legend(*handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+def _scatter(axis: Any, x: Any, y: Any, colour: str) -> None:
+    axis.scatter(x[:POINTS], y[:POINTS], s=5, color=colour, alpha=0.6, linewidths=0, rasterized=True)
 
 
 def _limits(values: Any) -> tuple[float, float]:
@@ -82,19 +113,19 @@ def _limits(values: Any) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _draw_marginal(axis: Any, data: Any, samples: Any, limits: tuple[float, float]) -> None:
+def _draw_marginal(axis: Any, data: Any, samples: Any, limits: tuple[float, float], alone: bool) -> None:
     import numpy as np
 
     edges = np.linspace(*limits, 41)
-    above = "below the diagonal" if axis.get_subplotspec().get_gridspec().nrows > 1 else ""
-    axis.hist(data, edges, density=True, color=TRAIN, alpha=0.7, label=f"data{f' ({above})' if above else ''}")
-    label = "samples of the model (above it)" if above else "samples of the model"
+    below, above = ("", "") if alone else (" (below the diagonal)", " (above it)")
+    axis.hist(data, edges, density=True, color=TRAIN, alpha=0.8, label=f"data{below}")
+    label = f"samples of the model{above}"
     axis.hist(samples, edges, density=True, color=VALIDATION, histtype="step", linewidth=1.3, label=label)
+    if not alone:
+        axis.set_yticks([])
 
 
-def _draw_density(
-    axis: Any, log_density: Callable[[Any], Any], limits: Sequence[tuple[float, float]], names: Sequence[str]
-) -> None:
+def _draw_density(axis: Any, log_density: Callable[[Any], Any], limits: Sequence[tuple[float, float]]) -> None:
     """The density on a grid."""
     import torch
 
@@ -104,10 +135,7 @@ def _draw_density(
     found = grid.evaluate(log_density, torch.zeros((), dtype=torch.get_default_dtype())).exp()
     (x0, x1), (y0, y1) = limits
     image = axis.imshow(found.numpy(), origin="lower", extent=(x0, x1, y0, y1), aspect="auto", cmap="magma")
-    axis.set_xlabel(names[0], fontsize=9)
-    axis.set_ylabel(names[1], fontsize=9)
-    axis.tick_params(labelsize=7)
-    axis.set_title("density of the model", fontsize=9, loc="left")
+    axis.set_title("density of the model", fontsize=10, loc="left")
     bar = axis.figure.colorbar(image, ax=axis)
-    bar.set_label("per unit area", fontsize=8)
+    bar.set_label("density, per unit of both columns", fontsize=8)
     bar.ax.tick_params(labelsize=7)

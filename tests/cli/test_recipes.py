@@ -263,6 +263,33 @@ def test_the_picture_has_named_axes_and_both_kinds_of_points() -> None:
     assert [axes[i].get_ylabel() for i in (3, 6)] == ["b", "c"]
     below, above = (axes[i].collections[0].get_offsets() for i in (3, 1))
     assert np.allclose(below, x[:, :2]) and np.allclose(above, x[:, [1, 0]] + 1)
-    two = pair_figure(x[:, :2], x[:, :2], ["a", "b"], lambda v: -v.square().sum(-1))
-    assert any(axis.get_title(loc="left") == "density of the model" for axis in two.axes)
+    assert [axes[i].get_title() for i in (0, 4, 8)] == ["a", "b", "c"]
     assert len(pair_figure(x[:, :1], x[:, :1], ["a"]).axes) == 1
+    assert len(pair_figure(x.repeat(1, 3), x.repeat(1, 3), list("abcdefghi")).axes) == 36
+
+
+def test_the_picture_of_two_columns_shows_the_density() -> None:
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    data, samples, density, _ = pair_figure(x, x + 1, ["a", "b"], lambda v: -v.square().sum(-1)).axes
+    assert [axis.get_title(loc="left") for axis in (data, samples, density)] == [
+        "data", "samples of the model", "density of the model",
+    ]  # fmt: skip
+    assert all(axis.get_xlabel() == "a" and axis.get_ylabel() == "b" for axis in (data, samples, density))
+    image = density.images[0]
+    rows, columns = image.get_array().shape
+    x0, x1, y0, y1 = image.get_extent()
+    row, column = np.unravel_index(np.argmax(image.get_array()), (rows, columns))
+    peak = x0 + (column + 0.5) * (x1 - x0) / columns, y0 + (row + 0.5) * (y1 - y0) / rows
+    assert np.allclose(peak, 0, atol=0.1)
+    assert len(pair_figure(x, x, ["a", "b"]).axes) == 2
+
+
+def test_the_weights_of_the_best_epoch_are_kept(table: Path, tmp_path: Path) -> None:
+    rate = ["--lr", 0.5, "--epochs", 4]  # so large that later epochs are worse
+    out = run("fit", "maf", "--data", table, *SMALL, *rate, "--output", tmp_path / "run").output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    best = config["best"]["epoch"]
+    assert best < 4 and f"best in epoch {best}" in out
+    loaded = load_fitted(tmp_path / "run")
+    found = float(loaded.program.log_prob(loaded.data.validation).mean().detach())
+    assert found == pytest.approx(max(config["history"]["validation"]), abs=1e-4)
