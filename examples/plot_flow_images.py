@@ -24,7 +24,6 @@ from pyro_dgm.infer import ELBO
 
 data = pyro_dgm.datasets.digits()
 train, test = (16 * data.train).round(), (16 * data.test).round()
-classes = data.train_labels
 
 # %%
 # Glow, and a flow of vectors
@@ -76,7 +75,8 @@ glow = flows["glow"]
 
 
 def show(axis, images, rows, title):
-    grid = images.reshape(rows, -1, 8, 8).permute(0, 2, 1, 3).reshape(8 * rows, -1)
+    framed = torch.nn.functional.pad(images.reshape(rows, -1, 8, 8), (1, 1, 1, 1))
+    grid = framed.permute(0, 2, 1, 3).reshape(10 * rows, -1)
     axis.imshow(grid, cmap="gray_r", vmin=0, vmax=16)
     axis.set_title(title, fontsize="medium")
     axis.axis("off")

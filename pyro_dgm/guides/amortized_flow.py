@@ -77,7 +77,7 @@ class AmortizedFlow(nn.Module):
             num_layers=num_layers,
             context_dim=self.num_features,
             fast="forward",
-            **(options or {}),
+            options=options,
         )
 
     def forward(self, x: Tensor, *context: Tensor) -> FlowDistribution:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_dgm.distributions.flow import FlowDistribution, standard_normal
-from pyro_dgm.distributions.transforms import TRANSFORMS, Bijection, Compose, LocationScale, Reshape, Wrapped, make_flow
+from pyro_dgm.distributions.transforms import Bijection, Compose, LocationScale, Reshape, Wrapped, make_flow
 from pyro_dgm.guides.groups import Group, Part, find_groups
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.programs import announce_parameters
@@ -45,8 +45,7 @@ class FlowGuide(nn.Module):
 
     :param model: a Pyro model with static structure.
     :param transform: name, transform or callable, as of :func:`~pyro_dgm.distributions.transforms.make_flow`. Its
-        forward direction should be the fast one. Layers by the name of a coupling are autoregressive where a group has
-        one element only, which a coupling cannot have.
+        forward direction should be the fast one.
     :param num_layers: layers, where ``transform`` is a name.
     :param options: other arguments of each layer, ``{"hidden": (64,)}`` say.
     :param encoder: callable (a module, which is trained) from the model's arguments to features ``plates + (F,)`` of
@@ -141,12 +140,12 @@ class FlowGuide(nn.Module):
             context = sum(outer.size for outer in _around(group, groups))
             context += features[key].shape[-1] if key in features else own
             flow = make_flow(
-                self._transform_of(group.size),
+                self.transform[0],
                 group.size,
                 num_layers=self.num_layers,
                 context_dim=context,
                 fast="forward",
-                **self.options,
+                options=self.options,
             )
             self.flows[key] = flow.to(device=like.device, dtype=like.dtype)
             # Rows of the same start would stay the same wherever the data are: a little noise tells them apart.
@@ -157,13 +156,6 @@ class FlowGuide(nn.Module):
                 noise = torch.randn((*like.shape[:-1], own), dtype=like.dtype, device=like.device)
                 self.rows[f"{key}_features"] = nn.Parameter(0.1 * noise)
         self.groups = groups
-
-    def _transform_of(self, size: int) -> Any:
-        (transform,) = self.transform
-        if isinstance(transform, str) and size == 1 and transform.endswith("coupling"):
-            alone = transform.replace("coupling", "autoregressive")
-            return alone if alone in TRANSFORMS else "affine_autoregressive"
-        return transform
 
     def _features(self, groups: tuple[Group, ...], args: Any, kwargs: Any) -> dict[str, Tensor]:
         """What the encoders say of the elements of each group that has one."""

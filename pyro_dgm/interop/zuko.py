@@ -6,10 +6,12 @@ from types import ModuleType
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
+from pyro_dgm.distributions.flow import FlowDistribution
 from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
 
 __all__ = ["ZukoBijection", "ZukoFlow", "from_zuko", "import_zuko"]
@@ -132,16 +134,38 @@ def _is_real(constraint: Any) -> bool:
     return isinstance(constraint, type(constraints.real))
 
 
-class ZukoFlow(TorchDistribution):
+def _as_pyro(base: Any) -> Any:
+    """A distribution of torch as the same one of Pyro, so that it can stand at a site; others as they are."""
+    if isinstance(base, torch.distributions.Independent):
+        inner = _as_pyro(base.base_dist)
+        return inner.to_event(base.reinterpreted_batch_ndims) if isinstance(inner, TorchDistribution) else base
+    if isinstance(base, torch.distributions.Normal):
+        return dist.Normal(base.loc, base.scale, validate_args=False)
+    if isinstance(base, torch.distributions.Uniform):
+        return dist.Uniform(base.low, base.high, validate_args=False)
+    return base
+
+
+class ZukoFlow(FlowDistribution):
     """A zuko flow at a ``pyro.sample`` site, made by :func:`from_zuko`.
+
+    It is a :class:`~pyro_dgm.distributions.FlowDistribution` with the flow's own base.
 
     :param bijection: the transform, with its base.
     :param context: contexts, ``batch + (context_dim,)``.
     :param batch_shape: batch shape; by default that of the contexts.
-    :param support: where the flow has its mass.
-    """
+    :param support: where the flow has its mass; by default what the bijection says.
+    :raises ValueError: if the context does not fit.
 
-    arg_constraints: dict[str, Any] = {}
+    Example::
+
+        >>> zuko = import_zuko()  # doctest: +SKIP
+        >>> flow = ZukoFlow(ZukoBijection(zuko.flows.NSF(features=3)), batch_shape=torch.Size([7]))  # doctest: +SKIP
+        >>> flow.sample().shape, flow.log_prob(torch.zeros(3)).shape  # doctest: +SKIP
+        (torch.Size([7, 3]), torch.Size([7]))
+
+    Source: the package is F. Rozet et al., zuko (2022), doi:10.5281/zenodo.7625672.
+    """
 
     def __init__(
         self,
@@ -151,45 +175,18 @@ class ZukoFlow(TorchDistribution):
         support: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.bijection, self.context = bijection, context
+        base = _as_pyro(bijection.base(context))
+        if batch_shape is not None:
+            base = base.expand(torch.Size(batch_shape))
         self._support = bijection.codomain if support is None else support
-        if batch_shape is None:
-            batch_shape = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(torch.Size(batch_shape), bijection.event_shape, validate_args=validate_args)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return bool(self.bijection.base(self.context).has_rsample)
+        super().__init__(bijection, base, context, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> Any:
         return self._support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ZukoFlow:
-        batch_shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(self.batch_shape, batch_shape)
-        return ZukoFlow(self.bijection, self.context, batch_shape, self._support, self._validate_args)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_with_log_prob(sample_shape)[0]
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample_with_log_prob(sample_shape)[0]
-
-    def rsample_with_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities, of one call of the transform.
-
-        :param sample_shape: shape of the independent draws.
-        """
-        base = self.bijection.base(self.context).expand(self.batch_shape)
-        z = base.rsample(torch.Size(sample_shape)) if base.has_rsample else base.sample(torch.Size(sample_shape))
-        value, log_det = self.bijection.forward_and_log_det(z, self.context)
-        return value, base.log_prob(z) - log_det
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        z, log_det = self.bijection.inverse_and_log_det(value, self.context)
-        total = self.bijection.base(self.context).log_prob(z) + log_det
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+        new: Any = self._get_checked_instance(ZukoFlow, _instance)
+        new._support = self._support
+        super().expand(batch_shape, new)
+        return new

@@ -102,14 +102,21 @@ class FlowModel(Family):
         self.hidden = None if hidden is None else tuple(hidden)
         self.options = dict(options or {})
         made, self._activation_name = activation_and_name(activation)
-        given = {"hidden": self.hidden, "activation": made}
-        layer = {**{key: value for key, value in given.items() if value is not None}, **self.options}
         shape: Any = tuple(self.event_shape)
-        flow = make_flow(transform, shape, num_layers=self.num_layers, context_dim=self.context.size, **layer)
+        flow = make_flow(
+            transform,
+            shape,
+            num_layers=self.num_layers,
+            context_dim=self.context.size,
+            hidden=self.hidden,
+            activation=made,
+            options=self.options,
+        )
         self.flow = flow if dequantize is None else Compose([flow, IntoLevels(shape, self.num_levels)])
         if dequantize == "variational":
-            kind = "affine_coupling" if self.event_shape.numel() > 1 else "elementwise_affine"
-            self.noise = make_flow(kind, shape, num_layers=_NOISE_LAYERS, context_dim=_NOISE_FEATURES, fast="forward")
+            self.noise = make_flow(
+                "affine_coupling", shape, num_layers=_NOISE_LAYERS, context_dim=_NOISE_FEATURES, fast="forward"
+            )
             self.encoder = make_network("mlp", shape, (_NOISE_FEATURES,), (64,), context=self.context.size)
 
     @program_method

@@ -7,21 +7,15 @@ from pyro_dgm.distributions.transforms.base import Bijection, Conditioned, Inver
 from pyro_dgm.distributions.transforms.bernstein import Bernstein, BernsteinFamily
 from pyro_dgm.distributions.transforms.compose import Compose
 from pyro_dgm.distributions.transforms.continuous import Continuous
-from pyro_dgm.distributions.transforms.coupling import (
-    AdditiveCoupling,
-    AffineCoupling,
-    CircularSplineCoupling,
-    Coupling,
-    SplineCoupling,
-)
+from pyro_dgm.distributions.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyro_dgm.distributions.transforms.elementwise import (
     AdditiveFamily,
     AffineFamily,
     CircularSplineFamily,
-    Elementwise,
     ElementwiseFamily,
     SplineFamily,
 )
+from pyro_dgm.distributions.transforms.family_bijection import Elementwise
 from pyro_dgm.distributions.transforms.householder import Householder
 from pyro_dgm.distributions.transforms.image_coupling import ImageCoupling
 from pyro_dgm.distributions.transforms.invertible_conv import InvertibleConv1x1
@@ -38,6 +32,7 @@ from pyro_dgm.distributions.transforms.radial import Radial
 from pyro_dgm.distributions.transforms.reshape import Reshape
 from pyro_dgm.distributions.transforms.residual import Residual
 from pyro_dgm.distributions.transforms.spline import CircularSpline, Spline
+from pyro_dgm.distributions.transforms.spline_coupling import CircularSplineCoupling, SplineCoupling
 from pyro_dgm.distributions.transforms.squeeze import Squeeze
 from pyro_dgm.distributions.transforms.sum_of_squares import SumOfSquares, SumOfSquaresFamily
 from pyro_dgm.distributions.transforms.sylvester import Sylvester

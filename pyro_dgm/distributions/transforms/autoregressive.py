@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
-from pyro_dgm.distributions.transforms.elementwise import AffineFamily, ElementwiseFamily, SplineFamily, check_family
+from pyro_dgm.distributions.transforms.base import ValueAndLogDet
+from pyro_dgm.distributions.transforms.elementwise import AffineFamily, ElementwiseFamily, SplineFamily
+from pyro_dgm.distributions.transforms.family_bijection import FamilyBijection
 from pyro_dgm.nn.masked import MaskedMLP
 from pyro_dgm.ops.arguments import check_count
 
 __all__ = ["AffineAutoregressive", "Autoregressive", "SplineAutoregressive"]
 
 
-class Autoregressive(Bijection):
+class Autoregressive(FamilyBijection):
     """An autoregressive flow with any family of element-wise functions, whose parameters a masked network gives.
 
     .. math:: y_i = f(x_i;\\; \\theta_i(x_{<i}, c)), \\qquad \\log |\\det J| = \\sum_i \\log f'(x_i; \\theta_i)
@@ -64,12 +63,11 @@ class Autoregressive(Bijection):
         order: Sequence[int] | str | None = None,
         residual: bool = False,
     ) -> None:
-        super().__init__(check_count("dim", dim), context_dim)
+        super().__init__(check_count("dim", dim), family, context_dim)
         if isinstance(order, str):
             if order != "reverse":
                 raise ValueError(f"order must be 'reverse', a permutation or None, got {order!r}")
             order = tuple(range(dim))[::-1]
-        self.family = check_family(family)
         self.network = MaskedMLP(
             dim,
             family.num_parameters,
@@ -83,14 +81,6 @@ class Autoregressive(Bijection):
         self.register_buffer(
             "_one", torch.eye(dim, dtype=torch.bool, device=torch.get_default_device()), persistent=False
         )
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> Any:
-        return constraints.independent(self.family.domain, 1)
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> Any:
-        return constraints.independent(self.family.codomain, 1)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
         y, log_derivative = self.family(x, self.network(self.family.features(x), context))
@@ -118,8 +108,12 @@ class AffineAutoregressive(Autoregressive):
 
     :param dim: length of the vectors.
     :param max_log_scale: the bound :math:`s_{\\max}`.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``order`` and ``residual`` of
-        :class:`~pyro_dgm.distributions.transforms.Autoregressive`.
+    :param hidden: widths of the masked network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
+    :param order: the elements, first one first; ``None`` for the order in which they stand, ``"reverse"`` for the
+        other one.
+    :param residual: whether hidden layers are residual.
     :raises ValueError: if the bound is not positive; and as ``Autoregressive``.
 
     Source: Kingma, Salimans, Jozefowicz et al. (2016), arXiv:1606.04934; Papamakarios, Pavlakou, Murray (2017),
@@ -134,8 +128,26 @@ class AffineAutoregressive(Autoregressive):
         torch.Size([5])
     """
 
-    def __init__(self, dim: int, *, max_log_scale: float = 5.0, **options: Any) -> None:
-        super().__init__(dim, AffineFamily(max_log_scale), **options)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_log_scale: float = 5.0,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        order: Sequence[int] | str | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            AffineFamily(max_log_scale),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            order=order,
+            residual=residual,
+        )
 
 
 class SplineAutoregressive(Autoregressive):
@@ -148,8 +160,12 @@ class SplineAutoregressive(Autoregressive):
     :param dim: length of the vectors.
     :param num_bins: bins of each spline.
     :param bound: half the width of the interval. Standardise the data, so that it holds nearly all of them.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``order`` and ``residual`` of
-        :class:`~pyro_dgm.distributions.transforms.Autoregressive`.
+    :param hidden: widths of the masked network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
+    :param order: the elements, first one first; ``None`` for the order in which they stand, ``"reverse"`` for the
+        other one.
+    :param residual: whether hidden layers are residual.
     :raises ValueError: if a number is out of range; and as ``Autoregressive``.
 
     Source: Durkan, Bekasov, Murray, Papamakarios (2019), arXiv:1906.04032.
@@ -162,5 +178,24 @@ class SplineAutoregressive(Autoregressive):
         torch.Size([5, 3])
     """
 
-    def __init__(self, dim: int, *, num_bins: int = 8, bound: float = 5.0, **options: Any) -> None:
-        super().__init__(dim, SplineFamily(num_bins, bound), **options)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_bins: int = 8,
+        bound: float = 5.0,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        order: Sequence[int] | str | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            SplineFamily(num_bins, bound),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            order=order,
+            residual=residual,
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_dgm.ops.arguments import check_count, check_sizes
 
-__all__ = ["Bijection", "Conditioned", "Inverse"]
+__all__ = ["Bijection", "Conditioned", "Inverse", "check_context"]
 
 ValueAndLogDet = tuple[Tensor, Tensor]
 
@@ -139,21 +139,9 @@ class Bijection(TransformModule, ConditionalTransform):
         batch = value.shape[: value.dim() - len(shape)]
         if value.dim() < len(shape) or value.shape[len(batch) :] != shape:
             raise ValueError(f"{kind}: {name} must end in the event shape {tuple(shape)}, got {tuple(value.shape)}")
-        if not self.context_dim:
-            if context is not None:
-                raise ValueError(f"{kind} takes no context (context_dim is 0), got one of shape {tuple(context.shape)}")
-            return value, None
-        wanted = f"{kind}: context must have shape batch + ({self.context_dim},)"
+        batch = check_context(kind, self.context_dim, context, batch, name)
         if context is None:
-            raise ValueError(f"{wanted}; pass it, or call condition(context) first")
-        if not context.dim() or context.shape[-1] != self.context_dim:
-            raise ValueError(f"{wanted}, got {tuple(context.shape)}")
-        try:
-            batch = torch.broadcast_shapes(batch, context.shape[:-1])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{wanted} whose batch broadcasts with the batch {tuple(batch)} of {name}, got {tuple(context.shape)}"
-            ) from error
+            return value, None
         return value.expand(batch + shape), context.expand((*batch, self.context_dim))
 
     # What torch and Pyro ask of a transform.
@@ -196,6 +184,34 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def __repr__(self) -> str:
         return torch.nn.Module.__repr__(self)
+
+
+def check_context(kind: str, context_dim: int, context: Tensor | None, batch: torch.Size, name: str) -> torch.Size:
+    """Check that a context is there where one is taken, and fits.
+
+    :param kind: what takes it, for the message.
+    :param context_dim: length of the context vectors; 0 where none is taken.
+    :param context: the context.
+    :param batch: batch shape of what it goes with.
+    :param name: of what it goes with.
+    :returns: the batch shape of both.
+    :raises ValueError: if it is missing, there is one too many, or its shape does not fit.
+    """
+    if not context_dim:
+        if context is not None:
+            raise ValueError(f"{kind} takes no context (context_dim is 0), got one of shape {tuple(context.shape)}")
+        return batch
+    wanted = f"{kind}: context must have shape batch + ({context_dim},)"
+    if context is None:
+        raise ValueError(f"{wanted}; pass it, or call condition(context) first")
+    if not context.dim() or context.shape[-1] != context_dim:
+        raise ValueError(f"{wanted}, got {tuple(context.shape)}")
+    try:
+        return torch.broadcast_shapes(batch, context.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{wanted} whose batch broadcasts with the batch {tuple(batch)} of {name}, got {tuple(context.shape)}"
+        ) from error
 
 
 def _with_event(shape: Sequence[int], old: torch.Size, new: torch.Size) -> torch.Size:
@@ -276,11 +292,7 @@ class Conditioned(Bijection):
 
     def __init__(self, transform: Bijection, context: Tensor) -> None:
         super().__init__(transform.event_shape)
-        if not context.dim() or context.shape[-1] != transform.context_dim:
-            raise ValueError(
-                f"{type(transform).__name__}: context must have shape batch + ({transform.context_dim},), "
-                f"got {tuple(context.shape)}"
-            )
+        check_context(type(transform).__name__, transform.context_dim, context, torch.Size(), "the values")
         self.transform = transform
         self.context = context
         self.fast = transform.fast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,19 @@ class BernsteinFamily(LinearTails):
     identity.
 
     :param degree: degree :math:`M`; an element takes ``degree + 1`` parameters.
-    :param bound: half the width :math:`B` of the interval.
+    :param bound: half the width :math:`B` of the interval. Standardise the data, so that it holds nearly all of them.
     :raises ValueError: if one is not positive.
+
+    Source: Sick, Hothorn, Duerr (2020), arXiv:2004.00464; Ramasinghe, Fernando, Khan, Barnes (2021), arXiv:2102.03509.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import BernsteinFamily
+        >>> family = BernsteinFamily(degree=5)
+        >>> y, log_derivative = family(torch.ones(5, 3), torch.zeros(5, 3, family.num_parameters))
+        >>> y.shape, log_derivative.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
     _powers: Tensor
@@ -82,8 +93,12 @@ class Bernstein(Autoregressive):
     :param dim: length of the vectors.
     :param degree: degree of the polynomials.
     :param bound: half the width of the interval. Standardise the data, so that it holds nearly all of them.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``order`` and ``residual`` of
-        :class:`~pyro_dgm.distributions.transforms.Autoregressive`.
+    :param hidden: widths of the masked network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
+    :param order: the elements, first one first; ``None`` for the order in which they stand, ``"reverse"`` for the
+        other one.
+    :param residual: whether hidden layers are residual.
     :raises ValueError: if a number is out of range; and as ``Autoregressive``.
 
     Source: Sick, Hothorn, Duerr (2020), arXiv:2004.00464; Ramasinghe, Fernando, Khan, Barnes (2021), arXiv:2102.03509.
@@ -96,5 +111,24 @@ class Bernstein(Autoregressive):
         torch.Size([5, 3])
     """
 
-    def __init__(self, dim: int, *, degree: int = 10, bound: float = 5.0, **options: Any) -> None:
-        super().__init__(dim, BernsteinFamily(degree, bound), **options)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        degree: int = 10,
+        bound: float = 5.0,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        order: Sequence[int] | str | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            BernsteinFamily(degree, bound),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            order=order,
+            residual=residual,
+        )

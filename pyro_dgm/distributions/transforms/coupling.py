@@ -6,23 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
+from pyro_dgm.distributions.transforms.base import ValueAndLogDet
 from pyro_dgm.distributions.transforms.elementwise import (
     AdditiveFamily,
     AffineFamily,
-    CircularSplineFamily,
     ElementwiseFamily,
-    SplineFamily,
-    check_family,
 )
+from pyro_dgm.distributions.transforms.family_bijection import FamilyBijection
 from pyro_dgm.nn import make_network
 from pyro_dgm.nn.build import zero_last_layer
 from pyro_dgm.ops.arguments import check_count
 
-__all__ = ["AdditiveCoupling", "AffineCoupling", "CircularSplineCoupling", "Coupling", "SplineCoupling"]
+__all__ = ["AdditiveCoupling", "AffineCoupling", "Coupling"]
 
 
 def _kept(mask: str | Sequence[bool], dim: int, flip: bool) -> list[bool]:
@@ -38,7 +35,7 @@ def _kept(mask: str | Sequence[bool], dim: int, flip: bool) -> list[bool]:
     return [k != flip for k in kept]
 
 
-class Coupling(Bijection):
+class Coupling(FamilyBijection):
     """A coupling layer with any family of element-wise functions.
 
     .. math:: y_A = x_A, \\qquad y_B = f(x_B;\\; \\theta(x_A, c)), \\qquad
@@ -71,6 +68,9 @@ class Coupling(Bijection):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
+    #: family of a subclass that has one of its own: ``make_flow`` then takes it for events of one element too
+    family_type: type[ElementwiseFamily] | None = None
+
     _merge: Tensor
 
     def __init__(
@@ -85,8 +85,7 @@ class Coupling(Bijection):
         flip: bool = False,
         network: str | nn.Module = "mlp",
     ) -> None:
-        super().__init__(check_count("dim", dim, 2, why="some elements stay, others change"), context_dim)
-        self.family = check_family(family)
+        super().__init__(check_count("dim", dim, 2, why="some elements stay, others change"), family, context_dim)
         kept = _kept(mask, dim, flip)
         self.kept = [i for i in range(dim) if kept[i]]
         self.changed = [i for i in range(dim) if not kept[i]]
@@ -105,14 +104,6 @@ class Coupling(Bijection):
         self.network = make_network(network, in_shape, out_shape, hidden, activation, context=self.context_dim)
         if not self._own:
             zero_last_layer(self.network)
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> Any:
-        return constraints.independent(self.family.domain, 1)
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> Any:
-        return constraints.independent(self.family.codomain, 1)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
         return self._apply_to(self.family.forward, x, context)
@@ -153,8 +144,13 @@ class AffineCoupling(Coupling):
 
     :param dim: length of the vectors, at least 2.
     :param max_log_scale: the bound :math:`s_{\\max}`.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``mask``, ``flip`` and ``network`` of
-        :class:`~pyro_dgm.distributions.transforms.Coupling`.
+    :param hidden: widths of the network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network; ``None`` takes the network's own.
+    :param mask: the elements that stay: ``"half"`` (the first half), ``"alternate"`` (every other one), or a boolean
+        for each.
+    :param flip: whether to exchange those that stay with the others.
+    :param network: ``"mlp"``, or a module of your own, see :class:`~pyro_dgm.distributions.transforms.Coupling`.
     :raises ValueError: if the bound is not positive; and as ``Coupling``.
 
     Source: Dinh, Sohl-Dickstein, Bengio (2017), arXiv:1605.08803.
@@ -167,8 +163,30 @@ class AffineCoupling(Coupling):
         torch.Size([5, 3])
     """
 
-    def __init__(self, dim: int, *, max_log_scale: float = 5.0, **options: Any) -> None:
-        super().__init__(dim, AffineFamily(max_log_scale), **options)
+    family_type = AffineFamily
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_log_scale: float = 5.0,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] | None = None,
+        mask: str | Sequence[bool] = "half",
+        flip: bool = False,
+        network: str | nn.Module = "mlp",
+    ) -> None:
+        super().__init__(
+            dim,
+            AffineFamily(max_log_scale),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            mask=mask,
+            flip=flip,
+            network=network,
+        )
 
 
 class AdditiveCoupling(Coupling):
@@ -180,8 +198,13 @@ class AdditiveCoupling(Coupling):
     does: alone they cannot change the scale.
 
     :param dim: length of the vectors, at least 2.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``mask``, ``flip`` and ``network`` of
-        :class:`~pyro_dgm.distributions.transforms.Coupling`.
+    :param hidden: widths of the network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network; ``None`` takes the network's own.
+    :param mask: the elements that stay: ``"half"`` (the first half), ``"alternate"`` (every other one), or a boolean
+        for each.
+    :param flip: whether to exchange those that stay with the others.
+    :param network: ``"mlp"``, or a module of your own, see :class:`~pyro_dgm.distributions.transforms.Coupling`.
     :raises ValueError: as ``Coupling``.
 
     Source: Dinh, Krueger, Bengio (2015), arXiv:1410.8516.
@@ -194,59 +217,26 @@ class AdditiveCoupling(Coupling):
         [0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
-    def __init__(self, dim: int, **options: Any) -> None:
-        super().__init__(dim, AdditiveFamily(), **options)
+    family_type = AdditiveFamily
 
-
-class SplineCoupling(Coupling):
-    """Neural spline coupling, RQ-NSF(C): rational-quadratic splines, whose bins are functions of the other elements.
-
-    The splines act on ``[-bound, bound]``; outside they are the identity. Both directions are exact and cost one pass
-    of the network, so it is a good first choice for densities of moderate dimension.
-
-    :param dim: length of the vectors, at least 2.
-    :param num_bins: bins of each spline.
-    :param bound: half the width of the interval. Standardise the data, so that it holds nearly all of them.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``mask``, ``flip`` and ``network`` of
-        :class:`~pyro_dgm.distributions.transforms.Coupling`.
-    :raises ValueError: if a number is out of range; and as ``Coupling``.
-
-    Source: Durkan, Bekasov, Murray, Papamakarios (2019), arXiv:1906.04032.
-
-    Example::
-
-        >>> import torch
-        >>> from pyro_dgm.distributions.transforms import SplineCoupling
-        >>> SplineCoupling(3, num_bins=4).inv(torch.ones(5, 3)).shape
-        torch.Size([5, 3])
-    """
-
-    def __init__(self, dim: int, *, num_bins: int = 8, bound: float = 5.0, **options: Any) -> None:
-        super().__init__(dim, SplineFamily(num_bins, bound), **options)
-
-
-class CircularSplineCoupling(Coupling):
-    """Neural spline coupling for vectors of angles in :math:`[-\\pi, \\pi)`: densities on a torus.
-
-    Each angle that changes goes through a circular spline and a rotation. The network sees the sine and cosine of the
-    angles that stay, so that the density is continuous where the circle closes. The base distribution must be on the
-    same interval, for example uniform.
-
-    :param dim: number of angles, at least 2.
-    :param num_bins: bins of each spline.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``mask``, ``flip`` and ``network`` of
-        :class:`~pyro_dgm.distributions.transforms.Coupling`.
-    :raises ValueError: if a number is out of range; and as ``Coupling``.
-
-    Source: Rezende, Papamakarios, Racanière et al. (2020), arXiv:2002.02428.
-
-    Example::
-
-        >>> import torch
-        >>> from pyro_dgm.distributions.transforms import CircularSplineCoupling
-        >>> CircularSplineCoupling(2)(torch.tensor([[3.0, -3.0]])).shape
-        torch.Size([1, 2])
-    """
-
-    def __init__(self, dim: int, *, num_bins: int = 8, **options: Any) -> None:
-        super().__init__(dim, CircularSplineFamily(num_bins), **options)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] | None = None,
+        mask: str | Sequence[bool] = "half",
+        flip: bool = False,
+        network: str | nn.Module = "mlp",
+    ) -> None:
+        super().__init__(
+            dim,
+            AdditiveFamily(),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            mask=mask,
+            flip=flip,
+            network=network,
+        )

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
-from pyro_dgm.distributions.transforms.base import Bijection, ValueAndLogDet
-from pyro_dgm.nn import MLP
-from pyro_dgm.nn.build import zero_last_layer
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.ops.rational_quadratic import rational_quadratic
 
@@ -22,7 +17,6 @@ __all__ = [
     "AdditiveFamily",
     "AffineFamily",
     "CircularSplineFamily",
-    "Elementwise",
     "ElementwiseFamily",
     "SplineFamily",
     "check_family",
@@ -47,11 +41,30 @@ def aligned(parameters: Tensor, x: Tensor) -> Tensor:
 class ElementwiseFamily(nn.Module, ABC):
     """Increasing functions :math:`y = f(x; \\theta)` of one number, each element with its own parameters.
 
-    A subclass gives :attr:`num_parameters`, :meth:`forward` and :meth:`inverse`. It then serves ``Coupling``,
-    ``Autoregressive`` and :class:`Elementwise` alike. It may hold weights of its own, shared by all elements.
+    A subclass gives :attr:`num_parameters`, :meth:`forward` and :meth:`inverse`. It then serves
+    :class:`~pyro_dgm.distributions.transforms.Coupling`, :class:`~pyro_dgm.distributions.transforms.Autoregressive`
+    and :class:`~pyro_dgm.distributions.transforms.Elementwise` alike. It may hold weights of its own, shared by all
+    elements.
 
     Parameters of zero should give the identity, or be near it: networks start there. Both functions take any
     real parameters, and may not branch on values (they run under ``vmap`` and in recorded graphs).
+
+    Source: the same separation of functions and networks (transformer and conditioner) is in G. Papamakarios,
+    E. Nalisnick, D. J. Rezende, S. Mohamed and B. Lakshminarayanan (2021), arXiv:1912.02762, section 3.1.
+
+    Example, a family of scales alone::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import ElementwiseFamily, Coupling
+        >>> class Scale(ElementwiseFamily):
+        ...     num_parameters = 1
+        ...     def forward(self, x, parameters):
+        ...         log_scale = parameters.squeeze(-1)
+        ...         return x * log_scale.exp(), log_scale.expand(x.shape)
+        ...     def inverse(self, y, parameters):
+        ...         return self(y, -parameters)
+        >>> Coupling(3, Scale())(torch.ones(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     #: numbers that each element takes
@@ -73,7 +86,12 @@ class ElementwiseFamily(nn.Module, ABC):
 
     @abstractmethod
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """:math:`f^{-1}(y)` and its log-derivative, as :meth:`forward`."""
+        """:math:`f^{-1}(y)` and its log-derivative, element by element.
+
+        :param y: values of any shape.
+        :param parameters: ``y.shape + (num_parameters,)``, or a shape that broadcasts to it.
+        :returns: two tensors of the shape of ``y``.
+        """
 
     def features(self, x: Tensor) -> Tensor:
         """What a network gets for elements on which others depend: ``batch + (dim * num_features,)``, side by side."""
@@ -95,8 +113,20 @@ class AffineFamily(ElementwiseFamily):
 
     .. math:: y = x e^{s} + \\theta_1, \\qquad s = s_{\\max} \\tanh(\\theta_2 / s_{\\max})
 
-    :param max_log_scale: bound of :math:`|s|`.
+    :math:`\\theta_1` is the first of the two parameters of an element, :math:`\\theta_2` the second.
+
+    :param max_log_scale: bound :math:`s_{\\max}` of :math:`|s|`.
     :raises ValueError: if it is not positive.
+
+    Source: L. Dinh, J. Sohl-Dickstein and S. Bengio (2017), arXiv:1605.08803.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import AffineFamily
+        >>> y, log_derivative = AffineFamily()(torch.ones(5, 3), torch.zeros(5, 3, 2))
+        >>> y.shape, log_derivative.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
     num_parameters = 2
@@ -120,7 +150,21 @@ class AffineFamily(ElementwiseFamily):
 
 
 class AdditiveFamily(ElementwiseFamily):
-    """A shift, :math:`y = x + \\theta`; it preserves volume."""
+    """A shift; it preserves volume.
+
+    .. math:: y = x + \\theta, \\qquad \\log f'(x) = 0
+
+    An element takes one parameter.
+
+    Source: L. Dinh, D. Krueger and Y. Bengio (2015), arXiv:1410.8516.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import AdditiveFamily
+        >>> AdditiveFamily()(torch.ones(2), torch.tensor([[1.0], [2.0]]))[0].tolist()
+        [2.0, 3.0]
+    """
 
     num_parameters = 1
 
@@ -134,11 +178,24 @@ class AdditiveFamily(ElementwiseFamily):
 class SplineFamily(ElementwiseFamily):
     """Monotonic rational-quadratic splines on ``[-bound, bound]``, the identity outside.
 
-    See :func:`~pyro_dgm.ops.rational_quadratic` for the equation.
+    In each bin the function is a ratio of two quadratic polynomials, with positive slopes at the knots: see
+    :func:`~pyro_dgm.ops.rational_quadratic` for the equation. Both directions are in closed form. Parameters of zero
+    give the identity. An element takes ``3 * num_bins - 1`` parameters: widths, heights, slopes at inner knots.
 
-    :param num_bins: number of bins.
-    :param bound: half the width of the interval.
-    :raises ValueError: if a number is not positive.
+    :param num_bins: number of bins :math:`K`, at least 2.
+    :param bound: half the width :math:`B` of the interval. Standardise the data, so that it holds nearly all of them.
+    :raises ValueError: if a number is out of range.
+
+    Source: C. Durkan, A. Bekasov, I. Murray and G. Papamakarios (2019), arXiv:1906.04032.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import SplineFamily
+        >>> family = SplineFamily(num_bins=4)
+        >>> y, log_derivative = family(torch.ones(5, 3), torch.randn(5, 3, family.num_parameters))
+        >>> y.shape, log_derivative.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
     def __init__(self, num_bins: int = 8, bound: float = 5.0) -> None:
@@ -167,10 +224,24 @@ class CircularSplineFamily(ElementwiseFamily):
     The slopes at both ends are one parameter, so that the density has no kink where the circle closes. The rotation
     moves the point that a spline would otherwise keep where it is.
 
-    :param num_bins: number of bins.
+    .. math:: f(x) = \\bigl(g(x) + \\theta_{3K+1}\\bigr) \\bmod 2\\pi, \\qquad f'(x) = g'(x)
+
+    with the spline :math:`g` of :func:`~pyro_dgm.ops.rational_quadratic`. An element takes ``3 * num_bins + 1``
+    parameters, those of the spline and the angle. A network sees an element by its cosine and sine (``num_features``
+    is 2).
+
+    :param num_bins: number of bins :math:`K`, at least 2.
     :raises ValueError: if it is less than 2.
 
     Source: Rezende, Papamakarios, Racanière et al. (2020), arXiv:2002.02428.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import CircularSplineFamily
+        >>> family = CircularSplineFamily(num_bins=4)
+        >>> family(torch.tensor([3.0, -3.0]), torch.zeros(2, family.num_parameters))[1].tolist()
+        [0.0, 0.0]
     """
 
     num_features = 2
@@ -208,65 +279,3 @@ def _wrap(angle: Tensor) -> Tensor:
     """The angle in :math:`[-\\pi, \\pi)`, also after rounding."""
     wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
     return torch.where(wrapped < math.pi, wrapped, -math.pi)
-
-
-class Elementwise(Bijection):
-    """Each element transformed on its own, by a function of any family.
-
-    .. math:: y_i = f(x_i;\\; \\theta_i(c)), \\qquad \\log |\\det J| = \\sum_i \\log f'(x_i; \\theta_i)
-
-    Without context the parameters :math:`\\theta` are learned as they are; with one, a network gives them.
-
-    :param event_shape: shape of one value; an integer for vectors.
-    :param family: the element-wise functions :math:`f`.
-    :param hidden: widths of the network's hidden layers, where there is a context; empty for an affine map.
-    :param context_dim: length of the context vectors; 0 for none.
-    :param activation: a module class.
-    :raises TypeError: if a size is no integer, or ``family`` is no :class:`ElementwiseFamily`.
-    :raises ValueError: if a size is not positive.
-
-    Example::
-
-        >>> import torch
-        >>> from pyro_dgm.distributions.transforms import AffineFamily, Elementwise
-        >>> Elementwise((2, 2), AffineFamily()).forward_and_log_det(torch.zeros(5, 2, 2))[1].shape
-        torch.Size([5])
-    """
-
-    def __init__(
-        self,
-        event_shape: Sequence[int] | int,
-        family: ElementwiseFamily,
-        *,
-        hidden: Sequence[int] = (),
-        context_dim: int = 0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
-    ) -> None:
-        super().__init__(event_shape, context_dim)
-        self.family = check_family(family)
-        shape = (family.num_parameters, *self.event_shape)
-        if self.context_dim:
-            self.network = zero_last_layer(MLP((self.context_dim,), shape, hidden, activation))
-        else:
-            self.values = nn.Parameter(torch.zeros(shape, device=torch.get_default_device()))
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> Any:
-        return constraints.independent(self.family.domain, len(self.event_shape))
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> Any:
-        return constraints.independent(self.family.codomain, len(self.event_shape))
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
-        return self._summed(*self.family(x, self._parameters_of(context)))
-
-    def _backward(self, y: Tensor, context: Tensor | None) -> ValueAndLogDet:
-        return self._summed(*self.family.inverse(y, self._parameters_of(context)))
-
-    def _parameters_of(self, context: Tensor | None) -> Tensor:
-        values = self.values if context is None else self.network(context)
-        return values.movedim(-1 - len(self.event_shape), -1)
-
-    def _summed(self, value: Tensor, log_derivative: Tensor) -> ValueAndLogDet:
-        return value, sum_rightmost(log_derivative, len(self.event_shape))

@@ -32,6 +32,23 @@ class LinearTails(ElementwiseFamily):
 
     :param bound: half the width :math:`B` of the interval. Standardise the data, so that it holds nearly all of them.
     :raises ValueError: if it is not positive.
+
+    Source: linear tails outside of an interval are those of Durkan, Bekasov, Murray, Papamakarios (2019),
+    arXiv:1906.04032, there around splines.
+
+    Example, a cubic :math:`h(x) = b + x + x^3`::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import Elementwise, LinearTails
+        >>> class Cubic(LinearTails):
+        ...     num_parameters = 1
+        ...     def inside(self, parameters):
+        ...         shift = parameters.squeeze(-1)
+        ...         h = lambda x: shift + x + x**3
+        ...         return h, lambda x: (h(x), 1 + 3 * x.square())
+        >>> t = Elementwise(3, Cubic(2.0))
+        >>> t(torch.tensor([0.0, 1.0, 3.0])).tolist(), t.inv(torch.tensor([0.0, 2.0, 23.0])).tolist()
+        ([0.0, 2.0, 23.0], [0.0, 1.0, 3.0])
     """
 
     def __init__(self, bound: float) -> None:

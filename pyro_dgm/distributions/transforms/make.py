@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import constraints
+from torch import nn
 
 from pyro_dgm.distributions.transforms.affine import ElementwiseAffine
 from pyro_dgm.distributions.transforms.base import Bijection
 from pyro_dgm.distributions.transforms.compose import Compose
+from pyro_dgm.distributions.transforms.coupling import Coupling
+from pyro_dgm.distributions.transforms.elementwise import ElementwiseFamily
+from pyro_dgm.distributions.transforms.family_bijection import Elementwise
 from pyro_dgm.distributions.transforms.image_coupling import ImageCoupling
 from pyro_dgm.distributions.transforms.make_image import make_image_flow
 from pyro_dgm.distributions.transforms.permutation import Permutation
@@ -30,13 +35,19 @@ def make_flow(
     fast: str = "inverse",
     mixing: str | None = None,
     registry: Mapping[str, type[Bijection]] | None = None,
-    **options: Any,
+    hidden: Sequence[int] | None = None,
+    activation: Callable[[], nn.Module] | None = None,
+    num_bins: int | None = None,
+    bound: float | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Bijection:
     """A flow of several layers, from noise to data.
 
     By name, ``num_layers`` layers of that transform alternate with a permutation of the elements, and an
     :class:`~pyro_dgm.distributions.transforms.ElementwiseAffine` at the end gives the location and scale of the data.
-    Layers that are fast in one direction only are turned so that this is the direction of ``fast``.
+    Layers that are fast in one direction only are turned so that this is the direction of ``fast``. Events of one
+    element have no halves for a coupling: the same functions then have parameters that depend on the context alone
+    (:class:`~pyro_dgm.distributions.transforms.Elementwise`).
 
     :param transform: a name in ``pyro_dgm.distributions.transforms.TRANSFORMS``; ``"image_flow"`` for
         :func:`~pyro_dgm.distributions.transforms.make_image_flow`; a transform, which is taken as it is; or a callable
@@ -48,7 +59,12 @@ def make_flow(
     :param mixing: what is between layers: ``"permutation"`` (as ``None``), or the name of a linear transform, which
         then stands behind each permutation. Of ``"image_flow"``, that of its function.
     :param registry: names and classes; ``None`` for ``TRANSFORMS``.
-    :param options: arguments of the layers (``hidden``, ``num_bins``, ...), where ``transform`` is a name.
+    :param hidden: hidden widths of the layers' networks; ``None`` takes the layers' own.
+    :param activation: of these networks, a module class; ``None`` takes the layers' own.
+    :param num_bins: bins of splines; ``None`` takes the layers' own.
+    :param bound: half the width of the interval of splines and polynomials; ``None`` takes the layers' own.
+    :param options: other arguments of the layers, ``{"order": "reverse"}`` say. These arguments are for layers by
+        name.
     :raises TypeError: if ``transform`` makes no transform, or the layers do not have an option.
     :raises ValueError: for an unknown name, or a transform of another event shape or length of context.
 
@@ -65,16 +81,19 @@ def make_flow(
     check_count("context_dim", context_dim, 0)
     if fast not in ("inverse", "forward"):
         raise ValueError(f"fast must be 'inverse' or 'forward', got {fast!r}")
+    named = {"hidden": hidden, "activation": activation, "num_bins": num_bins, "bound": bound}
+    layer = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
     if transform == "image_flow":
         if mixing is not None:
-            options["mixing"] = mixing
-        made = make_image_flow(shape, num_layers=num_layers, context_dim=context_dim, **options)
+            layer["mixing"] = mixing
+        _check_options("image_flow", make_image_flow, layer)
+        made = make_image_flow(shape, num_layers=num_layers, context_dim=context_dim, **layer)
     elif isinstance(transform, str):
         known = _known() if registry is None else registry
         mixing = "permutation" if mixing is None else mixing
-        made = _by_name(transform, shape, num_layers, context_dim, fast, mixing, known, options)
-    elif options:
-        raise TypeError(f"{sorted(options)[0]!r} is an option of layers by name, but transform is no name")
+        made = _by_name(transform, shape, num_layers, context_dim, fast, mixing, known, layer)
+    elif layer:
+        raise TypeError(f"{sorted(layer)[0]!r} is an option of layers by name, but transform is no name")
     elif isinstance(transform, Bijection):
         made = transform
     elif callable(transform):
@@ -114,8 +133,14 @@ def _by_name(
         raise ValueError(f"transform={name!r} in each layer would never change half of an image: take 'image_flow'")
     takes_vectors = next(iter(inspect.signature(kind).parameters)) == "dim"
     size: Any = math.prod(shape) if takes_vectors else shape
+    make: Callable[..., Bijection]
+    if size == 1 and takes_vectors and issubclass(kind, Coupling) and kind.family_type is not None:
+        make = functools.partial(_of_one_element, kind.family_type)
+    else:
+        make = kind
+    _check_options(name, kind, options)
     # The same call for all: a part without context refuses the keyword only where there is one to give.
-    conditional = {"context_dim": context_dim} if context_dim else {}
+    conditional: dict[str, Any] = {"context_dim": context_dim} if context_dim else {}
     other = "forward" if fast == "inverse" else "inverse"
     parts: list[Bijection] = []
     for i in range(num_layers):
@@ -123,12 +148,46 @@ def _by_name(
             parts.append(_permutation(size, i))
             if mixing != "permutation":
                 parts.append(known[mixing](size))
-        layer = kind(size, **conditional, **options)
+        layer = make(size, **conditional, **options)
         if getattr(layer.domain, "base_constraint", layer.domain) is not constraints.real:
             raise ValueError(f"transform={name!r} is not on real numbers: compose its layers, and give base= too")
         parts.append(layer.inv if layer.fast == other else layer)
     parts.append(ElementwiseAffine(size, context_dim))
     return Compose(parts)
+
+
+def _check_options(name: str, kind: Callable[..., Bijection], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    own = [key for key in list(parameters)[1:] if key not in ("context_dim", "num_layers")]
+    wrong = sorted(set(options) - set(own))
+    if wrong:
+        raise TypeError(f"transform={name!r} has no option {wrong[0]!r}; it has {', '.join(own) or 'none'}")
+
+
+def _of_one_element(
+    family_type: type[ElementwiseFamily],
+    size: int,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: Callable[[], nn.Module] | None = None,
+    mask: Any = None,
+    flip: bool = False,
+    network: str | nn.Module = "mlp",
+    **family: Any,
+) -> Bijection:
+    """What a coupling is for one element, which there is nothing to divide of: ``mask`` and ``flip`` mean nothing."""
+    if isinstance(network, nn.Module):
+        raise ValueError("network must be 'mlp' for events of one element: no element stays that it could take")
+    return Elementwise(
+        size,
+        family_type(**family),
+        hidden=hidden,
+        context_dim=context_dim,
+        activation=nn.ReLU if activation is None else activation,
+    )
 
 
 def _permutation(size: int, index: int) -> Permutation:

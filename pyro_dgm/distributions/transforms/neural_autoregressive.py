@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from pyro_dgm.distributions.transforms.autoregressive import Autoregressive
@@ -35,6 +35,17 @@ class SigmoidalFamily(ElementwiseFamily):
     :param num_layers: number of such functions one after another. An element takes ``3 * num_units * num_layers``
         parameters.
     :raises ValueError: if one is not positive.
+
+    Source: Huang, Krueger, Lacoste, Courville (2018), arXiv:1804.00779.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import SigmoidalFamily
+        >>> family = SigmoidalFamily(num_units=4)
+        >>> y, log_derivative = family(torch.ones(5, 3), torch.zeros(5, 3, family.num_parameters))
+        >>> y.shape, log_derivative.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
     _offsets: Tensor
@@ -117,8 +128,12 @@ class NeuralAutoregressive(Autoregressive):
     :param dim: length of the vectors.
     :param num_units: sigmoids in each layer of the monotonic network.
     :param num_layers: layers of the monotonic network.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``order`` and ``residual`` of
-        :class:`~pyro_dgm.distributions.transforms.Autoregressive`.
+    :param hidden: widths of the masked network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
+    :param order: the elements, first one first; ``None`` for the order in which they stand, ``"reverse"`` for the
+        other one.
+    :param residual: whether hidden layers are residual.
     :raises ValueError: if a number is out of range; and as ``Autoregressive``.
 
     Source: Huang, Krueger, Lacoste, Courville (2018), arXiv:1804.00779.
@@ -131,5 +146,24 @@ class NeuralAutoregressive(Autoregressive):
         torch.Size([5, 3])
     """
 
-    def __init__(self, dim: int, *, num_units: int = 8, num_layers: int = 1, **options: Any) -> None:
-        super().__init__(dim, SigmoidalFamily(num_units, num_layers), **options)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_units: int = 8,
+        num_layers: int = 1,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        order: Sequence[int] | str | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            SigmoidalFamily(num_units, num_layers),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            order=order,
+            residual=residual,
+        )

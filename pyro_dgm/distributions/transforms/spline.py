@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from pyro_dgm.distributions.transforms.elementwise import CircularSplineFamily, Elementwise, SplineFamily
+from torch import nn
+
+from pyro_dgm.distributions.transforms.elementwise import CircularSplineFamily, SplineFamily
+from pyro_dgm.distributions.transforms.family_bijection import Elementwise
 
 __all__ = ["CircularSpline", "Spline"]
 
@@ -19,8 +21,9 @@ class Spline(Elementwise):
     :param event_shape: shape of one value; an integer for vectors.
     :param num_bins: bins of each spline.
     :param bound: half the width of the interval.
-    :param options: ``hidden``, ``context_dim`` and ``activation`` of
-        :class:`~pyro_dgm.distributions.transforms.Elementwise`.
+    :param hidden: widths of the network's hidden layers, where there is a context; empty for an affine map.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
     :raises ValueError: if a number is out of range; and as ``Elementwise``.
 
     Source: Durkan, Bekasov, Murray, Papamakarios (2019), arXiv:1906.04032.
@@ -34,9 +37,22 @@ class Spline(Elementwise):
     """
 
     def __init__(
-        self, event_shape: Sequence[int] | int, *, num_bins: int = 8, bound: float = 5.0, **options: Any
+        self,
+        event_shape: Sequence[int] | int,
+        *,
+        num_bins: int = 8,
+        bound: float = 5.0,
+        hidden: Sequence[int] = (),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        super().__init__(event_shape, SplineFamily(num_bins, bound), **options)
+        super().__init__(
+            event_shape,
+            SplineFamily(num_bins, bound),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+        )
 
 
 class CircularSpline(Elementwise):
@@ -46,8 +62,9 @@ class CircularSpline(Elementwise):
 
     :param event_shape: shape of one value; an integer for vectors.
     :param num_bins: bins of each spline.
-    :param options: ``hidden``, ``context_dim`` and ``activation`` of
-        :class:`~pyro_dgm.distributions.transforms.Elementwise`.
+    :param hidden: widths of the network's hidden layers, where there is a context; empty for an affine map.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
     :raises ValueError: if a number is out of range; and as ``Elementwise``.
 
     Source: Rezende, Papamakarios, Racanière et al. (2020), arXiv:2002.02428.
@@ -60,5 +77,19 @@ class CircularSpline(Elementwise):
         torch.Size([1])
     """
 
-    def __init__(self, event_shape: Sequence[int] | int, *, num_bins: int = 8, **options: Any) -> None:
-        super().__init__(event_shape, CircularSplineFamily(num_bins), **options)
+    def __init__(
+        self,
+        event_shape: Sequence[int] | int,
+        *,
+        num_bins: int = 8,
+        hidden: Sequence[int] = (),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            CircularSplineFamily(num_bins),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+        )

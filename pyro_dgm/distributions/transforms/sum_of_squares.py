@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_dgm.distributions.transforms.autoregressive import Autoregressive
 from pyro_dgm.distributions.transforms.linear_tails import LinearTails, Value, ValueAndSlope
@@ -29,8 +28,19 @@ class SumOfSquaresFamily(LinearTails):
 
     :param degree: degree :math:`r` of the squared polynomials; that of :math:`h` is :math:`2r + 1`.
     :param num_polynomials: number :math:`K` of squares. An element takes :math:`K (r + 1) + 1` parameters.
-    :param bound: half the width :math:`B` of the interval.
+    :param bound: half the width :math:`B` of the interval. Standardise the data, so that it holds nearly all of them.
     :raises ValueError: if a number is out of range.
+
+    Source: Jaini, Selby, Yu (2019), arXiv:1905.02325.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_dgm.distributions.transforms import SumOfSquaresFamily
+        >>> family = SumOfSquaresFamily(degree=2)
+        >>> y, log_derivative = family(torch.ones(5, 3), torch.zeros(5, 3, family.num_parameters))
+        >>> y.shape, log_derivative.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
     _start: Tensor
@@ -92,8 +102,12 @@ class SumOfSquares(Autoregressive):
     :param degree: degree :math:`r` of the squared polynomials.
     :param num_polynomials: number of squares.
     :param bound: half the width of the interval. Standardise the data, so that it holds nearly all of them.
-    :param options: ``hidden``, ``context_dim``, ``activation``, ``order`` and ``residual`` of
-        :class:`~pyro_dgm.distributions.transforms.Autoregressive`.
+    :param hidden: widths of the masked network's hidden layers.
+    :param context_dim: length of the context vectors; 0 for none.
+    :param activation: a module class, between layers of the network.
+    :param order: the elements, first one first; ``None`` for the order in which they stand, ``"reverse"`` for the
+        other one.
+    :param residual: whether hidden layers are residual.
     :raises ValueError: if a number is out of range; and as ``Autoregressive``.
 
     Source: Jaini, Selby, Yu (2019), arXiv:1905.02325.
@@ -107,6 +121,24 @@ class SumOfSquares(Autoregressive):
     """
 
     def __init__(
-        self, dim: int, *, degree: int = 3, num_polynomials: int = 2, bound: float = 5.0, **options: Any
+        self,
+        dim: int,
+        *,
+        degree: int = 3,
+        num_polynomials: int = 2,
+        bound: float = 5.0,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        order: Sequence[int] | str | None = None,
+        residual: bool = False,
     ) -> None:
-        super().__init__(dim, SumOfSquaresFamily(degree, num_polynomials, bound), **options)
+        super().__init__(
+            dim,
+            SumOfSquaresFamily(degree, num_polynomials, bound),
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            order=order,
+            residual=residual,
+        )

@@ -88,12 +88,15 @@ def test_configurations():
     )
     assert kinds(real_nvp).count("ImageCoupling") == 12 and "InvertibleConv1x1" not in kinds(real_nvp)
     additive = make_image_flow((8, 8), transform="additive", **SMALL)
-    spline = make_flow("image_flow", (8, 8), num_layers=1, transform="spline", num_bins=4, context_dim=2, **SMALL)
+    options = {"transform": "spline", **SMALL}
+    spline = make_flow("image_flow", (8, 8), num_layers=1, num_bins=4, context_dim=2, options=options)
     assert isinstance(spline.parts[0], Multiscale) and spline.context_dim == 2 and additive.context_dim == 0
     with pytest.raises(ValueError, match=r"multiples of 2\*\*num_levels = 8, got \(28, 28\)"):
         make_image_flow((28, 28), num_levels=3)
     with pytest.raises(ValueError, match=r"\(C, H, W\) or \(H, W\), got \(4,\)"):
         make_image_flow((4,))
+    with pytest.raises(TypeError, match="transform='image_flow' has no option 'hidden'; it has num_levels"):
+        FlowModel((8, 8), "image_flow", hidden=(8,))
     with pytest.raises(ValueError, match="never change half of an image: take 'image_flow'"):
         make_flow("image_coupling", (4, 8, 8))
     with pytest.raises(ValueError, match="mixing must be 'conv1x1' or 'flip', got 'random'"):
@@ -127,7 +130,9 @@ def test_initialize_standardises_behind_every_actnorm(options):
 
 def test_a_conditional_model_of_images_is_rebuilt_from_its_configuration():
     torch.manual_seed(0)
-    model = FlowModel((4, 4), "image_flow", 1, options={"num_levels": 1, **SMALL}, num_classes=3).double()
+    model = FlowModel(
+        (4, 4), "image_flow", 1, options={"num_levels": 1, "checkerboard_layers": 1, **SMALL}, num_classes=3
+    ).double()
     moved(model)
     twin = FlowModel(**model.config()).double()
     twin.load_state_dict(model.state_dict())
@@ -143,14 +148,15 @@ def test_a_conditional_model_of_images_is_rebuilt_from_its_configuration():
 
 def test_training_on_digits():
     data = pyro_dgm.datasets.digits()
-    x = (data.train[:400] * 16).round()
+    x = (data.train[:200] * 16).round()
     torch.manual_seed(0)
-    options = {"num_levels": 2, "hidden_channels": 8, "num_blocks": 1}
+    options = {"num_levels": 2, "hidden_channels": 8, "num_blocks": 0}
     model = FlowModel((8, 8), "image_flow", 1, options=options, dequantize="uniform", num_levels=17)
     bits = [float(model.bits_per_dim(x, seed=0).mean().detach())]
     model.initialize(x)
     bits.append(float(model.bits_per_dim(x, seed=0).mean().detach()))
     adam = functools.partial(torch.optim.Adam, lr=5e-3)
-    pyro_dgm.fit(model, x, objective=ELBO(), epochs=5, batch_size=100, optimizer=adam, seed=0, progress=False)
+    settings = {"optimizer": adam, "seed": 0, "progress": False, "compile": False}
+    pyro_dgm.fit(model, x, objective=ELBO(), epochs=8, batch_size=50, **settings)
     bits.append(float(model.bits_per_dim(x, seed=0).mean().detach()))
-    assert bits[2] < bits[1] - 0.2 < bits[0] - 0.3
+    assert bits[2] < bits[1] - 0.1 < bits[0] - 0.3
