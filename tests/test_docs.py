@@ -32,6 +32,7 @@ ROOMS = [
     "guides",
     "nn",
     "ops",
+    "recipes",
 ]
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -88,6 +89,26 @@ def test_tables_hold_every_part():
         rows = [line for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         missing = [name for name in names if not any(re.search(rf"\b{name}\b", row) for row in rows)]
         assert not missing, f"{page} has no row for {missing}"
+
+
+def recipe_rows() -> list[str]:
+    from pyro_dgm.recipes import RECIPES
+
+    rows = ["| recipe | method | reference |", "| --- | --- | --- |"]
+    flows_first = sorted(RECIPES.items(), key=lambda item: "flows" not in item[1].make.__module__)
+    for name, entry in flows_first:
+        citation = entry.citation
+        where = f"arXiv:{citation.arxiv}" if citation.arxiv else citation.venue
+        paper = f"{citation.authors} ({citation.year}), {where}"
+        rows.append(f"| {{func}}`~pyro_dgm.recipes.{name}` | {entry.title} | {paper} |")
+    return rows
+
+
+def test_the_table_of_recipes_is_that_of_the_registry():
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- recipes:start -->\n")[2].partition("<!-- recipes:end -->")[0].splitlines()
+    wanted = recipe_rows()
+    assert table == wanted, "docs/recipes.md must have these rows:\n" + "\n".join(wanted)
 
 
 def test_quoted_errors_exist():

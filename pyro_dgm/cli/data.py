@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyro_dgm.cli.errors import UsageError
@@ -22,7 +22,7 @@ class Data:
     """Training, validation and test data.
 
     ``test`` is never drawn anew: figures on it can be had again.  ``transform`` draws a training batch.
-    ``note`` is what has to be said beside a figure.
+    ``note`` is what has to be said beside a figure.  A table from a file has ``columns``, and was standardised or not.
     """
 
     name: str
@@ -33,6 +33,14 @@ class Data:
     event_shape: tuple[int, ...]
     transform: Callable[[Any], Any] | None
     note: str
+    columns: tuple[str, ...] = ()
+    standardization: Any = None
+
+    def as_levels(self, num_levels: int) -> Data:
+        """Grey values in [0, 1] as integers from 0 to ``num_levels - 1``."""
+        made = [None if x is None else (x * (num_levels - 1)).round() for x in (self.train, self.validation, self.test)]
+        note = f"{self.note}, as integers from 0 to {num_levels - 1}"
+        return replace(self, train=made[0], validation=made[1], test=made[2], note=note)
 
 
 def load_data(name: str, binarize: str | None, *, num_validation: int | None = None, flat: bool = False) -> Data:

@@ -15,6 +15,7 @@ __all__ = [
     "draw_prior",
     "image_grid",
     "latent_figure",
+    "new_figure",
     "prior_figure",
     "reconstruction_figure",
     "save_png",
@@ -26,7 +27,8 @@ DPI = 130
 TRAIN, VALIDATION = "#8da0b8", "#c1440e"
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure that no interactive window shows."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
@@ -69,7 +71,7 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> A
     """Train and validation bound of each objective over epochs, on one scale."""
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
-    figure = _figure(10, 0.4 + 2.5 * rows)
+    figure = new_figure(10, 0.4 + 2.5 * rows)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     # The first epochs fall far below; what matters is where the curves end.
     late = [v for h in histories.values() for part in ("train", "validation") for v in h[part][len(h[part]) // 10 :]]
@@ -91,7 +93,7 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> A
 
 def bounds_figure(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
     """Held-out bounds, and their paired differences from a baseline, both with standard errors."""
-    figure = _figure(10, 1.0 + 0.34 * len(rows))
+    figure = new_figure(10, 1.0 + 0.34 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
     left.errorbar(
@@ -120,7 +122,7 @@ def image_grid(images: Any, title: str = "", columns: int = 0) -> Any:
     count = len(images)
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    figure = _figure(0.55 * columns + 0.1, 0.55 * rows + 0.35)
+    figure = new_figure(0.55 * columns + 0.1, 0.55 * rows + 0.35)
     axis = figure.subplots()
     axis.imshow(_tiled(images, rows, columns), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.set_axis_off()
@@ -146,7 +148,7 @@ def prior_figure(means: Any, values: Any) -> Any:
 
     columns = math.ceil(math.sqrt(len(means)))
     rows = math.ceil(len(means) / columns)
-    figure = _figure(10, 5.0)
+    figure = new_figure(10, 5.0)
     for axis, images, title in zip(
         figure.subplots(1, 2),
         (means, values),
@@ -162,7 +164,7 @@ def prior_figure(means: Any, values: Any) -> Any:
 def reconstruction_figure(images: Any, reconstructions: Any) -> Any:
     """Held-out images above the mean of p(x|z) at the guide's mean of z."""
     count = len(images)
-    figure = _figure(10, 1.9)
+    figure = new_figure(10, 1.9)
     axes = figure.subplots(2, 1)
     for axis, row, label in zip(axes, (images, reconstructions), ("held-out\nimage", "mean of\np(x|z)"), strict=True):
         axis.imshow(_tiled(row, 1, count), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
@@ -183,7 +185,7 @@ def latent_figure(means: Any, labels: Any) -> Any:
     spread = means.std(0)
     order = np.argsort(-spread)
     first, second = int(order[0]), int(order[1]) if len(order) > 1 else int(order[0])
-    figure = _figure(6.6, 5.2)
+    figure = new_figure(6.6, 5.2)
     axis = figure.subplots()
     for digit in np.unique(labels):
         chosen = labels == digit
@@ -200,7 +202,7 @@ def latent_figure(means: Any, labels: Any) -> Any:
 
 def agreement_figure(table: Sequence[Mapping[str, Any]]) -> Any:
     """Posterior means and standard deviations: the guide's against HMC's, and MALA's against HMC's."""
-    figure = _figure(10, 4.6)
+    figure = new_figure(10, 4.6)
     for axis, key, label in zip(
         figure.subplots(1, 2), ("mean", "sd"), ("posterior mean", "posterior standard deviation"), strict=True
     ):

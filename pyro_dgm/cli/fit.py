@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pyro_dgm.cli.errors import INTERRUPTED, CommandFailed, UsageError, guarded
+from pyro_dgm.cli.errors import UsageError, guarded
 from pyro_dgm.cli.options import given_options
 
 __all__ = ["fit"]
 
-#: settings that :func:`pyro_dgm.fit` has by the same name
-PASSED_ON = (
-    "epochs", "batch_size", "accumulate", "seed", "device", "compile", "precision", "checkpoint_every",
-)  # fmt: skip
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 
 
 @guarded
 def fit(
     ctx: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", show_default=False, help="A published method: nsf, iwae, ...; pyro-dgm recipes list."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Your own data, with RECIPE: .csv (with a header or without), .tsv, .npy, .npz; a row a datum.",
+        ),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the table to take, as a,b. By default all.")] = None,
+    standardize: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardize/--no-standardize",
+            help="Subtract means, divide by standard deviations. By default so, unless all values are 0 or 1.",
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write. [default: runs/DATASET-OBJECTIVE]")
+        Path | None, typer.Option("--output", "-o", help="Folder to write. [default: runs/DATA-METHOD]")
     ] = None,
     dataset: Annotated[
         str, typer.Option(help="digits, mnist, binarized_mnist, ...; a wrong name lists all.")
@@ -45,18 +61,22 @@ def fit(
     likelihood: Annotated[str | None, typer.Option(help="bernoulli or gaussian.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other argument of the family (JSON); repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another argument of the family, or of the recipe (JSON); repeatable."
+        ),
     ] = None,
     objective: Annotated[
         str, typer.Option(help="ELBO, 'IWAE(16)', 'RenyiELBO(alpha=0.5)', ...; a wrong name lists all.")
     ] = "ELBO",
     num_particles: Annotated[int | None, typer.Option(min=1, help="Particles of the objective.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data in all.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Data a batch, which several devices share.")] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Data a batch, which several devices share; a recipe has its own.")
+    ] = 128,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Batches a step: the gradient of the joined batch, in the memory of one.")
     ] = 1,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam; a recipe has its own.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, order of data and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     devices: Annotated[
@@ -90,10 +110,11 @@ def fit(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Fit a program to a data set under an objective.
+    """Fit a program to a data set under an objective; or a published method, by its name, to your own data.
 
     Writes to the output folder: weights.safetensors and config.json (which together rebuild the program), and
-    checkpoints/, from which an interrupted run goes on exactly where it was.
+    checkpoints/, from which an interrupted run goes on exactly where it was. With --data also density.png (or
+    samples.png): data beside samples of the model.
 
     **Examples**
 
@@ -103,11 +124,15 @@ def fit(
     - `pyro-dgm fit --family LinearGaussian --latent-dim 5 --set guide_covariance=full`
     - `pyro-dgm fit --resume runs/iwae --epochs 400`
 
+    - `pyro-dgm fit nsf --data table.csv --epochs 50`
+    - `pyro-dgm fit iwae --dataset mnist --set num_particles=5`
+
     - `pyro-dgm fit --devices 2`, or `torchrun --nproc-per-node=2 -m pyro_dgm.cli fit`
 
     **Exit codes**: 0 done; 1 loss not finite, or data missing; 2 bad usage; 130 interrupted (it says how to
     resume)
     """
+    from pyro_dgm.cli.fit_run import run_fit
     from pyro_dgm.cli.fitted import CONFIG, FitSettings, read_settings
     from pyro_dgm.infer.train.compilation import DEPTHS
     from pyro_dgm.infer.train.distributed import started_rank
@@ -120,7 +145,7 @@ def fit(
         asked, _ = read_settings(resume)
         if "epochs" in given_options(ctx):
             asked = replace(asked, epochs=epochs)
-        _run(asked, resume, resuming=True, **how)
+        run_fit(asked, resume, resuming=True, **how)
         return
     if test_particles == 1:
         raise UsageError("--test-particles must be 0, or at least 2 (a standard error needs two)")
@@ -131,14 +156,24 @@ def fit(
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     asked = FitSettings(**{f.name: ctx.params[f.name] for f in fields(FitSettings) if f.name in ctx.params})
-    asked.family_arguments = _family_options(latent_dim, hidden, likelihood, settings or [])
-    folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
+    options = _family_options(latent_dim, hidden, likelihood, settings or [])
+    if recipe is None:
+        _only_with_a_recipe(ctx)
+        asked.family_arguments = options
+        folder = output or Path("runs") / f"{dataset}-{objective.partition('(')[0]}"
+    else:
+        given = {"learning_rate": lr, "batch_size": batch_size, "num_particles": num_particles}
+        names = {"learning_rate": "lr"}
+        chosen = {k: v for k, v in given.items() if names.get(k, k) in given_options(ctx)}
+        asked.recipe = _recipe_of(ctx, recipe, {**options, **chosen})
+        asked.file, asked.columns = None if data is None else str(data), _names(columns)
+        folder = output or Path("runs") / f"{dataset if data is None else data.stem}-{recipe}"
     if started_rank() == 0 and (folder / CONFIG).exists():  # the others may come when it has begun to write
         raise UsageError(
             f"{folder} holds a run already: go on with it (pyro-dgm fit --resume {shlex.quote(str(folder))}), or give "
             "another --output"
         )
-    _run(asked, folder, resuming=False, **how)
+    run_fit(asked, folder, resuming=False, **how)
 
 
 def _only_epochs(ctx: typer.Context) -> None:
@@ -146,6 +181,36 @@ def _only_epochs(ctx: typer.Context) -> None:
     if others:
         names = ", ".join("--" + name.replace("_", "-") for name in others)
         raise UsageError(f"--resume goes on with the settings that the run has; it cannot be given with {names}")
+
+
+def _names(columns: str | None) -> list[str] | None:
+    return None if columns is None else [name.strip() for name in columns.split(",")]
+
+
+def _only_with_a_recipe(ctx: typer.Context) -> None:
+    wrong = sorted(given_options(ctx) & {"data", "columns", "standardize"})
+    if wrong:
+        raise UsageError(
+            f"--{wrong[0]} needs a recipe: pyro-dgm fit nsf --data FILE; pyro-dgm recipes list shows all of them"
+        )
+
+
+def _recipe_of(ctx: typer.Context, name: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """What the settings say of a recipe, with options checked against what it has."""
+    from pyro_dgm.cli.errors import bad_usage_if_raised
+    from pyro_dgm.recipes.base import check_names
+
+    given = given_options(ctx)
+    for option in ("family", "objective"):
+        if option in given:
+            raise UsageError(f"--{option} does not go with a recipe, which has its own; leave one of them out")
+    if "data" in given and given & {"dataset", "binarize"}:
+        raise UsageError("--data is your own file: --dataset and --binarize do not go with it")
+    if "data" not in given and given & {"columns", "standardize"}:
+        raise UsageError("--columns and --standardize are of your own --data")
+    with bad_usage_if_raised("RECIPE"):
+        check_names(name, hyperparameters)
+    return {"name": name, "hyperparameters": hyperparameters}
 
 
 def _family_options(
@@ -167,135 +232,14 @@ def _family_options(
     return options
 
 
-def _default_binarization(dataset: str, likelihood: Any) -> str | None:
-    name = likelihood["name"] if isinstance(likelihood, dict) else likelihood
-    return {"digits": "threshold", "mnist": "dynamic"}.get(dataset) if name == "bernoulli" else None
-
-
 def _check_loggers(names: list[str]) -> None:
     for name in names:
         if name not in LOGGERS:
             raise UsageError(f"--log {name} is not one of {', '.join(LOGGERS)}")
-    for made in _loggers(names, Path()):
+    from pyro_dgm.cli.fit_run import make_loggers
+
+    for made in make_loggers(names, Path()):
         try:
             made.check()
         except ImportError as error:
             raise UsageError(f"--log: {error}") from error
-
-
-def _loggers(names: list[str], folder: Path) -> list[Any]:
-    from pyro_dgm.infer.train.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
-
-    made: list[Any] = []
-    for name in dict.fromkeys(names):
-        if name == "tensorboard":
-            made.append(TensorBoardLogger(folder / "tensorboard"))
-        elif name == "wandb":
-            made.append(WandbLogger(project="pyro_dgm", name=folder.name, dir=str(folder)))
-        else:
-            made.append(MLflowLogger(run_name=folder.name))
-    return made
-
-
-def _run(asked: Any, folder: Path, resuming: bool, quiet: bool, devices: int | None, log: list[str]) -> None:
-    import functools
-    import inspect
-
-    import torch
-
-    import pyro_dgm
-    from pyro_dgm.cli.build import build_family, family_arguments, is_flat
-    from pyro_dgm.cli.data import load_data
-    from pyro_dgm.cli.errors import bad_usage_if_raised
-    from pyro_dgm.cli.fitted import CHECKPOINTS, save_fitted, write_settings
-    from pyro_dgm.cli.specs import parse_objective
-    from pyro_dgm.cli.terminal import console
-    from pyro_dgm.infer.train.distributed import started_rank
-    from pyro_dgm.ops.arguments import check_device
-    from pyro_dgm.ops.random_state import forked_rng
-
-    out = console()
-    out.quiet = started_rank() > 0  # of several processes one speaks and writes
-    objective = parse_objective(asked.objective, asked.num_particles)
-    with bad_usage_if_raised("--device"):
-        if asked.device != "auto":
-            check_device(asked.device)
-    flat = is_flat(asked.family)
-    if not resuming and asked.binarize is None:
-        default = inspect.signature(pyro_dgm.models.FAMILIES[asked.family].__init__).parameters.get("likelihood")
-        asked.binarize = _default_binarization(
-            asked.dataset, asked.family_arguments.get("likelihood", default.default if default is not None else None)
-        )
-    data = load_data(asked.dataset, asked.binarize, num_validation=asked.num_validation, flat=flat)
-    if not resuming:
-        asked.family_arguments = family_arguments(asked.family, data.event_shape, asked.family_arguments)
-    with forked_rng(seed=asked.seed):
-        program = build_family(asked.family, asked.family_arguments)
-    with bad_usage_if_raised("the data do not fit the family"):
-        program.check_batch(data.train if data.transform is None else data.transform(data.train[:1000]))
-    asked.family_arguments = program.config()
-    held_out = 0 if data.validation is None else len(data.validation)
-    out.print(f"{data.note}; train {len(data.train)}, validation {held_out}, test {len(data.test)}")
-    run = pyro_dgm.fit(
-        program,
-        data.train,
-        objective=objective,
-        optimizer=functools.partial(torch.optim.Adam, lr=asked.lr),
-        transform=data.transform,
-        validation=data.validation,
-        devices=devices,
-        **{name: getattr(asked, name) for name in PASSED_ON},
-        loggers=_loggers(log, folder),
-        progress=not quiet,
-        checkpoint_dir=folder / CHECKPOINTS,
-        resume=resuming or None,
-        # When nobody else writes there and nothing was refused, and before the first step.
-        callbacks=[_SettingsWriter(lambda: write_settings(asked, folder))],
-    )
-    if run.rank > 0:
-        return
-    if run.interrupted:
-        command = f"pyro-dgm fit --resume {shlex.quote(str(folder))}"
-        raise CommandFailed(
-            f"interrupted after {run.epochs} of {asked.epochs} epochs; go on with: {command}", INTERRUPTED
-        )
-    save_fitted(run, asked, folder, **_report(run, data, objective, asked, out))
-    out.print(f"wrote {folder}/weights.safetensors and {folder}/config.json")
-
-
-class _SettingsWriter:
-    """Writes the settings when training begins, so that a killed run can be resumed."""
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        self.write = write
-
-    def on_fit_start(self, run: Any) -> None:
-        if run.rank == 0:
-            self.write()
-
-
-def _report(run: Any, data: Any, objective: Any, asked: Any, out: Any) -> dict[str, Any]:
-    """Print the bounds, and give what is written beside them."""
-    from pyro_dgm.analysis import log_likelihood
-    from pyro_dgm.cli.fitted import bound_row
-    from pyro_dgm.cli.terminal import working
-
-    for part in ("train", "validation"):
-        if run.history[part]:
-            metric = run.measured[part]
-            out.print(
-                f"{part} {metric.name} of {objective!r}, epoch {run.epochs}: {run.history[part][-1]:.3f} {metric.unit}"
-            )
-    if not asked.test_particles:
-        return {}
-    k = asked.test_particles
-    test = data.test.to(run.device)
-    with working(out, f"bound on {len(test)} test data with {k} particles"):
-        found = log_likelihood(run.program, test, num_particles=k, seed=asked.seed)
-    out.print(
-        f"test: IWAE-{k} bound {found.mean:.3f} nats per datum (standard error {found.mean_standard_error:.3f} Monte "
-        f"Carlo, {found.data_standard_error:.3f} over data; {data.note})"
-    )
-    return {
-        "test": {"method": "iwae", "num_particles": k, **bound_row(found), "num_data": len(test), "data": data.note}
-    }

@@ -8,7 +8,8 @@ from typing import Any
 
 from pyro_dgm.cli.build import build_family, is_flat
 from pyro_dgm.cli.data import Data, load_data
-from pyro_dgm.cli.errors import UsageError
+from pyro_dgm.cli.errors import UsageError, bad_usage_if_raised
+from pyro_dgm.cli.table import load_file
 
 __all__ = [
     "CHECKPOINTS",
@@ -47,9 +48,19 @@ class FitSettings:
     precision: str | None = None
     checkpoint_every: int = 1
     test_particles: int = 100
+    recipe: dict[str, Any] | None = None
+    file: str | None = None
+    columns: list[str] | None = None
+    standardize: bool | None = None
+    num_levels: int | None = None
 
     def data(self) -> Data:
         """The data, loaded again as they were."""
+        if self.file is not None:
+            return load_file(Path(self.file), self.columns, self.standardize, self.num_validation)
+        if self.recipe is not None:
+            data = load_data(self.dataset, self.binarize, num_validation=self.num_validation)
+            return data if self.num_levels is None else data.as_levels(self.num_levels)
         return load_data(self.dataset, self.binarize, num_validation=self.num_validation, flat=is_flat(self.family))
 
 
@@ -64,8 +75,12 @@ class Fitted:
     data: Data
 
 
-def save_fitted(run: Any, settings: FitSettings, directory: Path, **more: Any) -> None:
-    """Write ``weights.safetensors`` and ``config.json``."""
+def save_fitted(run: Any, settings: FitSettings, directory: Path, data: Data | None = None, **more: Any) -> None:
+    """Write ``weights.safetensors`` and ``config.json``, with what the data were standardised by."""
+    if settings.recipe is not None:
+        more["recipe"] = settings.recipe
+    if data is not None and data.standardization is not None:
+        more["standardization"] = {"columns": list(data.columns), **data.standardization.config()}
     run.save(directory, command=asdict(settings), **more)
 
 
@@ -108,7 +123,15 @@ def read_settings(directory: Path) -> tuple[FitSettings, dict[str, Any]]:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value from JSON is of a setting's type."""
-    kinds = {"str": str, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": dict}
+    kinds = {
+        "str": str,
+        "int": int,
+        "float": (int, float),
+        "None": type(None),
+        "dict[str, Any]": dict,
+        "bool": bool,
+        "list[str]": list,
+    }
     return any(isinstance(value, kinds[kind.strip()]) for kind in str(annotation).split("|"))  # type: ignore[arg-type]
 
 
@@ -131,11 +154,37 @@ def load_fitted(directory: Path) -> Fitted:
     from pyro_dgm.infer.train.checkpoints.checkpoint import load_weights
 
     settings, config = read_settings(directory)
-    program = build_family(settings.family, settings.family_arguments)
+    program = _build(settings, directory)
     finished = (directory / "weights.safetensors").is_file()
     try:
         load_weights(program, directory if finished else directory / CHECKPOINTS)
     except ValueError as error:
         raise UsageError(f"{directory}: {error}") from error
     program.eval()
-    return Fitted(directory, program, settings, config, settings.data())
+    data = settings.data()
+    _check_standardization(directory, config, data)
+    return Fitted(directory, program, settings, config, data)
+
+
+def _build(settings: FitSettings, directory: Path) -> Any:
+    """The program that settings describe, with initial weights."""
+    if settings.recipe is None:
+        return build_family(settings.family, settings.family_arguments)
+    from pyro_dgm import recipes
+
+    if not {"name", "event_shape", "hyperparameters"} <= set(settings.recipe):
+        raise UsageError(f"{directory / CONFIG} does not say what its recipe was built from")
+    with bad_usage_if_raised(str(directory / CONFIG)):
+        made = recipes.get(
+            settings.recipe["name"], settings.recipe["event_shape"], hyperparameters=settings.recipe["hyperparameters"]
+        )
+    return made.program
+
+
+def _check_standardization(directory: Path, config: dict[str, Any], data: Data) -> None:
+    """Refuse a file that has changed since: weights are of data in other units."""
+    saved = config.get("standardization")
+    if saved is not None and data.standardization is not None:
+        now = data.standardization.config()
+        if any(saved[key] != now[key] for key in now):
+            raise UsageError(f"{data.name} has changed since {directory} was fitted: its columns have other means")

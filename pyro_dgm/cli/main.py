@@ -10,6 +10,7 @@ from pyro_dgm.cli.compare import compare
 from pyro_dgm.cli.demo import demo
 from pyro_dgm.cli.doctor import doctor
 from pyro_dgm.cli.fit import fit
+from pyro_dgm.cli.recipes import recipes
 from pyro_dgm.cli.sample import sample
 
 __all__ = ["app", "main"]
@@ -43,6 +44,7 @@ def pyro_dgm_command(
 
     - `pyro-dgm demo`  (fit, compare and sample on real digits; writes a report)
     - `pyro-dgm fit --objective 'DReG(16)' --output runs/a`
+    - `pyro-dgm fit nsf --data table.csv`  (a published method on your own data; `pyro-dgm recipes list` has all)
 
     - `pyro-dgm sample runs/a --rows 0:8 --method hmc`
     - `pyro-dgm compare runs/a`
@@ -54,6 +56,7 @@ def pyro_dgm_command(
 
 for _command in (demo, fit, sample, compare, doctor):
     app.command()(_command)
+app.add_typer(recipes, name="recipes")
 
 
 def main() -> None:

@@ -30,12 +30,17 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. [default: RUN/samples.png or RUN/posterior-METHOD.nc]"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write. [default: RUN/samples.png, RUN/samples.csv or RUN/posterior-METHOD.nc]",
+        ),
     ] = None,
 ) -> None:
     """Draw from a fitted program: data from the model, or latents given data.
 
-    Data from the model are written as a grid of images (PNG), latents given data as an ArviZ file (netCDF) with the
+    Data from the model are written as a grid of images (PNG), or as a table (CSV) in the units of the file that the
+    model was fitted to; latents given data as an ArviZ file (netCDF) with the
     groups posterior, posterior_predictive, log_likelihood, log_prior, sample_stats and observed_data.
 
     **Examples**
@@ -51,10 +56,13 @@ def sample(
 
     if method not in (methods := _methods()):
         raise UsageError(f"--method: there is no {method!r}; there are {', '.join(methods)}")
-    check_output(output, ".png" if rows is None else ".nc")
+    check_output(output, *((".png", ".csv") if rows is None else (".nc",)))
     fitted = load_fitted(directory)
     if rows is None:
-        _prior(fitted, num, mean, seed, output or directory / "samples.png")
+        suffix = ".csv" if fitted.data.columns else ".png"
+        check_output(output, suffix)
+        path = output or directory / f"samples{suffix}"
+        _table(fitted, num, seed, path) if fitted.data.columns else _prior(fitted, num, mean, seed, path)
         return
     _posterior(
         fitted, rows, split, output or directory / f"posterior-{method}.nc",
@@ -66,6 +74,18 @@ def _methods() -> list[str]:
     from pyro_dgm.infer.mcmc import KERNELS
 
     return ["guide", *KERNELS, "nuts-numpyro"]
+
+
+def _table(fitted: Any, num: int, seed: int, path: Path) -> None:
+    import pandas
+
+    from pyro_dgm.cli.terminal import console
+
+    x = fitted.program.sample(num, seed=seed).cpu()
+    if fitted.data.standardization is not None:
+        x = fitted.data.standardization.undo(x)
+    pandas.DataFrame(x.numpy(), columns=fitted.data.columns).to_csv(path, index=False)
+    console().print(f"wrote {path}: {num} draws from the model, in the units of {fitted.data.name}")
 
 
 def _prior(fitted: Any, num: int, mean: bool, seed: int, path: Path) -> None:

@@ -115,9 +115,8 @@ class VAE(Family):
     @program_method
     def guide(self, x: Tensor, *context: Tensor) -> Tensor:
         """Draw ``z`` from :math:`q_\\phi(z|x)`."""
-        posterior = self.posterior(x, *context)
-        with pyro.plate(self.plate_name, x.shape[0], dim=-1):
-            return pyro.sample("z", posterior)
+        with pyro.plate(self.plate_name, x.shape[0], dim=-1):  # a guide of your own may draw sites of each datum
+            return pyro.sample("z", self.posterior(x, *context))
 
     def prior(self, *vectors: Tensor) -> dist.TorchDistribution:
         """The distribution of a datum's latent, given context vectors."""
