@@ -33,7 +33,7 @@ Flow = tuple[Callable[[Tensor], Tensor], Callable[[int], Any], Any]
 
 def ours(kind: str, dim: int) -> Flow:
     options = {} if kind.startswith("affine") else {"num_bins": BINS, "bound": BOUND}
-    flow = FlowModel((dim,), kind, LAYERS, HIDDEN, options)
+    flow = FlowModel((dim,), kind, LAYERS, HIDDEN, options=options)
     return lambda x: flow.distribution().log_prob(x), lambda n: flow.distribution().sample((n,)), flow
 
 

@@ -8,7 +8,8 @@ Larochelle's *static* binarisation.  Test log-likelihoods are importance sampled
 test images that are drawn once, the same for every run; differences to the mean-field guide of the same seed are
 paired by image.
 
-Each run is kept in ``--output`` as soon as it ends, and is not done again: ``--write`` on finished runs makes the table.
+Each run is kept in ``--output`` as soon as it ends, and is not done again: ``--write`` on finished runs makes the
+table.
 """
 
 from __future__ import annotations
