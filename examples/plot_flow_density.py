@@ -168,8 +168,10 @@ def checkerboard(n):
 
 
 def rings(n):
-    radius = 0.5 * (1 + torch.randint(4, (n,))) + 0.06 * torch.randn(n)
-    angle = 2 * math.pi * torch.rand(n)
+    radius, angle = (
+        1.0 + torch.randint(2, (n,)) + 0.1 * torch.randn(n),
+        2 * math.pi * torch.rand(n),
+    )
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
 
 
@@ -185,6 +187,9 @@ toys = {
     "rings": rings,
     "eight Gaussians": eight_gaussians,
 }
+cosine = functools.partial(
+    torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8 * 20_000 // 500
+)
 side = torch.linspace(-2.6, 2.6, 150)
 grid = torch.cartesian_prod(side, side)
 figure, axes = plt.subplots(
@@ -196,9 +201,9 @@ for column, (name, draw) in enumerate(toys.items()):
     axes[0, column].hist2d(*x.T.numpy(), bins=100, range=[[-2.6, 2.6]] * 2, cmap="magma")
     axes[0, column].set_title(name, fontsize="medium")
     for row, kind in enumerate(["spline_autoregressive", "affine_autoregressive"], 1):
-        toy = pyro_dgm.models.FlowModel((2,), kind, num_layers=4, hidden=(64, 64))
+        toy = pyro_dgm.models.FlowModel((2,), kind, num_layers=3, hidden=(64, 64))
         toy.initialize(x)
-        fit(toy, x, epochs=8)
+        fit(toy, x, epochs=8, batch_size=500, lr_scheduler=cosine)
         with torch.no_grad():
             density = toy.log_prob(grid).exp().reshape(150, 150)
         axes[row, column].pcolormesh(side, side, density.T, cmap="magma", rasterized=True)
