@@ -138,3 +138,77 @@ for k in range(2):
 axis.set(xlim=(-1.6, 2.6), ylim=(-1.2, 1.7), aspect="equal")
 axis.legend(markerscale=5)
 plt.show()
+
+# %%
+# Five more data sets
+# -------------------
+#
+# The usual tests in two dimensions. Above the data; in the middle the density of a spline autoregressive flow; below
+# that of an affine one of as many layers and steps. An affine layer moves and stretches: a flow of them cannot cut a
+# piece off, and leaves bridges.
+
+
+def pinwheel(n):
+    arm = torch.randint(5, (n,))
+    radius, side = 1.0 + 0.3 * torch.randn(n), 0.1 * torch.randn(n)
+    angle = 2 * math.pi * arm / 5 + 0.25 * radius.exp()
+    return torch.stack(
+        [
+            radius * angle.cos() - side * angle.sin(),
+            radius * angle.sin() + side * angle.cos(),
+        ],
+        -1,
+    )
+
+
+def checkerboard(n):
+    row = torch.randint(4, (n,))
+    column = 2 * torch.randint(2, (n,)) + row % 2
+    return torch.stack([column, row], -1) + torch.rand(n, 2) - 2.0
+
+
+def rings(n):
+    radius, angle = (
+        1.0 + torch.randint(2, (n,)) + 0.1 * torch.randn(n),
+        2 * math.pi * torch.rand(n),
+    )
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+
+
+def eight_gaussians(n):
+    angle = 2 * math.pi * torch.randint(8, (n,)) / 8
+    return 1.7 * torch.stack([angle.cos(), angle.sin()], -1) + 0.15 * torch.randn(n, 2)
+
+
+toys = {
+    "two moons": lambda n: 1.3 * (two_moons(n)[0] - torch.tensor([0.5, 0.25])),
+    "pinwheel": pinwheel,
+    "checkerboard": checkerboard,
+    "rings": rings,
+    "eight Gaussians": eight_gaussians,
+}
+cosine = functools.partial(
+    torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8 * 20_000 // 500
+)
+side = torch.linspace(-2.6, 2.6, 150)
+grid = torch.cartesian_prod(side, side)
+figure, axes = plt.subplots(
+    3, 5, figsize=(9, 5.6), layout="constrained", sharex=True, sharey=True
+)
+for column, (name, draw) in enumerate(toys.items()):
+    torch.manual_seed(0)
+    x = draw(20_000)
+    axes[0, column].hist2d(*x.T.numpy(), bins=100, range=[[-2.6, 2.6]] * 2, cmap="magma")
+    axes[0, column].set_title(name, fontsize="medium")
+    for row, kind in enumerate(["spline_autoregressive", "affine_autoregressive"], 1):
+        toy = pyro_dgm.models.FlowModel((2,), kind, num_layers=3, hidden=(64, 64))
+        toy.initialize(x)
+        fit(toy, x, epochs=8, batch_size=500, lr_scheduler=cosine)
+        with torch.no_grad():
+            density = toy.log_prob(grid).exp().reshape(150, 150)
+        axes[row, column].pcolormesh(side, side, density.T, cmap="magma", rasterized=True)
+for axis in axes.flat:
+    axis.set(xticks=[], yticks=[], aspect="equal")
+for row, label in enumerate(["data", "spline", "affine"]):
+    axes[row, 0].set_ylabel(label)
+plt.show()

@@ -92,9 +92,9 @@ class Sylvester(Bijection):
         self, projected: Tensor, vectors: Sequence[Tensor], first: Tensor, second: Tensor, bias: Tensor
     ) -> ValueAndLogDet:
         """What is added to a value with this projection, and the log-determinant."""
-        hidden = ((second @ projected[..., None])[..., 0] + bias).tanh()
+        hidden = (_times(second, projected) + bias).tanh()
         slopes = first.diagonal(dim1=-2, dim2=-1) * second.diagonal(dim1=-2, dim2=-1) * (1 - hidden.square())
-        return self._lift((first @ hidden[..., None])[..., 0], vectors), torch.log1p(slopes).sum(-1)
+        return self._lift(_times(first, hidden), vectors), torch.log1p(slopes).sum(-1)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> ValueAndLogDet:
         vectors, *rest = self._parts(context)
@@ -124,3 +124,8 @@ class Sylvester(Bijection):
         projected = torch.stack(found[::-1], -1)
         step, log_det = self._step(projected, vectors, first, second, bias)
         return y - step, -log_det
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrices times vectors. Many vectors to one matrix, as many draws for one context, are one matrix product."""
+    return torch.einsum("...ij,...j->...i", matrix, vector)
