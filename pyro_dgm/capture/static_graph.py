@@ -87,6 +87,11 @@ class StaticGraph:
         made = [n.meta.get("tensor_meta") for n in self.graph.graph.nodes if n.op == "call_function"]
         return [m.shape.numel() for m in made if hasattr(m, "shape")]
 
+    @cached_property
+    def elements(self) -> int:
+        """Elements of all of these together."""
+        return sum(self.sizes)
+
     def compile(self, inputs: Sequence[Tensor], cuda_graphs: bool = False, **options: Any) -> None:
         """Compile with inductor; random draws stay torch's own, so that seeds mean what they mean uncompiled.
 
