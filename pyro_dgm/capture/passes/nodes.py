@@ -40,9 +40,11 @@ def is_pure(node: Node) -> bool:
 
 def makes_view(node: Node) -> bool:
     """Whether the result of an operation shares memory with an argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True  # one of several results
     if node.target is aten._unsafe_view.default:
         return True  # its schema does not say so
-    return any(r.alias_info is not None for r in node.target._schema.returns)  # type: ignore[union-attr]
+    return any(r.alias_info is not None for r in node.target._schema.returns)
 
 
 class Memory:
@@ -65,7 +67,7 @@ class Memory:
             else:
                 for n in _written_by(node):
                     self._written.add(self._root(n))
-                if not isinstance(node.target, torch._ops.OpOverload) or makes_view(node):
+                if makes_view(node):
                     for n in node.all_input_nodes:
                         self.join(n, node)
 
@@ -113,7 +115,7 @@ def _written_by(node: Node) -> list[Node]:
     for i, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-            fx.map_arg(value, found.append)  # type: ignore[arg-type]
+            fx.map_arg(value, found.append)
     return found
 
 

@@ -85,8 +85,8 @@ class Transitions:
 
     def __init__(self, kernel: Kernel, compile: bool | str) -> None:
         self.kernel, self.compile = kernel, compile
-        self.recorded = Recorded("the kernel's transition", raises=True, say=self._say)
         self._blocks: dict[Any, Block | None] = {}
+        self.recorded = Recorded("the kernel's transition", raises=True, say=self._say)
         self._looked = self._interrupted = False
         if not kernel.potential.can_be_recorded:
             self.recorded.give_up("the model runs chain by chain")
@@ -181,23 +181,20 @@ class Transitions:
             block, compiled = self._planned(state, noises[0], to_come)
         except CannotCapture as reason:
             self.recorded.give_up(str(reason))
-        if block is None or block.length <= count:
-            self._blocks[key] = None
-        else:
-            block = None  # asked again, for as many transitions
-        if block is not None:
-            noises += self._noises(replace(state, iteration=state.iteration + 1), block.length - 1)
+        if block is None or block.length > count:
+            if block is None:
+                self._blocks[key] = None
+            return self._with_noises(state, noises)
+        noises += self._noises(replace(state, iteration=state.iteration + 1), block.length - 1)
         new, rows = self._with_noises(state, noises)
-        if block is not None:
-            try:
-                block.record(self.recorded, key, state, noises, compiled)
-            except CannotCapture as reason:
-                if key in self.recorded.graphs:
-                    logger.info("transitions are recorded and not compiled: %s", reason)
-                else:
-                    self.recorded.give_up(str(reason))
-            if not self.recorded.reason:
-                self._blocks[key] = block
+        try:
+            block.record(self.recorded, key, state, noises, compiled)
+        except CannotCapture as reason:
+            if key not in self.recorded.graphs:
+                self.recorded.give_up(str(reason))
+                return new, rows
+            logger.info("transitions are recorded and not compiled: %s", reason)
+        self._blocks[key] = block
         return new, rows
 
     def _planned(self, state: KernelState, noise: Noise, to_come: int) -> tuple[Block | None, bool]:
@@ -238,4 +235,5 @@ class Transitions:
         return size
 
     def _say(self, reason: str) -> None:
+        self._blocks.clear()
         logger.info("transitions of %s run without a graph: %s", type(self.kernel).__name__, reason)
