@@ -143,7 +143,8 @@ def test_results_are_the_callers_to_write_into():
     """No result lies in the memory of an input, of a constant or of another result, where the function gave a copy."""
 
     def fn(x):
-        return [x * 1.0, x.exp(), x.exp(), torch.neg(torch.neg(x)), torch.zeros_like(x), torch.zeros(3, dtype=x.dtype) + 1.0]
+        constants = torch.zeros_like(x), torch.zeros(3, dtype=x.dtype) + 1.0
+        return [x * 1.0, x.exp(), x.exp(), torch.neg(torch.neg(x)), *constants]
 
     x = X.clone()
     graph = record(fn, [x])

@@ -61,9 +61,7 @@ class Block:
         self.row_places: dict[str, int] = {}
         self.graph: StaticGraph | None = None
 
-    def record(
-        self, recorded: Recorded, key: Any, state: KernelState, noises: Sequence[Noise], compile: bool
-    ) -> None:
+    def record(self, recorded: Recorded, key: Any, state: KernelState, noises: Sequence[Noise], compile: bool) -> None:
         """Record the graph, verified at a state and the random numbers of its transitions.
 
         :raises CannotCapture: with the reason; where it is the compiler's, the graph runs as recorded.
