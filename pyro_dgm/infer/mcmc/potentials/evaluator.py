@@ -40,7 +40,7 @@ class Evaluator:
     :param value: ``U`` alone.
     :param wrt: names of the tensors that the gradient is by; all by default.
     :param can_be_recorded: whether all chains are evaluated together.
-    :ivar recorded: the graphs, by ``"gradient"`` or ``"value"`` and number of chains, of the position's tensors.
+    :ivar recorded: the graphs, of the position's tensors, for a ``"gradient"`` or a ``"value"`` and a number of chains.
     :ivar compile: whether graphs are compiled, those that there are at the next evaluation.
     :ivar chunk_size: most chains evaluated together; by default what the processor's cache holds, once a graph shows
         how much that is.
@@ -80,7 +80,7 @@ class Evaluator:
     def gradient(self, position: Position) -> Position:
         """The gradient alone: by fewer operations, where there is a graph."""
         rows = self._in_groups(position)
-        keys = [("gradient", _chains(part)) for part in rows]
+        keys = [_key("gradient", part) for part in rows]
         if not all(key in self.recorded.graphs for key in keys):
             return self(position)[1]
         try:
@@ -104,8 +104,7 @@ class Evaluator:
         :param kind: ``"gradient"`` or ``"value"``.
         :raises CannotCapture: with the reason.
         """
-        key, inputs = (kind, _chains(position)), list(position.values())
-        names = list(position)
+        names, inputs = list(position), list(position.values())
         with suppress(torch.linalg.LinAlgError):
             self._plain(kind, position)  # in its own words, where it has a fault
         if not self._can_be_recorded():
@@ -115,7 +114,7 @@ class Evaluator:
             return self._plain(kind, dict(zip(names, values, strict=True)))
 
         others = [0.9 * v + 0.01 if v.is_floating_point() else v for v in inputs]
-        graph = self.recorded.record(key, flat, inputs, other_inputs=others)
+        graph = self.recorded.record(_key(kind, position), flat, inputs, other_inputs=others)
         if kind == "gradient" and inputs[0].device.type == "cpu":
             chains = len(inputs[0])
             most = CACHED_ELEMENTS * chains // max([1, *graph.sizes])
@@ -128,7 +127,7 @@ class Evaluator:
 
         :raises CannotCapture: with the reason; it then runs as recorded.
         """
-        key = kind, _chains(position)
+        key = _key(kind, position)
         self._tried.add(key)
         self.recorded.compile(self.recorded.graphs[key], list(position.values()), [{}])
 
@@ -147,10 +146,10 @@ class Evaluator:
 
     def _results(self, kind: str, position: Position) -> Sequence[Tensor]:
         """Value and gradients, or the value alone: by the graph, where there is one."""
-        key = kind, _chains(position)
+        key = _key(kind, position)
         graph = self.recorded.graphs.get(key)
         if graph is None and not is_recording():
-            graph = self._due(key, position)
+            graph = self._due(kind, position)
         try:
             if graph is None:
                 return self._plain(kind, position)
@@ -169,13 +168,14 @@ class Evaluator:
         value, gradient = self._both(position)
         return [value, *(gradient[k] for k in self._wrt(position))]
 
-    def _due(self, key: Any, position: Position) -> StaticGraph | None:
+    def _due(self, kind: str, position: Position) -> StaticGraph | None:
         """The graph to use from now on, once there have been enough evaluations at this number of chains."""
+        key = _key(kind, position)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         if calls < self._after or self.recorded.reason or not self._can_be_recorded():
             return None
         try:
-            return self.record(key[0], position)
+            return self.record(kind, position)
         except CannotCapture as reason:
             self.recorded.give_up(str(reason))
             return None
@@ -222,6 +222,11 @@ class Evaluator:
 
 def _say(reason: str) -> None:
     logger.info("the potential runs without a graph: %s", reason)
+
+
+def _key(kind: str, position: Position) -> Any:
+    """What a graph takes for granted: it has the position's tensors as inputs, in their order."""
+    return kind, _chains(position), *position
 
 
 def _chains(position: Position) -> int:
