@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from pyro_dgm.capture.dry_run import dry_run
+from pyro_dgm.capture.dry_run import DryRun, dry_run
+from pyro_dgm.capture.passes import PASSES, Pass, apply_passes
 from pyro_dgm.capture.static_graph import CannotCapture, Function, StaticGraph, agreement, record
 
 __all__ = ["Recorded", "aliased", "difference"]
@@ -31,6 +33,9 @@ class Recorded:
     :param most: graphs kept; ``None`` for any number.
     :param forgiven: graphs that :meth:`check` may find outdated and drop before it raises.
     :param passes: rewrite a graph in place after it is recorded.
+    :param recording: context in which a function is recorded; the graph is compared with the function outside of it.
+    :param raises: whether a graph must raise where a matrix cannot be factorised, as the function does.  Compiled code
+        does not, so a graph with a factorisation is then not compiled.
     :param say: called with the reason that :meth:`give_up` is given.
     :ivar graphs: the graphs by key.
     :ivar reason: why there are no graphs any more; ``""`` while there may be.
@@ -51,10 +56,13 @@ class Recorded:
         *,
         most: int | None = None,
         forgiven: int = 0,
-        passes: Sequence[Callable[[fx.GraphModule], None]] = (),
+        passes: Sequence[Pass] = PASSES,
+        recording: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        raises: bool = False,
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.what, self.most, self.forgiven, self.passes, self.say = what, most, forgiven, passes, say
+        self.recording, self.raises = recording, raises
         self.graphs: dict[Any, StaticGraph] = {}
         self.reason = ""
         self._outdated, self._crowded = 0, False
@@ -79,10 +87,14 @@ class Recorded:
         :param compile: options of the compiler, to be tried in turn; empty for a graph that runs as recorded.
         :raises CannotCapture: with the reason; where it is the compiler's, the graph is kept as recorded.
         """
-        aliases = aliased(inputs)
-        graph = dry_run(lambda *flat: record(function, flat, known), aliases, known).results
-        for rewrite in self.passes:
-            rewrite(graph.graph)
+
+        def recorded(*flat: Tensor) -> Sequence[Tensor]:
+            with self.recording():
+                return function(*flat)
+
+        graph = dry_run(lambda *flat: record(recorded, flat, known), aliased(inputs), known).results
+        graph.function = function
+        apply_passes(graph.graph, self.passes)
         if found := difference(graph, inputs):
             raise CannotCapture(f"its graph gives something else than {self.what}: {found}")
         if other_inputs is not None and (found := difference(graph, other_inputs, may_fail=True)):
@@ -96,6 +108,8 @@ class Recorded:
 
         :raises CannotCapture: with the reason, where none works.
         """
+        if options and self.raises and any("check_errors" in str(n.target) for n in graph.graph.graph.nodes):
+            raise CannotCapture("it factorises a matrix, whose failure a compiled graph would not tell")
         before = graph.compiled, graph.backend, graph.replayed
         for i, chosen in enumerate(options):
             try:
@@ -113,7 +127,7 @@ class Recorded:
         full = self.most is not None and len(self.graphs) >= self.most
         if full and not self._crowded:
             self._crowded = True
-            logger.info("more than %d batch shapes: further ones run eagerly", self.most)
+            logger.info("more than %d shapes of the inputs: further ones run eagerly", self.most)
         return full
 
     def check(self, key: Any, inputs: Sequence[Tensor]) -> bool:
@@ -151,22 +165,35 @@ class Recorded:
 def difference(graph: StaticGraph, inputs: Sequence[Tensor], may_fail: bool = False) -> str:
     """What a graph does that its function does not, by dry runs; ``""`` if they are the same up to rounding.
 
-    Compared are results, tensors written in place, and the random state.
+    Compared are results, tensors written in place, and the random state.  Where a matrix cannot be factorised, neither
+    of the two may give a result.
 
     :param may_fail: the function may not take these inputs at all; then there is nothing to compare.
     """
-    aliases = aliased(inputs)
     try:
-        expected = dry_run(graph.function, aliases, graph.externals)
-        found = dry_run(graph, aliases, graph.externals)
+        expected = _outcome(graph.function, graph, inputs)
     except Exception as error:  # where the function itself fails now, a call of it says so in its own words
         return "" if may_fail else f"{type(error).__name__} in the comparison"
+    try:
+        found = _outcome(graph, graph, inputs)
+    except Exception as error:
+        return f"{type(error).__name__} of the graph in the comparison"
+    if expected is None or found is None:
+        return "" if expected is found else "only one of the two can factorise its matrices"
     if not torch.equal(expected.random_state, found.random_state):
         return "it draws other random numbers"
     if expected.written.keys() != found.written.keys():
         return "it writes other tensors"
     written = [expected.written[i] for i in found.written], list(found.written.values())
     return agreement(expected.results, found.results) or agreement(*written)
+
+
+def _outcome(fn: Function, graph: StaticGraph, inputs: Sequence[Tensor]) -> DryRun | None:
+    """What a dry run gives; ``None`` where a matrix cannot be factorised."""
+    try:
+        return dry_run(fn, aliased(inputs), graph.externals)
+    except torch.linalg.LinAlgError:
+        return None
 
 
 def aliased(inputs: Sequence[Tensor]) -> list[Tensor]:

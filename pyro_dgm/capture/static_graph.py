@@ -14,6 +14,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_dgm.capture.unvalidated import unvalidated
 from pyro_dgm.ops.random_state import fork_rng
 
-__all__ = ["CannotCapture", "StaticGraph", "agreement", "record"]
+__all__ = ["CannotCapture", "StaticGraph", "agreement", "is_recording", "record"]
 
 aten = torch.ops.aten
 
@@ -45,7 +46,8 @@ class StaticGraph:
 
     :ivar graph: the recorded operations; inputs are the function's own, then :attr:`externals`.
     :ivar externals: tensors from outside, by identity; read (and where the function does so, written) at each call.
-    :ivar compiled: what runs: the graph, or what the compiler made of it.
+    :ivar compiled: what runs: the graph, or what the compiler made of it.  While another function is recorded it is
+        always the graph, for the larger one to take in.
     :ivar backend: ``"aten"`` or ``"inductor"``.
     """
 
@@ -69,6 +71,8 @@ class StaticGraph:
         if [*map(_shape, self.externals)] != self.shapes:
             raise CannotCapture("a tensor that the graph reads has another shape than it was recorded with")
         with torch.no_grad():
+            if is_recording():
+                return self.graph(*inputs, *self.externals)
             results = self.compiled(*inputs, *self.externals)
             return [t.clone() for t in results] if self.replayed else results
 
@@ -76,6 +80,17 @@ class StaticGraph:
     def operations(self) -> int:
         """Number of tensor operations."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor that an operation makes."""
+        made = [n.meta.get("tensor_meta") for n in self.graph.graph.nodes if n.op == "call_function"]
+        return [m.shape.numel() for m in made if hasattr(m, "shape")]
+
+    @cached_property
+    def elements(self) -> int:
+        """Elements of all of these together."""
+        return sum(self.sizes)
 
     def compile(self, inputs: Sequence[Tensor], cuda_graphs: bool = False, **options: Any) -> None:
         """Compile with inductor; random draws stay torch's own, so that seeds mean what they mean uncompiled.
@@ -94,6 +109,7 @@ class StaticGraph:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inductor's remarks on its own fallbacks
             arguments: list[Any] = [t.detach() for t in (*inputs, *self.externals)]
+            _ = self.sizes  # found from what is cleared here
             for node in self.graph.graph.nodes:
                 node.meta.clear()
             try:
@@ -107,6 +123,11 @@ class StaticGraph:
 #: who call graphs, once and not for every tensor on the way.
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
 _shape = operator.attrgetter("shape")
+
+
+def is_recording() -> bool:
+    """Whether the operations of a function are being recorded."""
+    return get_proxy_mode() is not None
 
 
 def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ()) -> StaticGraph:
@@ -125,7 +146,6 @@ def record(fn: Function, inputs: Sequence[Tensor], known: Sequence[Tensor] = ())
             raise CannotCapture(
                 "it makes tensors outside of torch on each run (from NumPy, say), which would be frozen"
             )
-    _merge_draws(graph)
     return StaticGraph(graph, externals, graph, fn)
 
 
@@ -236,25 +256,6 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
 def _numpy_state() -> tuple[Any, ...]:
     _, keys, position, *_ = tuple(np.random.get_state(legacy=True))
     return np.asarray(keys).tobytes(), position
-
-
-def _merge_draws(graph: fx.GraphModule) -> None:
-    """An empty tensor filled with normal numbers is one draw: the same numbers by one operation, not three."""
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.normal_.default or len(node.args) > 1 or node.kwargs:
-            continue
-        source = node.args[0]
-        if source.target is not aten.empty.memory_format or next(iter(source.users)) is not node:
-            continue
-        options = {k: v for k, v in source.kwargs.items() if k in ("dtype", "layout", "device", "pin_memory")}
-        with graph.graph.inserting_before(node):
-            draw = graph.graph.call_function(aten.randn.default, source.args, options)
-        for old in (node, source):
-            old.replace_all_uses_with(draw, delete_user_cb=lambda user, node=node: user is not node)
-        graph.graph.erase_node(node)
-        graph.graph.erase_node(source)
-    graph.graph.lint()
-    graph.recompile()
 
 
 def _explain(error: Exception) -> str:

@@ -40,7 +40,7 @@ def test_only_so_many_are_kept(caplog):
     with caplog.at_level("INFO", "pyro_dgm"):
         assert recorded.is_full()
         assert recorded.is_full()
-    assert [r.message for r in caplog.records] == ["more than 1 batch shapes: further ones run eagerly"]
+    assert [r.message for r in caplog.records] == ["more than 1 shapes of the inputs: further ones run eagerly"]
     del recorded.graphs["a"]
     assert not recorded.is_full()
 

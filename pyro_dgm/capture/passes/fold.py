@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_dgm.capture.passes.nodes import is_pure, is_written, layout_is_read, meta, replace
+from pyro_dgm.capture.passes.nodes import Memory, is_pure, layout_is_read, meta, replace
 
 __all__ = ["fold_constants"]
 
@@ -30,6 +30,7 @@ LARGEST_CONSTANT = 2**20
 def fold_constants(graph: fx.GraphModule) -> None:
     """Work out now what does not depend on the inputs."""
     known: dict[Node, Tensor] = {}
+    memory = Memory(graph)
 
     def value(argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: known[n])
@@ -43,8 +44,10 @@ def fold_constants(graph: fx.GraphModule) -> None:
             if isinstance(held, Tensor):
                 known[node] = held
             continue
-        if not is_pure(node) or is_written(node) or layout_is_read(node):
+        if not is_pure(node) or memory.is_written(node) or layout_is_read(node):
             continue
+        if memory.is_returned(node):
+            continue  # the caller may write into it
         if all(n in known for n in node.all_input_nodes):
             with torch.no_grad():
                 operation: Any = node.target

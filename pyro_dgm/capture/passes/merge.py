@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_dgm.capture.passes.nodes import is_pure, is_written, replace
+from pyro_dgm.capture.passes.nodes import Memory, is_pure, replace
 
 __all__ = ["merge_equal"]
 
@@ -17,16 +17,18 @@ Node = fx.Node
 
 def merge_equal(graph: fx.GraphModule) -> None:
     """One operation for two that are the same on the same tensors."""
+    memory = Memory(graph)
     seen: dict[Any, Node] = {}
     for node in list(graph.graph.nodes):
-        if not is_pure(node) or is_written(node) or any(is_written(n) for n in node.all_input_nodes):
+        if not is_pure(node) or any(map(memory.is_written, (node, *node.all_input_nodes))):
             continue
         key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         try:
             other = seen.setdefault(key, node)
         except TypeError:
             continue
-        if other is not node:
+        if other is not node and memory.may_share(node, other):
+            memory.join(other, node)
             replace(node, other)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 __all__ = [
+    "Memory",
     "call",
     "is_pure",
-    "is_written",
     "layout_is_read",
     "makes_view",
     "meta",
@@ -39,16 +39,84 @@ def is_pure(node: Node) -> bool:
 
 
 def makes_view(node: Node) -> bool:
-    return any(r.alias_info is not None for r in node.target._schema.returns)  # type: ignore[union-attr]
+    """Whether the result of an operation shares memory with an argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True  # one of several results
+    if node.target is aten._unsafe_view.default:
+        return True  # its schema does not say so
+    return any(r.alias_info is not None for r in node.target._schema.returns)
 
 
-def is_written(node: Node) -> bool:
-    """Whether an operation writes into this tensor."""
-    for user in node.users:
-        if isinstance(user.target, torch._ops.OpOverload):
-            if user.target._schema.is_mutable or (makes_view(user) and is_written(user)):
-                return True
-    return False
+class Memory:
+    """Which tensors of a graph share memory, which of that memory is written, and which is returned.
+
+    All inputs count as one piece of memory, since two of them may be views of the same tensor.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._parent: dict[Any, Any] = {}
+        self._written: set[Any] = set()
+        self._returned: set[Any] = set()
+        self._outside: set[Any] = set()
+        for node in graph.graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self.join("inputs" if node.op == "placeholder" else node, node)
+                self._outside.add(self._root(node))
+            elif node.op == "output":
+                self._returned.update(self._root(n) for n in node.all_input_nodes)
+            else:
+                for n in _written_by(node):
+                    self._written.add(self._root(n))
+                if makes_view(node):
+                    for n in node.all_input_nodes:
+                        self.join(n, node)
+
+    def is_written(self, node: Node) -> bool:
+        """Whether an operation of the graph writes into the memory of a tensor."""
+        return self._root(node) in self._written
+
+    def is_returned(self, node: Node) -> bool:
+        """Whether the memory of a tensor is among the results, where the caller may write into it."""
+        return self._root(node) in self._returned
+
+    def may_share(self, node: Node, other: Node) -> bool:
+        """Whether a tensor may be returned in the memory of another one, if it is returned: the caller may write there.
+
+        Inputs, constants and other results have to stay as they are.
+        """
+        a, b = self._root(node), self._root(other)
+        return a == b or a not in self._returned or not (b in self._outside or b in self._returned)
+
+    def join(self, node: Any, other: Any) -> None:
+        """Note that two tensors share memory."""
+        a, b = self._root(node), self._root(other)
+        if a == b:
+            return
+        self._parent[b] = a
+        for kind in (self._written, self._returned, self._outside):
+            if b in kind:
+                kind.add(a)
+
+    def _root(self, node: Any) -> Any:
+        while (parent := self._parent.get(node, node)) is not node:
+            node = parent
+        return node
+
+
+def _written_by(node: Node) -> list[Node]:
+    """The arguments that an operation writes into."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    if "batch_norm" in node.target._schema.name:  # writes running statistics, whatever its schema says
+        return [n for n in node.all_input_nodes if n.op == "placeholder"]
+    if not node.target._schema.is_mutable:
+        return []
+    found: list[Node] = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            fx.map_arg(value, found.append)
+    return found
 
 
 def layout_is_read(node: Node) -> bool:

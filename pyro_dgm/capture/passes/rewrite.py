@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_dgm.capture.passes.nodes import call, is_pure, is_written, layout_is_read, meta, number_of, same, same_type
+from pyro_dgm.capture.passes.nodes import (
+    Memory,
+    call,
+    is_pure,
+    layout_is_read,
+    makes_view,
+    meta,
+    number_of,
+    replace,
+    same,
+    same_type,
+)
 
 __all__ = ["rewrite"]
 
@@ -16,14 +27,37 @@ Node = fx.Node
 
 
 def rewrite(graph: fx.GraphModule) -> None:
+    """Replace operations by cheaper ones, where no write in place can tell them apart.
+
+    A cheaper operation may read a tensor later than the one in its place did, or give the tensor itself where that gave
+    a copy.  Both are the same only where nobody writes into the tensors concerned: the graph, or the caller, whom a
+    result belongs to.
+    """
+    memory = Memory(graph)
     for node in list(graph.graph.nodes):
         if not is_pure(node) or layout_is_read(node):
             continue
+        # No rule looks further than at the arguments of an argument.
+        read = (m for n in node.all_input_nodes for m in (n, *n.all_input_nodes))
+        if memory.is_written(node) or any(map(memory.is_written, read)):
+            continue
         with graph.graph.inserting_before(node):
             found = _simpler(graph.graph, node)
-        if found is not None and found is not node:
-            node.replace_all_uses_with(found)
-            graph.graph.erase_node(node)
+        if found is None or found is node:
+            continue
+        if (source := _source(found)) is not None:
+            if not memory.may_share(node, source):
+                continue
+            memory.join(source, found)
+        memory.join(found, node)
+        replace(node, found)
+
+
+def _source(node: Node) -> Node | None:
+    """The tensor whose memory a replacement lies in, if it is not new."""
+    if node.op != "call_function" or not makes_view(node):
+        return node if node.users else None
+    return node.args[0]  # type: ignore[return-value]
 
 
 def _simpler(graph: fx.Graph, node: Node) -> Node | None:
@@ -42,14 +76,14 @@ def _simpler(graph: fx.Graph, node: Node) -> Node | None:
     if target in (aten.expand.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
         if same(first, node):
             return first
-        if target in (aten.view.default, aten._unsafe_view.default) and not is_written(node):
+        if target in (aten.view.default, aten._unsafe_view.default):
             # What it looks at may come to lie otherwise in memory.
             return call(graph, node, aten.reshape.default, *args)
     elif target is aten._to_copy.default:
         if same(first, node) and not set(node.kwargs) - {"dtype"}:
             return first
     elif target in (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
-        if same(first, node) and not is_written(first) and not is_written(node):
+        if same(first, node):
             return first
     elif target is aten.sum.dim_IntList and len(args) == 2 and not node.kwargs and same_type(first, node):
         return _sum(graph, node, first)

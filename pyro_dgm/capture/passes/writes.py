@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from pyro_dgm.capture.passes.nodes import makes_view
+from pyro_dgm.capture.passes.nodes import makes_view, meta
 
 __all__ = ["write_to_new_tensors"]
 
@@ -32,6 +32,8 @@ def write_to_new_tensors(graph: fx.GraphModule) -> None:
             and isinstance(written.target, torch._ops.OpOverload)
             and not makes_view(written)
         )
+        if fresh and name != "copy_" and any(_promotes(n, written) for n in node.all_input_nodes):
+            continue
         others = [u for u in written.users if u is not node] if fresh else []
         if not fresh or any(order[u] > order[node] or u.op == "output" or makes_view(u) for u in others):
             continue
@@ -40,3 +42,9 @@ def write_to_new_tensors(graph: fx.GraphModule) -> None:
         if plain is None:
             continue
         node.target = plain
+
+
+def _promotes(other: Node, written: Node) -> bool:
+    """Whether the two together may have another type than the tensor that is written."""
+    of, into = meta(other), meta(written)
+    return of is None or into is None or torch.promote_types(of.dtype, into.dtype) != into.dtype

@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_dgm.capture.graph import hold, tells_failures
-from pyro_dgm.capture.passes.simplify import simplify
-from pyro_dgm.capture.static_graph import CannotCapture, Function, StaticGraph, record
+from pyro_dgm.capture.recorded import Recorded
+from pyro_dgm.capture.static_graph import StaticGraph
 from pyro_dgm.infer.mcmc.kernels.base import Info, Kernel, KernelState
-from pyro_dgm.infer.mcmc.potentials.base import MissingGraph, Position
+from pyro_dgm.infer.mcmc.potentials.base import Position
 
-__all__ = ["Block", "FailedCall", "Noise", "Rows", "row_of"]
+__all__ = ["Block", "FailedCall", "Noise", "Rows", "part_of", "row_of"]
 
 #: the random numbers of one transition
 Noise = Mapping[str, Tensor]
@@ -46,82 +44,65 @@ class Rows:
 
 
 class Block:
-    """``length`` transitions of ``group`` chains as one graph."""
+    """``length`` transitions of ``group`` chains as one graph.
 
-    def __init__(self, kernel: Kernel, state: KernelState, noise: Noise, length: int, group: int) -> None:
-        self.length, self.held = length, False
-        self.noise_names = list(noise)
-        self.group, chains = group, state.num_chains
-        state = _rows_of(state, slice(0, group))
-        noise = {k: _cut(v, slice(0, group), chains) for k, v in noise.items()}
+    :param kernel: bound to its data.
+    :param state: of all chains; what a graph takes for granted is taken from it.
+    """
+
+    def __init__(self, kernel: Kernel, state: KernelState, length: int, group: int) -> None:
+        self.kernel, self.length, self.group = kernel, length, group
         self.names = list(state.tensors())
-        self.changed: list[str] = []
+        self.like = _rows_of(state, slice(0, group))
+        #: how the results of the graph are to be read, known once it is recorded
+        self.noise_names: list[str] = []
         self.changed_at: list[int] = []
         self.rows: list[str] = []
         self.row_places: dict[str, int] = {}
+        self.graph: StaticGraph | None = None
 
-        def flat(*values: Tensor) -> list[Tensor]:
-            tensors = dict(zip(self.names, values[: len(self.names)], strict=True))
-            now = state.with_tensors(tensors)
-            rest = values[len(self.names) :]
-            rows = []
-            for i in range(length):
-                part = rest[i * len(self.noise_names) : (i + 1) * len(self.noise_names)]
-                now, info = kernel.transition(now, dict(zip(self.noise_names, part, strict=True)))
-                rows.append(row_of(now, info, stack=False))
-            new = now.tensors()
-            self.changed = [k for k in self.names if new[k] is not tensors[k]]
-            merged = {k: torch.stack([r[k] for r in rows], 1) if length > 1 else rows[0][k] for k in rows[0]}
-            merged = {k: v for k, v in merged.items() if length > 1 or v is not new.get(k)}
-            if "step_size" not in self.changed:
-                merged.pop("step_size", None)
-            self.rows = list(merged)
-            self.changed_at = [self.names.index(k) for k in self.changed]
-            kept = [k for k in rows[0] if k in merged or k in self.names]
-            constant = {"step_size"} - set(self.changed)
-            self.row_places = {k: self.names.index(k) if k in self.names else -1 for k in kept if k not in constant}
-            outputs = [*(new[k] for k in self.changed), *merged.values()]
-            return [v.contiguous() for v in outputs]
+    def record(self, recorded: Recorded, key: Any, state: KernelState, noises: Sequence[Noise], compile: bool) -> None:
+        """Record the graph, verified at a state and the random numbers of its transitions.
 
-        self.graph = _recorded(kernel, flat, self._inputs(state, [noise] * length))
-        simplify(self.graph.graph)
+        :raises CannotCapture: with the reason; where it is the compiler's, the graph runs as recorded.
+        """
+        self.noise_names = list(noises[0])
+        part = slice(0, self.group)
+        inputs = self._inputs(_rows_of(state, part), [_cut(noise, part, state.num_chains) for noise in noises])
+        # Told of what the potential reads, the recording need not look for that by a second run.
+        graphs = self.kernel.potential.evaluator.recorded.graphs.values()
+        known = {id(t): t for g in graphs for t in g.externals}
+        self.graph = recorded.record(key, self._transitions, inputs, known=list(known.values()))
+        recorded.compile(self.graph, inputs, [{}] if compile else [])
+
+    @torch.no_grad()
+    def _transitions(self, *values: Tensor) -> list[Tensor]:
+        """The transitions as a function of the state's tensors and the random numbers."""
+        count = len(self.names)
+        tensors = dict(zip(self.names, values[:count], strict=True))
+        now = self.like.with_tensors(tensors)
+        numbers = iter(values[count:])
+        rows = []
+        for _ in range(self.length):
+            now, info = self.kernel.transition(now, {k: next(numbers) for k in self.noise_names})
+            rows.append(row_of(now, info, stack=False))
+        new = now.tensors()
+        changed = [k for k in self.names if new[k] is not tensors[k]]
+        merged = {k: torch.stack([r[k] for r in rows], 1) if self.length > 1 else rows[0][k] for k in rows[0]}
+        merged = {k: v for k, v in merged.items() if self.length > 1 or v is not new.get(k)}
+        if "step_size" not in changed:
+            merged.pop("step_size", None)
+        self.rows = list(merged)
+        self.changed_at = [self.names.index(k) for k in changed]
+        kept = [k for k in rows[0] if k in merged or k in self.names]
+        constant = {"step_size"} - set(changed)
+        self.row_places = {k: self.names.index(k) if k in self.names else -1 for k in kept if k not in constant}
+        outputs = [*(new[k] for k in changed), *merged.values()]
+        return [v.contiguous() for v in outputs]
 
     def _inputs(self, state: KernelState, noises: Sequence[Noise]) -> list[Tensor]:
         tensors = [*state.tensors().values(), *(noise[k] for noise in noises for k in self.noise_names)]
         return [t if t.is_contiguous() else t.contiguous() for t in tensors]
-
-    def compile(self, state: KernelState, noises: Sequence[Noise]) -> None:
-        """Have inductor compile the graph."""
-        if tells_failures(self.graph):
-            raise CannotCapture("it factorises a matrix, whose failure a compiled graph would not tell")
-        rows = slice(0, self.group)
-        noises = [{k: _cut(v, rows, state.num_chains) for k, v in n.items()} for n in noises]
-        self.graph.compile(self._inputs(_rows_of(state, rows), noises))
-
-    def hold(
-        self,
-        state: KernelState,
-        noises: Sequence[Noise],
-        new: KernelState,
-        rows: Rows,
-    ) -> None:
-        """Hold the graph against what the kernel did."""
-
-        def flat(now: KernelState, made: Rows) -> list[Tensor]:
-            return [*now.tensors().values(), *made.position.values(), *made.stats.values()]
-
-        def found() -> list[Tensor]:
-            try:
-                return flat(*self(state, noises))
-            except FailedCall as failed:
-                raise failed.__cause__ or failed from None
-
-        hold(lambda: flat(new, rows), found)
-        self.held = True
-
-    def __call__(self, state: KernelState, noises: Sequence[Noise]) -> tuple[KernelState, Rows]:
-        """Take the transitions that have these random numbers."""
-        return self.many(state, lambda _: noises, 1)
 
     def many(
         self, state: KernelState, noises: Callable[[int], Sequence[Noise]], calls: int
@@ -135,6 +116,7 @@ class Block:
         # Chains that do not meet are each group's own; the numbers are drawn for all of them at once.
         flats = [self._inputs(_rows_of(state, part), []) for part in parts]
         made: list[list[dict[str, Tensor]]] = [[] for _ in parts]
+        assert self.graph is not None
         failure: BaseException | None = None
         drawn: Sequence[Noise] = ()
         done = 0
@@ -143,7 +125,7 @@ class Block:
                 drawn = noises(done)
                 results = []
                 for flat, part in zip(flats, parts, strict=True):
-                    numbers = [_cut(noise[k], part, chains) for noise in drawn for k in self.noise_names]
+                    numbers = [cut[k] for cut in (_cut(n, part, chains) for n in drawn) for k in self.noise_names]
                     results.append(self.graph(*flat, *[t if t.is_contiguous() else t.contiguous() for t in numbers]))
                 for flat, found, result in zip(flats, made, results, strict=True):
                     for at, tensor in zip(self.changed_at, result, strict=False):
@@ -195,22 +177,6 @@ class FailedCall(Exception):
         self.state, self.rows, self.noises = state, rows, noises
 
 
-def _recorded(kernel: Kernel, flat: Function, inputs: list[Tensor]) -> StaticGraph:
-    """Record, having made the graphs of potentials that are found missing on the way."""
-    for _ in range(5):
-        try:
-            with kernel.potential.tracing(), torch.no_grad(), pyro.validation_enabled(False):
-                # Told of what the potentials read, it need not look for that by a second recording.
-                known = {id(t): t for g in kernel.potential.graphs for t in g.plain.externals}
-                return record(flat, inputs, list(known.values()))
-        except CannotCapture as error:
-            if not isinstance(error.__cause__, MissingGraph):
-                raise
-            missing = error.__cause__
-        missing.make()
-    raise CannotCapture("its potential is evaluated at ever other shapes")
-
-
 def per_chain(value: Tensor, chains: int) -> Tensor:
     return value if value.dim() else value.expand(chains)
 
@@ -224,12 +190,18 @@ def row_of(state: KernelState, info: Info, stack: bool = True) -> Any:
     return Rows({k: v.unsqueeze(1) for k, v in state.position.items()}, {k: v.unsqueeze(1) for k, v in stats.items()})
 
 
+def part_of(state: KernelState, noise: Noise, group: int) -> tuple[KernelState, Noise]:
+    """The state and the random numbers of the first chains."""
+    part = slice(0, group)
+    return _rows_of(state, part), _cut(noise, part, state.num_chains)
+
+
 def _rows_of(state: KernelState, rows: slice) -> KernelState:
     """Some of the chains."""
     return state if rows == slice(0, state.num_chains) else state.chains(rows)
 
 
-def _cut(value: Tensor, rows: slice, chains: int) -> Tensor:
+def _cut(noise: Noise, rows: slice, chains: int) -> Noise:
     if rows == slice(0, chains):
-        return value
-    return value[rows] if value.dim() and value.shape[0] == chains else value
+        return noise
+    return {k: v[rows] if v.dim() and v.shape[0] == chains else v for k, v in noise.items()}

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_dgm.capture.cost import cost_on
+from pyro_dgm.capture.recorded import Recorded
 from pyro_dgm.capture.static_graph import CannotCapture
-from pyro_dgm.infer.mcmc.block import Block, FailedCall, Noise, Rows, row_of
+from pyro_dgm.infer.mcmc.block import Block, FailedCall, Noise, Rows, part_of, row_of
 from pyro_dgm.infer.mcmc.kernels.base import Kernel, KernelState
-from pyro_dgm.infer.mcmc.potentials.base import divisor
+from pyro_dgm.infer.mcmc.potentials.evaluator import divisor
 
 __all__ = ["Rows", "Transitions", "compile_gradient", "compile_large_gradient"]
 
@@ -38,24 +39,22 @@ ROWS_WORTH_JOINING = 2**17
 
 
 def compile_gradient(kernel: Kernel, state: KernelState, to_come: int) -> None:
-    """Compile the potential's graph by itself, where the transitions to come win back what that costs.
+    """Compile the potential's graphs by themselves, where the transitions to come win back what that costs.
 
     For transitions of many lengths, which have it in common, and where it is large (a recursion over time, written
     out): a whole transition would then take minutes to compile, and gain little more.
 
     :param to_come: transitions that the run has left.
     """
-    potential = kernel.potential
-    graph = potential.graph(state.position, "gradient" if kernel.uses_gradient else "value")
-    operations = graph.plain.operations
+    evaluator = kernel.potential.evaluator
+    graph = evaluator.largest()
+    if graph is None:
+        return
     cost = cost_on(state.generator.device)
-    saved = cost.saved_operation * operations + cost.saved_element * graph.elements
+    saved = cost.saved_operation * graph.operations + cost.saved_element * graph.elements
     # Transitions of many lengths take about half of the most steps that the state has had lately.
-    if to_come * state.num_steps * saved > 1.5 * (cost.compiling_graph + cost.compiling_operation * operations):
-        try:
-            potential.compile_graph(state.position, "gradient" if kernel.uses_gradient else "value")
-        except CannotCapture as reason:
-            logger.info("the potential's graph is not compiled: %s", reason)
+    if to_come * state.num_steps * saved > 1.5 * (cost.compiling_graph + cost.compiling_operation * graph.operations):
+        evaluator.compile = True
 
 
 def compile_large_gradient(kernel: Kernel, state: KernelState, to_come: int) -> bool:
@@ -63,10 +62,10 @@ def compile_large_gradient(kernel: Kernel, state: KernelState, to_come: int) -> 
 
     :returns: whether it has been looked at: from the twentieth evaluation on there is a graph.
     """
-    graphs = kernel.potential.graphs
-    if not graphs:
+    graph = kernel.potential.evaluator.largest()
+    if graph is None:
         return False
-    if kernel.compile == "auto" and max(g.plain.operations for g in graphs) >= LARGE_GRADIENT:
+    if kernel.compile == "auto" and graph.operations >= LARGE_GRADIENT:
         compile_gradient(kernel, state, to_come)
     return True
 
@@ -76,8 +75,8 @@ class Transitions:
 
     Random numbers are drawn from the state's generator transition by transition, outside of all graphs, so that the
     numbers, and the draws up to rounding, are the same recorded or not.  A graph holds several transitions where they
-    are small; it is made when a number of steps comes for the first time, and held against the kernel's own transition
-    there.  A kernel that cannot be recorded runs as it is, and the log says why.
+    are small; it is made when a number of steps comes for the first time, and compared with the kernel's own
+    transitions, which that call takes.  A kernel that cannot be recorded runs as it is, and the log says why.
 
     :param kernel: bound to its data.
     :param compile: have inductor compile the graphs: always, never, or (``"auto"``) where the transitions to come win
@@ -86,9 +85,11 @@ class Transitions:
 
     def __init__(self, kernel: Kernel, compile: bool | str) -> None:
         self.kernel, self.compile = kernel, compile
-        self._graphs: dict[Any, Block | None] = {}
+        self._blocks: dict[Any, Block | None] = {}
+        self.recorded = Recorded("the kernel's transition", raises=True, say=self._say)
         self._looked = self._interrupted = False
-        self.reason = "" if kernel.potential.can_be_recorded else "the model runs chain by chain"
+        if not kernel.potential.can_be_recorded:
+            self.recorded.give_up("the model runs chain by chain")
 
     def run(self, state: KernelState, count: int, to_come: int | None = None) -> tuple[KernelState, Rows]:
         """Take some transitions, at least one and at most ``count``: as many as take a moment.
@@ -100,17 +101,13 @@ class Transitions:
         if self._interrupted:
             raise KeyboardInterrupt
         state = replace(state, num_steps=self.kernel.steps_at(state))
-        block = self._block(state, count if to_come is None else to_come)
+        to_come = count if to_come is None else to_come
+        key = state.num_steps, tuple((k, v.shape, v.dtype) for k, v in state.position.items())
+        if key not in self._blocks and self._may_record(state, to_come):
+            return self._record(key, state, count, to_come)
+        block = self._blocks.get(key)
         if block is None or block.length > count:
             return self._one_by_one(state, min(count, self._at_once(state)))
-        if not block.held:
-            noises = self._noises(state, block.length)
-            new, rows = self._with_noises(state, noises)
-            try:
-                block.hold(state, noises, new, rows)
-            except CannotCapture as reason:
-                self._give_up(str(reason))
-            return new, rows
         length, first = block.length, state.iteration
         calls = max(1, min(count, self._at_once(state)) // length)
         if length * sum(v.numel() for v in state.position.values()) > ROWS_WORTH_JOINING:
@@ -135,7 +132,8 @@ class Transitions:
 
     def _at_once(self, state: KernelState) -> int:
         """Transitions between two looks of the caller: what to keep of them costs as much as the smallest ones do."""
-        elements = max((g.elements for g in self.kernel.potential.graphs), default=ELEMENTS_AT_ONCE)
+        graph = self.kernel.potential.evaluator.largest()
+        elements = ELEMENTS_AT_ONCE if graph is None else graph.elements
         return max(1, min(MOST_AT_ONCE, ELEMENTS_AT_ONCE // max(1, elements * state.num_steps)))
 
     def _noises(self, state: KernelState, count: int) -> list[dict[str, Tensor]]:
@@ -160,33 +158,52 @@ class Transitions:
             parts.append(row_of(state, info))
         return state, Rows.join(parts, 1)
 
-    def _block(self, state: KernelState, to_come: int) -> Block | None:
-        key = state.num_steps, tuple((k, v.shape, v.dtype) for k, v in state.position.items())
-        if key in self._graphs:
-            return self._graphs[key]
-        full = len(self._graphs) >= MOST_GRAPHS or state.num_steps > MOST_STEPS
+    def _may_record(self, state: KernelState, to_come: int) -> bool:
+        """Whether to look at recording transitions of these shapes and this number of steps."""
+        if self.recorded.reason:
+            return False
+        graph = self.kernel.potential.evaluator.largest()
         if self.kernel.varying_steps:
-            if not (self._looked or self.reason) and self.compile == "auto" and self.kernel.potential.graphs:
+            if not self._looked and self.compile == "auto" and graph is not None:
                 self._looked = True
                 compile_gradient(self.kernel, state, to_come)
-            return None
-        if self.reason or full:
-            return None
-        if not self.kernel.potential.graphs and self.compile is not True:
-            return None  # so few evaluations so far that the potential has none itself: it is asked again
-        self._graphs[key] = None
-        try:
-            self._graphs[key] = self._made(state, to_come)
-        except CannotCapture as reason:
-            self._give_up(str(reason))
-        return self._graphs.get(key)
+            return False
+        if len(self._blocks) >= MOST_GRAPHS or state.num_steps > MOST_STEPS:
+            return False
+        # So few evaluations so far that the potential has no graph itself: it is asked again.
+        return graph is not None or self.compile is True
 
-    def _made(self, state: KernelState, to_come: int) -> Block | None:
-        group = self._group(state)
-        graph = max(self.kernel.potential.graphs, key=lambda g: g.elements, default=None)
-        if graph is not None and graph.is_compiled and graph.plain.operations >= LARGE_GRADIENT:
-            return None
-        a_step = OWN_OPERATIONS_A_STEP + (graph.plain.operations if graph else 0)
+    def _record(self, key: Any, state: KernelState, count: int, to_come: int) -> tuple[KernelState, Rows]:
+        """Take transitions as the kernel does, and record them for the calls to come, where that pays."""
+        noises = self._noises(state, 1)
+        block, compiled = None, False
+        try:
+            block, compiled = self._planned(state, noises[0], to_come)
+        except CannotCapture as reason:
+            self.recorded.give_up(str(reason))
+        if block is None or block.length > count:
+            if block is None:
+                self._blocks[key] = None
+            return self._with_noises(state, noises)
+        noises += self._noises(replace(state, iteration=state.iteration + 1), block.length - 1)
+        new, rows = self._with_noises(state, noises)
+        try:
+            block.record(self.recorded, key, state, noises, compiled)
+        except CannotCapture as reason:
+            if key not in self.recorded.graphs:
+                self.recorded.give_up(str(reason))
+                return new, rows
+            logger.info("transitions are recorded and not compiled: %s", reason)
+        self._blocks[key] = block
+        return new, rows
+
+    def _planned(self, state: KernelState, noise: Noise, to_come: int) -> tuple[Block | None, bool]:
+        """What to record, and whether to compile it; ``None`` where the transitions to come would not win it back."""
+        group = self._group(state, noise)
+        graph = self.kernel.potential.evaluator.largest()
+        if graph is not None and graph.backend != "aten" and graph.operations >= LARGE_GRADIENT:
+            return None, False
+        a_step = OWN_OPERATIONS_A_STEP + (graph.operations if graph else 0)
         operations = OWN_OPERATIONS + state.num_steps * a_step
         elements = state.num_steps * (graph.elements if graph else 0)
         cost = cost_on(state.generator.device)
@@ -195,38 +212,28 @@ class Transitions:
         wanted = gain > 1.5 * (cost.compiling_graph + cost.compiling_operation * max(operations, BLOCK_OPERATIONS))
         compiled = self.compile is True or (self.compile == "auto" and wanted)
         if not compiled and to_come < cost.recording_transitions * operations / state.num_steps:
-            return None
-        # Random numbers for the recording: shapes alone count, and the run's own stream is left where it is.
-        before = state.generator.get_state()
-        try:
-            noise = self.kernel.noise(state)
-        finally:
-            state.generator.set_state(before)
+            return None, False
         length = max(1, min(LONGEST_BLOCK, to_come // 4, BLOCK_OPERATIONS // operations))
-        block = Block(self.kernel, state, noise, length, group)
-        if compiled:
-            try:
-                block.compile(state, [noise] * length)
-            except CannotCapture as reason:
-                logger.info("transitions are recorded and not compiled: %s", reason)
-        return block
+        return Block(self.kernel, state, length, group), compiled
 
-    def _group(self, state: KernelState) -> int:
-        potential = self.kernel.potential
-        bounded = potential.chunk_size is not None and potential.chunk_size < state.num_chains
-        if not self.kernel.independent_chains:
-            if bounded:
-                raise CannotCapture("its chains meet, and are evaluated in groups")
-            return state.num_chains
+    def _group(self, state: KernelState, noise: Noise) -> int:
+        """How many chains a graph is of; a transition of them is taken, for the potential to record what it needs."""
+        evaluator, chains = self.kernel.potential.evaluator, state.num_chains
+        bounded = evaluator.chunk_size is not None and evaluator.chunk_size < chains
+        if bounded and not self.kernel.independent_chains:
+            raise CannotCapture("its chains meet, and are evaluated in groups")
         if not bounded:
-            potential.graph(state.position, "gradient" if self.kernel.uses_gradient else "value")
-        most = potential.group(state.position)
-        size = divisor(state.num_chains, most)
+            evaluator.record_within(lambda: self.kernel.transition(state, noise))
+        if not self.kernel.independent_chains:
+            return chains
+        most = evaluator.group(chains)
+        size = divisor(chains, most)
         if 4 * size <= most:
-            raise CannotCapture(f"{state.num_chains} chains do not fall into equal groups of about {most}")
+            raise CannotCapture(f"{chains} chains do not fall into equal groups of about {most}")
+        if size < chains:
+            evaluator.record_within(lambda: self.kernel.transition(*part_of(state, noise, size)))
         return size
 
-    def _give_up(self, reason: str) -> None:
-        self.reason = reason
-        self._graphs.clear()
+    def _say(self, reason: str) -> None:
+        self._blocks.clear()
         logger.info("transitions of %s run without a graph: %s", type(self.kernel).__name__, reason)

@@ -134,11 +134,11 @@ def test_recorded_transitions_are_the_kernels_own(compile):
         state, _ = kernel.step(state)
         want.append(state.position["a"])
     torch.testing.assert_close(draws, torch.stack(want, 1), rtol=1e-6, atol=1e-8)
-    blocks = [b for b in runner._graphs.values() if b is not None]
-    assert runner.reason == ""
+    blocks = [b for b in runner._blocks.values() if b is not None]
+    assert runner.recorded.reason == ""
     if compile:
         assert blocks
-        assert all(b.held and b.graph.backend == "inductor" for b in blocks)
+        assert all(b.graph.backend == "inductor" for b in blocks)
 
 
 def test_a_kernel_that_looks_at_values_runs_as_it_is(caplog):
@@ -192,6 +192,6 @@ def test_a_run_without_warm_up_is_recorded_too():
     while made < 200:
         state, rows = transitions.run(state, 200 - made, to_come=10**6)
         made += rows.count
-    assert not transitions.reason
-    assert [block for block in transitions._graphs.values() if block is not None and block.held]
+    assert not transitions.recorded.reason
+    assert transitions.recorded.graphs
     assert state.iteration == 200

@@ -104,7 +104,12 @@ def test_value_and_gradient_are_those_of_the_sum_by_hand(name):
     g = torch.Generator().manual_seed(0)
     position = {k: torch.randn(5, *v.shape, generator=g, dtype=DTYPE) for k, v in summed.latents.items()}
     expected = by_hand(position)
-    for evaluate in (summed, lambda p: summed._unflat(p, summed.graph(p)(p))):
+
+    def recorded(position):
+        value, *gradients = summed.evaluator.record("gradient", position)(*position.values())
+        return value, dict(zip(position, gradients, strict=True))
+
+    for evaluate in (summed, recorded):
         value, gradient = evaluate(position)
         torch.testing.assert_close(value, expected[0], rtol=1e-10, atol=1e-10)
         for k, v in expected[1].items():

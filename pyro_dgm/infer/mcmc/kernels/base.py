@@ -125,7 +125,7 @@ class Kernel(PyroAdapter):
             self.potential = self.potential_of_model(self.model, args, kwargs)
         else:
             raise ValueError(f"{type(self).__name__} needs model= or potential_fn=")
-        self.potential.compile = self.compile is True
+        self.potential.evaluator.compile = self.compile is True
         return self.potential
 
     def potential_of_function(self, fn: Callable[..., Tensor]) -> Potential:
@@ -215,6 +215,6 @@ class Kernel(PyroAdapter):
         generator = new_generator(seed, device)
         with forked_rng(device, seed):
             if not bound:
-                self.condition(*args, **kwargs).chunk_size = chunk_size
+                self.condition(*args, **kwargs).evaluator.chunk_size = chunk_size
             params = initial_position(self.potential, self.init_strategy, num_chains, generator, params)
         return self.init(params, generator)

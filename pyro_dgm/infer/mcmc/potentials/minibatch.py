@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pyro_dgm.capture.static_graph import CannotCapture
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
+from pyro_dgm.infer.mcmc.potentials.evaluator import Evaluator
 from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 from pyro_dgm.infer.mcmc.potentials.model import ModelPotential
 from pyro_dgm.infer.mcmc.potentials.vectorized import chain_by_chain, vectorizable
@@ -62,7 +62,7 @@ class FunctionMinibatches(MinibatchPotential):
         self.plates = {"data": (num_data, batch_size)}
 
     def on(self, position: Position, indices: Mapping[str, Tensor]) -> tuple[Tensor, Position]:
-        return FunctionPotential(lambda u: self.fn(u, indices["data"]), over_chains=True)(position)
+        return FunctionPotential(lambda u: self.fn(u, indices["data"]), over_chains=True)._evaluate(position)
 
 
 class ModelMinibatches(MinibatchPotential):
@@ -80,26 +80,14 @@ class ModelMinibatches(MinibatchPotential):
         base = ModelPotential(poutine.block(model, hide_fn=_chooses), args, kwargs, **options)
         self._given = _GivenData(model, args, kwargs, base, list(self.plates))
         super().__init__(base)
-
-    @property
-    def compile(self) -> bool:
-        """That of both potentials of the model."""
-        return self.base.compile
-
-    @compile.setter
-    def compile(self, compile: bool) -> None:
-        self.base.compile = self._given.compile = compile
+        if self.plates:
+            self.evaluator = self._given.evaluator
 
     @property
     def latents(self) -> Any:
         """The model's latents."""
         assert isinstance(self.base, ModelPotential)
         return self.base.latents
-
-    @contextmanager
-    def tracing(self) -> Iterator[None]:
-        with self.base.tracing(), self._given.tracing():
-            yield
 
     def on(self, position: Position, indices: Mapping[str, Tensor]) -> tuple[Tensor, Position]:
         return self._given({**position, **{f"{INDICES}{k}": indices[k] for k in self.plates}})
@@ -123,7 +111,9 @@ class _GivenData(Potential):
         whole: ModelPotential,
         plates: Sequence[str],
     ) -> None:
-        super().__init__()
+        self.evaluator = Evaluator(
+            self._evaluate, self._value, lambda: True, lambda u: [k for k in u if not k.startswith(INDICES)]
+        )
         self.model, self.args, self.kwargs, self.whole, self.plates = model, args, dict(kwargs), whole, plates
         self._batched = torch.func.vmap(torch.func.grad_and_value(self._single))
         self._checked = False
@@ -152,19 +142,6 @@ class _GivenData(Potential):
                     raise error from reason
         self._checked = True
         return value, gradient
-
-    def _flat(self, kind: str) -> Callable[[Position], Sequence[Tensor]]:
-        def flat(position: Position) -> Sequence[Tensor]:
-            value, gradient = self._evaluate(position)
-            return [value, *(gradient[k] for k in position if not k.startswith(INDICES))]
-
-        return flat
-
-    @staticmethod
-    def _unflat(position: Position, results: Sequence[Tensor]) -> tuple[Tensor, Position]:
-        value, *gradients = results
-        latents = [k for k in position if not k.startswith(INDICES)]
-        return value, dict(zip(latents, gradients, strict=True))
 
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         return self.whole.constrain(position)

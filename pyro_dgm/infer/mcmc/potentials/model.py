@@ -56,7 +56,8 @@ class ModelPotential(Potential):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.args, self.kwargs, self.compile = model, args, dict(kwargs), compile
+        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+        self.evaluator.compile = compile
         self.sites = describe_latents(model, args, self.kwargs, transforms, max_plate_nesting)
         self.latents: Mapping[str, Latent] = self.sites.latents
         self.moving = [name for name, latent in self.latents.items() if latent.moving_support]
@@ -121,7 +122,9 @@ class ModelPotential(Potential):
 
         :raises CannotCapture: (:class:`pyro_dgm.capture.static_graph.CannotCapture`) with the reason.
         """
-        self.graph(position)
+        self.evaluator.record("gradient", position)
+        if self.evaluator.compile:
+            self.evaluator.compile_graph("gradient", position)
 
     def _fall_back(self, position: Position, error: Exception) -> tuple[Tensor, Position]:
         if "random" in str(error) and "vmap" in str(error):

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_dgm.capture.graph import GraphFunction
 from pyro_dgm.infer.mcmc.potentials.base import Position, Potential
 from pyro_dgm.infer.mcmc.potentials.function import FunctionPotential
 
 __all__ = ["UnknownPotential", "ValuePotential", "WrappedPotential"]
 
 
-def _forwarded(name: str) -> Any:
-    """A setting that is the other potential's."""
-    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
-
-
 class WrappedPotential(Potential):
-    """A potential computed from another one, which alone keeps graphs and knows of failed factorisations.
+    """A potential computed from another one, whose evaluator alone keeps graphs.
 
     :param base: the other potential.
     """
 
     def __init__(self, base: Potential) -> None:
-        super().__init__()
-        self.base = base
-
-    compile = _forwarded("compile")
-    chunk_size = _forwarded("chunk_size")
+        self.base, self.evaluator = base, base.evaluator
 
     @property
     def transforms(self) -> dict[str, Transform]:  # type: ignore[override]
@@ -46,22 +32,11 @@ class WrappedPotential(Potential):
     def __call__(self, position: Position) -> tuple[Tensor, Position]:
         return self._evaluate(position)
 
+    def gradient(self, position: Position) -> Position:
+        return self(position)[1]
+
     def value(self, position: Position) -> Tensor:
         return self(position)[0]
-
-    def graph(self, position: Position, kind: str = "gradient") -> GraphFunction:
-        return self.base.graph(position, kind)
-
-    def group(self, position: Position) -> int:
-        return self.base.group(position)
-
-    def compile_graph(self, position: Position, kind: str = "gradient") -> None:
-        self.base.compile_graph(position, kind)
-
-    @contextmanager
-    def tracing(self) -> Iterator[None]:
-        with self.base.tracing():
-            yield
 
     def constrain(self, position: Position) -> tuple[Position, Tensor]:
         return self.base.constrain(position)
@@ -84,9 +59,6 @@ class ValuePotential(WrappedPotential):
 
     def _evaluate(self, position: Position) -> tuple[Tensor, Position]:
         return self.base.value(position), {}
-
-    def graph(self, position: Position, kind: str = "value") -> GraphFunction:
-        return self.base.graph(position, "value")
 
 
 class UnknownPotential(FunctionPotential):
