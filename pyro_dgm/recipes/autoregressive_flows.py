@@ -114,7 +114,7 @@ def iaf_density(
     optimizer = adam(learning_rate, weight_decay=weight_decay)
     return flow(
         event_shape, "affine_autoregressive", optimizer, batch_size,
-        num_layers=num_layers, hidden=hidden, activation=activation, options={"fast": "forward"},
+        num_layers=num_layers, hidden=hidden, activation=activation, fast="forward",
     )  # fmt: skip
 
 

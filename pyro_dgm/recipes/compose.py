@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_dgm.distributions.transforms import Bijection
+from pyro_dgm.distributions.transforms import Bijection, make_flow
 from pyro_dgm.infer import ELBO
 from pyro_dgm.models import VAE, FlowModel
+from pyro_dgm.nn.build import activation_and_name
 from pyro_dgm.ops.arguments import check_count, check_positive
 from pyro_dgm.recipes.base import Composition
 
@@ -53,10 +54,19 @@ def flow(
     activation: str | None = None,
     options: Mapping[str, Any] | None = None,
     clip_norm: float | None = None,
+    fast: str = "inverse",
+    mixing: str | None = None,
     dequantize: str | None = None,
     num_levels: int = 256,
 ) -> Composition:
     """A flow that is fitted by maximum likelihood: without dequantisation the ELBO is the log-likelihood."""
+    if fast != "inverse" or mixing is not None:  # what FlowModel leaves at its default
+        made, _ = activation_and_name(activation)
+        transform = functools.partial(
+            make_flow, transform, num_layers=num_layers, fast=fast, mixing=mixing, hidden=hidden, activation=made,
+            options=options,
+        )  # fmt: skip
+        hidden = activation = options = None
     program = FlowModel(
         event_shape, transform, num_layers, hidden, activation,
         options=options, dequantize=dequantize, num_levels=num_levels,

@@ -162,5 +162,5 @@ def nsf(
     return flow(
         event_shape, "spline_autoregressive" if autoregressive else "spline_coupling", adam(learning_rate), batch_size,
         num_layers=num_layers, hidden=hidden, activation=activation, clip_norm=clip_norm,
-        options={"num_bins": num_bins, "bound": bound, "mixing": "lu_linear"},
+        options={"num_bins": num_bins, "bound": bound}, mixing="lu_linear",
     )  # fmt: skip
