@@ -69,6 +69,12 @@ nitpick_ignore = [
     ("py:class", "pyro_dgm.infer.mcmc.potentials.wrapped.WrappedPotential"),
     ("py:class", "pyro_dgm.nn.dense.DenseFunction"),
     ("py:class", "pyro_dgm.models.base.F"),
+    ("py:class", "pyro_dgm.guides.grouped.GroupedGuide"),
+    ("py:class", "pyro_dgm.guides.groups.Group"),
+    ("py:class", "pyro_dgm.distributions.likelihoods.counts.CountsLikelihood"),
+    ("py:class", "pyro_dgm.distributions.likelihoods.levels.LevelsLikelihood"),
+    ("py:class", "pyro_dgm.distributions.priors.base.PosteriorPrior"),
+    ("py:class", "pyro_dgm.distributions.transforms.family_bijection.FamilyBijection"),
 ]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]

@@ -34,6 +34,7 @@ class CategoricalLevels(dist.Categorical):
         super().__init__(logits=logits, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
+        """The same with another batch shape."""
         return super().expand(batch_shape, self._get_checked_instance(CategoricalLevels, _instance))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

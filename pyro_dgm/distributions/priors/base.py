@@ -41,7 +41,7 @@ class Prior(nn.Module):
     forward: Callable[..., TorchDistribution]
 
     def config(self) -> dict[str, Any]:
-        """What :func:`~pyro_dgm.distributions.priors.prior` rebuilds it from, for JSON: its name there and options."""
+        """What ``pyro_dgm.distributions.priors.prior`` rebuilds it from, for JSON: its name there and options."""
         names = {made: name for name, made in PRIORS.items()}
         return {"name": names.get(type(self), type(self).__name__)}
 

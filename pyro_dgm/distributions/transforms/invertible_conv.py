@@ -19,7 +19,7 @@ class InvertibleConv1x1(Bijection):
     """Glow's 1 x 1 convolution: the same learned matrix mixes the channels at every position of an image.
 
     .. math:: y_{:ij} = W D(c)\\, x_{:ij}, \\qquad
-        \\log |\\det J| = H W \\bigl( \\log |\\det W| + \\textstyle\\sum_k s_k(c) \\bigr)
+        \\log |\\det J| = H W \\bigl( \\log |\\det W| + \\sum_k s_k(c) \\bigr)
 
     It replaces the fixed permutation between couplings. By its factors, :math:`W = P L D U`, the determinant costs
     nothing; as a plain matrix it costs :math:`O(C^3)`, once for all positions and data. Both start as a random rotation
