@@ -32,7 +32,8 @@ class Recorded:
     :param what: what the graphs stand for, in messages.
     :param most: graphs kept; ``None`` for any number.
     :param forgiven: graphs that :meth:`check` may find outdated and drop before it raises.
-    :param passes: rewrite a graph in place after it is recorded.
+    :param passes: rewrite a graph in place after it is recorded; ``()`` for a function that reads tensors, other than
+        its inputs and ``known``, that change between calls: the passes take them for constants.
     :param recording: context in which a function is recorded; the graph is compared with the function outside of it.
     :param raises: whether a graph must raise where a matrix cannot be factorised, as the function does.  Compiled code
         does not, so a graph with a factorisation is then not compiled.

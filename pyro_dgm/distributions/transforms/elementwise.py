@@ -245,8 +245,8 @@ class CircularSplineFamily(ElementwiseFamily):
         >>> import torch
         >>> from pyro_dgm.distributions.transforms import CircularSplineFamily
         >>> family = CircularSplineFamily(num_bins=4)
-        >>> family(torch.tensor([3.0, -3.0]), torch.zeros(2, family.num_parameters))[1].tolist()
-        [0.0, 0.0]
+        >>> family(torch.tensor([3.0, -3.0]), torch.zeros(2, family.num_parameters))[1].abs().max() < 1e-6
+        tensor(True)
     """
 
     num_features = 2

@@ -220,7 +220,8 @@ class CapturedELBO(Objective):
         return loss, graph.function.wrt, gradients[: len(graph.function.wrt)]
 
     def _recorded(self) -> Recorded:
-        return Recorded("the program", most=self.max_graphs, forgiven=1, say=self._warn)
+        # No pass: tensors that the program keeps may change between calls (an annealed weight), so they are no constants.
+        return Recorded("the program", most=self.max_graphs, forgiven=1, passes=(), say=self._warn)
 
     def _graph(
         self, kind: tuple[str, float], model: Any, guide: Any, args: tuple, kwargs: dict

@@ -84,7 +84,7 @@ def test_transforms_and_callables_of_the_users():
     assert isinstance(make_flow(ElementwiseAffine(6), (2, 3)), Compose)
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name.endswith("coupling") and "circular" not in name])
+@pytest.mark.parametrize("name", ["additive_coupling", "affine_coupling", "spline_coupling"])
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_couplings_of_one_element_are_the_same_functions_of_the_context_alone(name, context_dim):
     flow = make_flow(name, 1, num_layers=2, context_dim=context_dim, hidden=(8,), options={"flip": True}).double()

@@ -538,7 +538,7 @@ def test_programs_without_a_plate_of_data(cls):
     def guide(x):
         pyro.sample("mu", dist.Normal(0.5, 1.0))
 
-    with pytest.raises(ValueError, match=f"{cls.__name__} compares the latents of many data, but no plate holds"):
+    with pytest.raises(ValueError, match=f"{cls.__name__} compares the latents of many data, but no plate contains"):
         cls()(model, guide)(torch.zeros(3))
 
 
