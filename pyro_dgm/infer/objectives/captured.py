@@ -220,7 +220,7 @@ class CapturedELBO(Objective):
         return loss, graph.function.wrt, gradients[: len(graph.function.wrt)]
 
     def _recorded(self) -> Recorded:
-        # No pass: tensors that the program keeps may change between calls (an annealed weight), so they are no constants.
+        # No pass: tensors that the program keeps (an annealed weight) may change between calls, so are no constants.
         return Recorded("the program", most=self.max_graphs, forgiven=1, passes=(), say=self._warn)
 
     def _graph(

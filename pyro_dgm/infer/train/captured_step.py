@@ -50,7 +50,7 @@ class CapturedSteps:
         self.objective, self.model, self.guide = objective, model, guide
         self.parameters, self.optimizer = list(parameters), optimizer
         self.share, self.clip_norm, self.backend = share, clip_norm, backend
-        # No pass: tensors that the program keeps may change between steps (an annealed weight), so they are no constants.
+        # No pass: tensors that the program keeps (an annealed weight) may change between steps, so are no constants.
         self._recorded = Recorded("its step", passes=())
         self._graphs = self._recorded.graphs
         like = parameters[0]
