@@ -23,6 +23,7 @@ SLOW_CASES: tuple[tuple[str, str, str], ...] = (
     ("tests/contracts/test_kernel.py", "test_runs_in_both_drivers", f"{FLOW_KERNELS}|tempering|adjusted"),
     ("tests/contracts/test_transform.py", "test_a_recorded_graph_gives_the_same", "continuous"),
     ("tests/contracts/test_transform.py", "test_the_density_on_the_plane_integrates_to_one", "continuous|transformer"),
+    ("tests/guides/test_amortized.py", "test_a_correlated_posterior_is_found_exactly", "low_rank"),
     ("tests/guides/test_flow.py", "test_a_correlated_posterior", "coupling|spline"),
     ("tests/guides/test_flow.py", "test_a_global_and_local_latents", "rows"),
     (
@@ -36,6 +37,8 @@ SLOW_CASES: tuple[tuple[str, str, str], ...] = (
         "test_same_seed_same_draws_and_global_generator_untouched",
         "(mclmc|tempering|adjusted).*sequential",
     ),
+    ("tests/infer/mcmc/test_improper.py", "test_a_flat_priors_posterior_is_the_likelihood", "numpyro"),
+    ("tests/infer/mcmc/test_masked.py", "test_draws_of_masked_elements_are_of_the_prior", "numpyro"),
     ("tests/infer/mcmc/test_parallel_tempering.py", "test_a_model_in_every_driver", ""),
     ("tests/infer/mcmc/test_parallel_tempering.py", "test_cold_draws_have_exact_moments_whatever_is_within", "mclmc"),
     ("tests/infer/mcmc/test_pyro_adapter.py", "test_one_chain", f"{FLOW_KERNELS}|mclmc|tempering"),
@@ -46,8 +49,16 @@ SLOW_CASES: tuple[tuple[str, str, str], ...] = (
     ("tests/infer/test_flow_prior.py", "test_automatic_guides_and_importance_weighted_bounds", "AutoNormal"),
     ("tests/infer/test_sample_posterior.py", "test_one_argument_swaps_the_inference", FLOW_KERNELS),
     ("tests/infer/train/test_captured_step.py", "test_compiled_block_of_a_bayesian_regression", ""),
+    (
+        "tests/infer/train/test_fit_compile.py",
+        "test_a_step_that_is_not_finite_stops_before_the_weights_take_it",
+        "block",
+    ),
+    ("tests/infer/train/test_fit_compile.py", "test_every_depth_trains_as_the_eager_run", "block"),
     ("tests/infer/train/test_fit_compile.py", "test_resumed_to_the_bit", "block"),
+    ("tests/infer/train/test_precision.py", "test_captured_it_is_the_same", "inductor"),
     ("tests/infer/train/test_precision.py", "test_fit", "step"),
+    ("tests/models/test_latent_ebm.py", "test_prior_learns_the_aggregate_posterior", ""),
 )
 
 
